@@ -1,0 +1,79 @@
+# Every target does its own set-up: a machine with python3 (3.11 or newer, with venv) and make is enough.
+# Versions and hashes stand in requirements/*.txt; the second run of a target installs nothing.
+
+PYTHON ?= python3
+ARGS ?=
+SEEDS ?= 20000
+ROUNDS ?= 50
+
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+LOCK := .venv/lock/bin/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-annotate \
+	--no-header --no-emit-options --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench serve simulate crash lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: .venv/demo ## the gateway, a fake provider and the official SDKs, then the report
+	$(BIN)/tollkeeper demo $(ARGS)
+
+test: .venv/dev ## all tests; ARGS="-k name" narrows them
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/dev ## style, types, the import contract and the house rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/test_tidy.py
+
+bench: .venv/demo .venv/bench ## measure the gateway beside nginx on this machine
+	$(BIN)/python -m benchmarks $(ARGS)
+
+serve: .venv/demo ## run the gateway; ARGS="--port 4141"
+	$(BIN)/tollkeeper serve $(ARGS)
+
+simulate: .venv/dev ## the seeded simulation at length; SEEDS=100000
+	$(BIN)/pytest tests/simulation --seeds $(SEEDS) $(ARGS)
+
+crash: .venv/dev ## kill -9 the real process at length; ROUNDS=500
+	$(BIN)/pytest tests/crash --rounds $(ROUNDS) $(ARGS)
+
+lock: .venv/lock/bin/pip-compile ## resolve pyproject.toml again into requirements/*.txt
+	$(PYTHON) requirements/wanted.py demo | $(LOCK) --upgrade --output-file requirements/demo.txt -
+	$(PYTHON) requirements/wanted.py demo test check \
+		| $(LOCK) --upgrade --constraint requirements/demo.txt --output-file requirements/dev.txt -
+
+clean: ## remove what the targets made
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("Tollkeeper needs Python 3.11 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+# The project comes last and alone: its build backend is in the lock, so nothing is fetched without a hash.
+.venv/demo: requirements/demo.txt pyproject.toml | $(BIN)/pip
+	$(PIP) install --require-hashes --only-binary :all: -r requirements/demo.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements/dev.txt pyproject.toml | $(BIN)/pip
+	$(PIP) install --require-hashes --only-binary :all: -r requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch .venv/demo $@
+
+.venv/bench: | $(BIN)/pip
+	@if ! { command -v nginx && command -v wrk; } >/dev/null; then \
+		if [ "$$(id -u)" != 0 ]; then echo "make bench needs nginx and wrk: sudo apt-get install nginx wrk" >&2; exit 1; fi; \
+		apt-get update && apt-get install --yes --no-install-recommends nginx wrk; \
+	fi
+	@touch $@
+
+.venv/lock/bin/pip-compile: | $(BIN)/pip
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip --disable-pip-version-check --quiet install 'pip-tools>=7.6,<8'

@@ -1,0 +1,187 @@
+"""The data plane over HTTP: ASGI in, the line, ASGI out.
+
+One table of routes; every POST there is a call on the line. Requests are bounded before anything is parsed: size while it
+arrives, encoding, nesting. Health answers without a key; everything else needs one where the gateway has keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+import msgspec
+
+from tollkeeper import flow, headers
+from tollkeeper.dialects import DIALECTS, Dialect
+from tollkeeper.dialects.json_body import json_depth_ok
+from tollkeeper.errors import (
+    BadRequest,
+    Draining,
+    RequestTooLarge,
+    TollkeeperError,
+    UnsupportedEncoding,
+)
+from tollkeeper.keys import credential
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+#: Path → dialect of every billable route: a POST there is a call on the line.
+CALLS: Final[dict[str, str]] = {
+    "/v1/chat/completions": "openai-chat",
+    "/v1/embeddings": "openai-embeddings",
+    "/v1/messages": "anthropic-messages",
+}
+#: Paths that answer a GET; those in OPEN need no key.
+PAGES: Final = ("/v1/models", "/healthz", "/readyz")
+OPEN: Final = frozenset({"/healthz", "/readyz"})
+#: Seconds that a request's body may take to arrive.
+BODY_S: Final = 60.0
+_encode = msgspec.json.Encoder().encode
+
+
+class Api:
+    """The ASGI application. `body_limit` in bytes, `depth_limit` in levels of JSON."""
+
+    def __init__(
+        self,
+        gate: flow.Gate,
+        *,
+        body_limit: int,
+        depth_limit: int,
+        models: Callable[[frozenset[str] | None], tuple[str, ...]],
+    ) -> None:
+        self._gate = gate
+        self._body_limit = body_limit
+        self._depth_limit = depth_limit
+        self._models = models
+        self.draining = False  #: the gateway is stopping: /readyz says so and new calls are refused
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path, method = scope["path"], scope["method"]
+        name = CALLS.get(path)
+        if name is not None and method == "POST":
+            await self._call(DIALECTS[name], scope, receive, send)
+        elif path in PAGES and method in ("GET", "HEAD"):
+            await self._page(path, scope, send)
+        elif name is not None or path in PAGES:
+            await _answer(send, 405, _problem("method_not_allowed", f"{path} takes {'POST' if name else 'GET'}"))
+        else:
+            known = ", ".join((*CALLS, *PAGES))
+            await _answer(send, 404, _problem("not_found", f"There is no such path here; there are {known}."))
+
+    async def _call(self, dialect: Dialect, scope: Message, receive: Receive, send: Send) -> None:
+        fields: Mapping[bytes, bytes] = dict(scope["headers"])
+        try:
+            if self.draining:
+                raise Draining("The gateway is stopping; ask again in a moment.")
+            body = await self._body(fields, receive)
+        except TollkeeperError as error:
+            told = [*headers.of_call(self._gate.new_id(), None, 0, None), *headers.of_refusal(None, 0, error)]
+            close = [(b"connection", b"close")]  # what is left of the body is not read
+            await _answer(send, error.http_status, dialect.refusal(error, ""), told + close)
+            return
+        if body is None:
+            return
+        reply = AsgiReply(receive, send)
+        try:
+            await flow.run(self._gate, flow.Request(dialect, fields, body), reply)
+        finally:
+            reply.close()
+
+    async def _body(self, fields: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """The request's body; None if the client left before its end. Raises before it holds more than the limit."""
+        if fields.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise UnsupportedEncoding("The body is compressed; send it without Content-Encoding.")
+        declared = fields.get(b"content-length", b"0")
+        too_large = RequestTooLarge(f"The body is larger than {self._body_limit} bytes (setting body_limit).")
+        if not declared.isdigit() or int(declared) > self._body_limit:
+            raise too_large
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            pieces = [body]
+            size = len(body)
+            try:
+                async with asyncio.timeout(BODY_S):
+                    while message.get("more_body"):
+                        message = await receive()
+                        pieces.append(message.get("body", b""))
+                        size += len(pieces[-1])
+                        if size > self._body_limit:
+                            raise too_large
+            except TimeoutError:
+                raise BadRequest(f"The body did not arrive within {BODY_S:g} seconds.") from None
+            body = b"".join(pieces)
+        if message["type"] == "http.disconnect":
+            return None
+        if not json_depth_ok(body, self._depth_limit):
+            raise RequestTooLarge(f"The body is nested deeper than {self._depth_limit} levels (setting depth_limit).")
+        return body
+
+    async def _page(self, path: str, scope: Message, send: Send) -> None:
+        gate = self._gate
+        if path == "/healthz":
+            await _answer(send, 200, b'{"status":"ok"}')
+        elif path == "/readyz":
+            trouble = "the gateway is stopping" if self.draining else gate.store.trouble
+            ready = {"status": "ok"} if trouble is None else {"status": "unavailable", "reason": trouble}
+            await _answer(send, 200 if trouble is None else 503, _encode(ready))
+        else:
+            fields = dict(scope["headers"])
+            try:
+                key = gate.keys.identify(credential(fields), gate.clock.now_us())
+            except TollkeeperError as error:
+                name = "anthropic-messages" if b"anthropic-version" in fields else "openai-chat"
+                await _answer(send, error.http_status, DIALECTS[name].refusal(error, ""))
+                return
+            names = self._models(None if key is None else key.models)
+            data = [{"id": each, "object": "model", "created": 0, "owned_by": "tollkeeper"} for each in names]
+            await _answer(send, 200, _encode({"object": "list", "data": data}))
+
+
+class AsgiReply:
+    """A Reply over ASGI. Watches for the client leaving while the line works."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._watch: asyncio.Task[None] | None = None
+        self.left = False
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def on_left(self, callback: Callable[[], None]) -> None:
+        async def watch() -> None:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            self.left = True
+            callback()
+
+        self._watch = asyncio.create_task(watch())
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+def _problem(code: str, message: str) -> bytes:
+    return _encode({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
+
+
+async def _answer(send: Send, status: int, body: bytes, extra: list[tuple[bytes, bytes]] | None = None) -> None:
+    fields = [headers.JSON, headers.length(body), *(extra or [])]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

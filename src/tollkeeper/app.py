@@ -1,0 +1,164 @@
+"""The composition root: configuration → objects → server; start, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from tollkeeper import chores, flow
+from tollkeeper.api import Api
+from tollkeeper.clock import Clock, SystemClock
+from tollkeeper.config import Config, check_listen, load
+from tollkeeper.errors import ConfigError
+from tollkeeper.keys import KeyRing
+from tollkeeper.prices import PriceBook
+from tollkeeper.routing import Table
+from tollkeeper.server import BoundedHttp
+from tollkeeper.stores import open_store
+from tollkeeper.upstream import HttpUpstream
+
+log = logging.getLogger("tollkeeper")
+
+#: Threads take turns this often, so that the ledger's writer waits little for a busy event loop.
+SWITCH_S: Final = 0.0005
+
+
+class App:
+    """One gateway: its gate and its ASGI application."""
+
+    def __init__(self, config: Config, gate: flow.Gate, api: Api, upstream: HttpUpstream) -> None:
+        self.config, self.gate, self.api = config, gate, api
+        self._upstream = upstream
+
+    @asynccontextmanager
+    async def running(self, path: Path | None = None, environ: Mapping[str, str] | None = None) -> AsyncIterator[App]:
+        """Open the pool and start the chores; at the end stop them and close the ledger.
+
+        With the configuration's `path`, changed budgets and keys are taken while it runs.
+        """
+        await self._upstream.start()
+        gate = self.gate
+        works: list[tuple[str, float, chores.Work]] = [
+            ("expire", chores.EXPIRE_EVERY_S, lambda: chores.expire(gate)),
+            ("prune", chores.PRUNE_EVERY_S, lambda: chores.prune(gate, self.config.retention)),
+        ]
+        if path is not None:
+            works.append(("reload", chores.RELOAD_EVERY_S, Reload(path, environ or {}, gate)))
+        tasks = [asyncio.create_task(chores.every(*work)) for work in works]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._upstream.close()
+            await gate.store.close()
+
+
+class Reload:
+    """Takes budgets and keys from the configuration file when it changes; a file with a mistake changes nothing."""
+
+    def __init__(self, path: Path, environ: Mapping[str, str], gate: flow.Gate) -> None:
+        self._path, self._environ, self._gate = path, environ, gate
+        self._seen = self._stamp()
+
+    async def __call__(self) -> None:
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            config = load(self._path, self._environ)
+            check_listen(config)
+        except ConfigError as error:
+            log.error("the changed configuration is not taken: %s", error)
+            return
+        await self._gate.store.set_budgets(config.budgets)
+        self._gate.keys = KeyRing(config.keys)
+        log.warning("budgets and keys are taken from the changed %s; other settings at the next start", self._path.name)
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size
+
+
+def build(config: Config, clock: Clock | None = None) -> App:
+    """A gateway from its configuration. Raises ConfigError, StoreError; then nothing is left open."""
+    check_listen(config)
+    clock = clock if clock is not None else SystemClock()
+    prices = PriceBook.load(config.prices)
+    upstream = HttpUpstream(connect_timeout_s=config.connect_timeout_s, allow_hosts=config.allow_hosts)
+    by_prices = {provider.prices: name for name, provider in reversed(config.providers.items()) if provider.prices}
+    table = Table(config.providers, config.routes, lambda model: by_prices.get(prices.owner(model) or ""))
+    store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap)
+    gate = flow.Gate(
+        clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
+        limits=_limits(config), new_id=lambda: f"{clock.now_us() // 1000:012x}{secrets.token_hex(10)}",
+    )  # fmt: skip
+    api = Api(gate, body_limit=config.body_limit, depth_limit=config.depth_limit, models=table.models)
+    return App(config, gate, api, upstream)
+
+
+def _limits(config: Config) -> flow.Limits:
+    return flow.Limits(
+        first_byte_s=config.first_byte_timeout_s, idle_s=config.idle_timeout_s, total_s=config.total_timeout_s,
+        hold_ttl_s=config.hold_ttl_s, drain_s=config.drain_seconds, drain_limit=config.drain_limit,
+        on_disconnect=config.on_disconnect, default_output_cap=config.default_output_cap,
+        output_caps=config.output_caps, default_project=config.default_project, expose_cost=config.expose_cost,
+        expose_cost_in_streams=config.expose_cost_in_streams,
+    )  # fmt: skip
+
+
+def listen(config: Config) -> socket.socket:
+    """The listening socket. Raises ConfigError naming the setting that is in the way."""
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"host, port: cannot listen on {config.host}:{config.port}: {reason}; choose another"
+        ) from None
+
+
+class Server(uvicorn.Server):
+    """uvicorn, telling the gateway that it stops before it waits for the calls under way."""
+
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
+        super().__init__(config)
+        self._api = api
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        self._api.draining = True
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+
+def server(app: App) -> Server:
+    """The HTTP server of a gateway."""
+    drain_s = int(app.config.drain_seconds)
+    return Server(
+        uvicorn.Config(
+            app.api, http=BoundedHttp, loop="uvloop", lifespan="off", log_config=None, access_log=False,
+            server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain_s, ws="none",
+        ),
+        app.api,
+    )  # fmt: skip
+
+
+async def serve(app: App, listening: socket.socket, path: Path | None, environ: Mapping[str, str]) -> None:
+    """Serve until SIGINT or SIGTERM; calls under way are finished within `drain_seconds`, the rest is booked."""
+    sys.setswitchinterval(SWITCH_S)
+    async with app.running(path, environ):
+        await server(app).serve(sockets=[listening])

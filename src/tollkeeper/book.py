@@ -1,0 +1,247 @@
+"""Live holds and balances in memory: says yes or no to a reservation at once.
+
+The stores own durability. They ask the book first (`reserve`), write, and tell it what has been booked (`settled`,
+`recorded`) only after the write is safe; until then the hold stands, so a budget errs on the side of refusing. Every change
+here is one step without a wait: no lock is needed within one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, NamedTuple
+
+from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited
+from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, amount_of, ids_of, window_of
+from tollkeeper.values import Budget, Entry, Grant, Hold, Measure, Refusal, Scopes, Standing
+
+#: Balances kept in memory; the least lately used beyond it are read again from the store when needed.
+BALANCES_MAX: Final = 50_000
+
+
+class Balance:
+    """What one scope has spent and holds in one window."""
+
+    __slots__ = ("end_us", "held", "key", "spent", "unsaved")
+
+    def __init__(self, key: BalanceKey, end_us: int, spent: int) -> None:
+        self.key = key
+        self.end_us = end_us
+        self.spent = spent
+        self.held = 0
+        self.unsaved = 0  #: writes under way that change it: it must stay in memory until they are safe
+
+
+class Live(NamedTuple):
+    """A hold that stands, with what it holds of each balance."""
+
+    hold: Hold
+    legs: tuple[tuple[Balance, int], ...]
+
+
+class Rules:
+    """The budgets of one shape, looked up by (project, id): the most specific one counts."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[tuple[str, str], Budget] = {}
+
+    def add(self, budget: Budget) -> None:
+        project = "" if budget.scope in ("all", "key", "model") else budget.project
+        id = budget.id
+        if budget.scope == "project":
+            project, id = (budget.id if budget.id != "*" else budget.project), ""
+        elif budget.scope == "all":
+            id = ""
+        self._by_name[project, id] = budget
+
+    def find(self, project: str, id: str) -> Budget | None:
+        by_name = self._by_name
+        for name in ((project, id), (project, "*"), ("*", id), ("*", "*")):
+            budget = by_name.get(name)
+            if budget is not None:
+                return budget
+        return None
+
+
+class Book:
+    """Budgets, balances and live holds of one ledger.
+
+    `load(key)` reads what a balance has spent from the store when it is not in memory.
+    """
+
+    def __init__(self, budgets: Iterable[Budget] = (), load: Callable[[BalanceKey], int] = lambda key: 0) -> None:
+        self._load = load
+        self._rules: dict[tuple[Shape, bool], Rules] = {}
+        self._shapes: tuple[Shape, ...] = ()
+        self._balances: dict[BalanceKey, Balance] = {}
+        self._current: dict[tuple[Shape, str, str], Balance] = {}
+        self.live: dict[str, Live] = {}
+        self.set_budgets(budgets)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes for which balances are kept."""
+        return self._shapes
+
+    def set_budgets(self, budgets: Iterable[Budget]) -> None:
+        """Replace the limits. Balances and holds stay; the store has filled the balances of new shapes before."""
+        self._rules = {}
+        for budget in budgets:
+            shape = Shape(budget.scope, budget.measure, budget.window, budget.timezone)
+            self._rules.setdefault((shape, budget.hard), Rules()).add(budget)
+        self._shapes = tuple(dict.fromkeys(shape for shape, _ in self._rules))
+
+    # ── reserve ──
+
+    def reserve(self, hold: Hold) -> Grant:
+        """Hold the quote against every budget that covers it, or none of them.
+
+        Raises BudgetExceeded or RateLimited with the first budget that cannot pay, and Conflict for an id that lives with
+        other contents. The same hold again is answered as the first time.
+        """
+        live = self.live.get(hold.id)
+        if live is not None:
+            if live.hold != hold:
+                raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
+            return _grant(self._covering(hold.scopes, hold.model, hold.at_us))
+        covering = self._covering(hold.scopes, hold.model, hold.at_us)
+        legs = {}
+        for budget, balance in covering:
+            asked = _asked(budget.measure, hold)
+            if budget.hard and budget.limit is not None:
+                _check(budget, balance, asked, hold)
+            legs[balance] = asked if asked is not None else 0
+        for balance, asked in legs.items():
+            balance.held += asked
+        self.live[hold.id] = Live(hold, tuple(legs.items()))
+        return _grant(covering)
+
+    def release(self, hold_id: str) -> bool:
+        """Let go of a hold; False if it does not live."""
+        live = self.live.pop(hold_id, None)
+        if live is None:
+            return False
+        for balance, asked in live.legs:
+            balance.held -= asked
+        return True
+
+    # ── book ──
+
+    def touched(self, entry: Entry) -> list[tuple[Balance, int]]:
+        """The balances that an entry changes, marked as being written."""
+        touched = []
+        for shape in self._shapes:
+            amount = amount_of(shape.measure, entry)
+            if amount:
+                for project, id in ids_of(shape.scope, entry.scopes, entry.model):
+                    balance = self._at(shape, project, id, entry.at_us)
+                    balance.unsaved += 1
+                    touched.append((balance, amount))
+        return touched
+
+    def booked(self, touched: Iterable[tuple[Balance, int]], safe: bool = True) -> None:
+        """The write of `touched` has ended: count it if it is safe."""
+        for balance, amount in touched:
+            balance.unsaved -= 1
+            if safe:
+                balance.spent += amount
+
+    # ── look ──
+
+    def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
+        """Every budget that covers such a call, as it stands."""
+        return [_standing(budget, balance) for budget, balance in self._covering(scopes, model, at_us)]
+
+    def held(self, key: BalanceKey) -> int:
+        """What live holds take of one balance."""
+        balance = self._balances.get(key)
+        return 0 if balance is None else balance.held
+
+    def due(self, now_us: int) -> list[Hold]:
+        """Live holds past their deadline."""
+        return [live.hold for live in self.live.values() if live.hold.deadline_us <= now_us]
+
+    def trim(self, keep: int = BALANCES_MAX) -> None:
+        """Forget the oldest balances beyond `keep`; none that is held or being written."""
+        excess = len(self._balances) - keep
+        if excess <= 0:
+            return
+        idle = [key for key, balance in self._balances.items() if not balance.held and not balance.unsaved]
+        for key in idle[:excess]:
+            del self._balances[key]
+        self._current.clear()
+
+    def forget(self) -> None:
+        """Drop every balance without a live hold, so that it is read again."""
+        self.trim(0)
+
+    # ── within ──
+
+    def _covering(self, scopes: Scopes, model: str, at_us: int) -> list[tuple[Budget, Balance]]:
+        return [
+            (budget, self._at(shape, project, id, at_us))
+            for (shape, _), rules in self._rules.items()
+            for project, id in ids_of(shape.scope, scopes, model)
+            if (budget := rules.find(project, id)) is not None
+        ]
+
+    def _at(self, shape: Shape, project: str, id: str, at_us: int) -> Balance:
+        """The balance of the window that holds `at_us`; the latest one is found without calendar arithmetic."""
+        current = self._current.get((shape, project, id))
+        if current is not None and current.key.start_us <= at_us < current.end_us:
+            return current
+        start_us, end_us = window_of(shape.window, shape.timezone, at_us)
+        balance = self._balance(BalanceKey(shape, project, id, start_us), end_us)
+        if current is None or start_us > current.key.start_us:
+            self._current[shape, project, id] = balance
+        return balance
+
+    def _balance(self, key: BalanceKey, end_us: int) -> Balance:
+        balance = self._balances.get(key)
+        if balance is None:
+            balance = self._balances[key] = Balance(key, end_us, self._load(key))
+        return balance
+
+
+def _asked(measure: Measure, hold: Hold) -> int | None:
+    if measure == "usd":
+        return hold.quote_nanos
+    if measure == "requests":
+        return 1
+    return None if hold.quote_usage is None else hold.quote_usage.tokens
+
+
+def _check(budget: Budget, balance: Balance, asked: int | None, hold: Hold) -> None:
+    """Raise if a hard budget cannot pay. What costs nothing always passes, also on a spent budget."""
+    assert budget.limit is not None
+    if asked is None:
+        reason: Literal["unbounded", "unpriced"] = "unbounded" if hold.quote_usage is None else "unpriced"
+        raise BudgetExceeded(Refusal(standing=_standing(budget, balance), asked=None, reason=reason))
+    if asked and balance.spent + balance.held + asked > budget.limit:
+        refusal = Refusal(standing=_standing(budget, balance), asked=asked)
+        if budget.measure != "usd" and budget.window == "minute":
+            raise RateLimited(refusal)
+        raise BudgetExceeded(refusal)
+
+
+def _standing(budget: Budget, balance: Balance) -> Standing:
+    key = balance.key
+    return Standing(
+        budget=budget, id=key.project if budget.scope == "project" else key.id, project=key.project,
+        window_start_us=key.start_us, resets_at_us=None if balance.end_us >= FOREVER_US else balance.end_us,
+        spent=balance.spent, held=balance.held,
+    )  # fmt: skip
+
+
+def _grant(covering: list[tuple[Budget, Balance]]) -> Grant:
+    def left(pair: tuple[Budget, Balance]) -> int:
+        limit, balance = pair[0].limit, pair[1]
+        return (limit - balance.spent - balance.held) * 1_000_000 // limit if limit else 0
+
+    limited = [pair for pair in covering if pair[0].limit is not None]
+    if not limited:
+        return _UNLIMITED
+    capped = any(budget.hard and budget.measure != "requests" for budget, _ in limited)
+    return Grant(_standing(*min(limited, key=left)), capped)
+
+
+_UNLIMITED: Final = Grant()

@@ -1,0 +1,70 @@
+"""Wire formats. A dialect reads a client's ask, writes the few permitted changes into its body, reduces reply bytes to
+usage, recognises the end and in-band errors, and shapes refusals. Each is a module; none knows another.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from tollkeeper.dialects import anthropic_messages, openai_chat, openai_embeddings
+from tollkeeper.errors import TollkeeperError
+from tollkeeper.sse import Event
+from tollkeeper.values import Ask, Reading
+
+
+class Reducer(Protocol):
+    """Reads one reply. Bytes of any kind raise nothing."""
+
+    ended: bool  #: the dialect's end marker was seen
+    content: bool  #: something was generated; pings and chunks with a role alone are not content
+    error: str | None  #: an error inside the reply
+
+    def event(self, event: Event) -> bytes | None:
+        """Read one event of a stream: the bytes to relay for it, None to hide it."""
+        ...
+
+    def whole(self, body: bytes) -> None:
+        """Read a body that is not streamed."""
+        ...
+
+    def reading(self) -> Reading:
+        """What was read so far."""
+        ...
+
+
+class Dialect(Protocol):
+    """One wire format."""
+
+    @property
+    def name(self) -> str:
+        """As in Provider.dialects and Ask.dialect."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Its path below Provider.base_url."""
+        ...
+
+    def read_ask(self, body: bytes) -> Ask:
+        """A request body as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
+        ...
+
+    def write_body(self, ask: Ask, *, model: str, output_cap: int | None, quirks: frozenset[str]) -> bytes:
+        """The body for a provider, with the permitted changes alone."""
+        ...
+
+    def reducer(self, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reducer:
+        """What reads one reply."""
+        ...
+
+    def refusal(self, error: TollkeeperError, request_id: str) -> bytes:
+        """A JSON body in the dialect's own error shape, with a budget's numbers beside."""
+        ...
+
+    def broken(self, error: TollkeeperError, request_id: str) -> bytes:
+        """The event that ends a stream which broke after content."""
+        ...
+
+
+_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_embeddings, anthropic_messages)
+DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}

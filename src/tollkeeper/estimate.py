@@ -1,0 +1,85 @@
+"""What a call can cost at most, before it goes out.
+
+The quote is the dearest candidate's bound: the prompt at its upper bound and every choice at the output cap. A call
+without a cap gets the configured one, which the dialect writes into the request; without that there is no bound, and
+the quote says so (`output_cap` None for an ask that generates), so that a hard budget can refuse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from tollkeeper.prices import PriceBook
+from tollkeeper.values import Ask, Part, Quote, Reading, Route, Usage
+
+BYTES_PER_TOKEN = 4
+"""English text and code have about four bytes a token: for expectations, never for a bound."""
+
+
+def estimate(
+    book: PriceBook,
+    ask: Ask,
+    routes: tuple[Route, ...],
+    *,
+    default_output_cap: int | None,
+    model_output_caps: Mapping[str, int] = {},
+    at_us: int,
+) -> Quote:
+    """The upper bound over every route that the call may take.
+
+    `amount_nanos` is None where a route has no price or the call no bound; `tokens` then still counts what is known.
+    `output_cap` is per choice: the client's own, else the one configured for the model, else the default; 0 where the
+    reply has no output tokens; None where nothing bounds it. ValueError without a route.
+    """
+    if not routes:
+        raise ValueError("routes: expected at least one route to estimate")
+    cap = output_cap(ask, default_output_cap, model_output_caps)
+    output_tokens = 0 if cap is None else cap * ask.choices
+    amounts = [
+        book.quote_nanos(route.provider, route.model, ask.prompt_bound, output_tokens, at_us, tier=ask.tier)
+        for route in routes
+    ]
+    known = [amount for amount in amounts if amount is not None]
+    bounded = cap is not None and len(known) == len(amounts)
+    return Quote(
+        amount_nanos=max(known) if bounded else None,
+        tokens=ask.prompt_bound + output_tokens,
+        output_cap=cap,
+        price_version=book.version,
+    )
+
+
+def output_cap(ask: Ask, default_output_cap: int | None, model_output_caps: Mapping[str, int] = {}) -> int | None:
+    """Output tokens that one choice may have: asked for, configured for the model, or by default; None: unbounded."""
+    if not ask.generates:
+        return 0
+    if ask.output_cap is not None:
+        return ask.output_cap
+    return model_output_caps.get(ask.model, default_output_cap)
+
+
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call may cost, for people: nanos, None where it is not known. Only `high` is a bound."""
+
+    low_nanos: int | None  #: the prompt at four bytes a token, and no output
+    expected_nanos: int | None  #: the same prompt, and half of the output cap
+    high_nanos: int | None  #: the quote
+
+
+def expected(book: PriceBook, ask: Ask, route: Route, quote: Quote, *, at_us: int) -> Expectation:
+    """Low, expected and high cost of a call on one route; `quote` is its upper bound from `estimate`."""
+    prompt = -(-ask.prompt_bound // BYTES_PER_TOKEN)
+    half = None if quote.output_cap is None else quote.output_cap * ask.choices // 2
+    return Expectation(
+        low_nanos=_plain_nanos(book, ask, route, prompt, 0, at_us),
+        expected_nanos=None if half is None else _plain_nanos(book, ask, route, prompt, half, at_us),
+        high_nanos=quote.amount_nanos,
+    )
+
+
+def _plain_nanos(book: PriceBook, ask: Ask, route: Route, prompt: int, output: int, at_us: int) -> int | None:
+    """The charge for plain text of this many tokens: no cache, no audio."""
+    reading = Reading(parts=(Part(Usage(input=prompt, output=output)),), tier=ask.tier)
+    return book.charge(reading, provider=route.provider, model=route.model, at_us=at_us, estimated=True).computed_nanos

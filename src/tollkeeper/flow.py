@@ -1,0 +1,398 @@
+"""THE LINE: one function, one task, the whole life of a call.
+
+    identify → candidates → estimate → reserve → open → relay + meter → settle → end of reply
+
+The frame that reserves is the frame that settles. The hold is named before it is asked for, so that a lost answer can be
+settled too. Settling is shielded from cancellation and tried again within bounds; the end of the reply (`[DONE]`, the last
+byte) follows the durable record. A client that leaves does not end the call: its reply is drained to be counted, or closed
+and booked at its estimate. Nothing else reserves, opens or settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+from msgspec import structs
+
+from tollkeeper import headers
+from tollkeeper.clock import Clock
+from tollkeeper.dialects import Dialect
+from tollkeeper.errors import (
+    BudgetExceeded,
+    RateLimited,
+    StoreError,
+    StreamBroken,
+    TollkeeperError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from tollkeeper.estimate import estimate
+from tollkeeper.keys import KeyRing, credential, scopes_for
+from tollkeeper.meter import Meter
+from tollkeeper.prices import PriceBook
+from tollkeeper.routing import Table
+from tollkeeper.stores import Store
+from tollkeeper.upstream import Answer, Upstream
+from tollkeeper.values import Ask, Charge, ChargeStatus, Entry, Grant, Hold, Outcome, Part, Reading, Route, Usage
+
+T = TypeVar("T")
+log = logging.getLogger("tollkeeper")
+
+#: Seconds between the tries of a settlement that the ledger did not take. What is still owed then is tried again by chores.
+SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
+#: Seconds that a provider may take to close its stream after its end marker.
+AFTER_END_S = 1.0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of a call, in seconds and tokens."""
+
+    first_byte_s: float = 120
+    idle_s: float = 60
+    total_s: float = 600
+    hold_ttl_s: float = 660
+    drain_s: float = 60
+    drain_limit: int = 32
+    on_disconnect: Literal["drain", "cancel"] = "drain"
+    default_output_cap: int | None = 4096
+    output_caps: Mapping[str, int] = {}
+    default_project: str = "default"
+    expose_cost: bool = True
+    expose_cost_in_streams: bool = False
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A client's request: its dialect, headers (lower-case names) and body."""
+
+    dialect: Dialect
+    headers: Mapping[bytes, bytes]
+    body: bytes
+
+
+class Reply(Protocol):
+    """Where the reply goes. Nothing here fails for a client that has left."""
+
+    left: bool
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Status and headers."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the body; waits while the client is slow."""
+        ...
+
+    async def end(self, data: bytes = b"") -> None:
+        """The last piece."""
+        ...
+
+    def on_left(self, callback: Callable[[], None]) -> None:
+        """Have it called once if the client leaves before the end."""
+        ...
+
+
+class Gate(msgspec.Struct, kw_only=True, eq=False):
+    """What the line works with."""
+
+    clock: Clock
+    keys: KeyRing
+    table: Table
+    prices: PriceBook
+    store: Store
+    upstream: Upstream
+    limits: Limits
+    new_id: Callable[[], str]
+    draining: int = 0  #: replies being read for clients that have left
+    owed: list[Entry] = []  #: settlements that the ledger did not take yet
+
+
+class Call(msgspec.Struct, kw_only=True, eq=False):
+    """One call under way: what is known of it so far."""
+
+    id: str
+    started_s: float
+    deadline: asyncio.Timeout
+    ask: Ask | None = None
+    hold: Hold | None = None
+    route: Route | None = None
+    grant: Grant = Grant()
+    answer: Answer | None = None
+    meter: Meter | None = None
+    cap: int | None = None  #: the output cap that a hard budget made us set
+    sent: bool = False  #: the provider may have seen the request
+    complete: bool = False  #: the reply was read to its end
+    leaving: bool = False  #: the client has gone; what is left is drained, or cut off by policy
+    draining: bool = False  #: counted in Gate.draining
+    started: bool = False  #: the client has its headers
+    last: bytes = b""  #: what follows the durable record
+
+
+async def run(gate: Gate, request: Request, reply: Reply) -> None:
+    """Serve one call, from its bytes to the end of its reply. Raises nothing but CancelledError."""
+    call = Call(id=gate.new_id(), started_s=gate.clock.monotonic_s(), deadline=asyncio.timeout(None))
+    failure: TollkeeperError | None = None
+    entry: Entry | None = None
+    try:
+        async with call.deadline:
+            await _reserve(gate, request, call)
+            await _relay(gate, request, call, reply)
+    except TollkeeperError as error:
+        failure = error
+    except TimeoutError:
+        failure = _timed_out(call)
+    finally:  # also when cancelled: then the account is put right, and nothing else
+        if call.hold is not None:
+            entry = await _to_its_end(_settle(gate, call, failure))
+        gate.draining -= call.draining
+    await _finish(gate, request, call, reply, failure, entry)
+
+
+# ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _reserve(gate: Gate, request: Request, call: Call) -> None:
+    now_us, limits = gate.clock.now_us(), gate.limits
+    key = gate.keys.identify(credential(request.headers), now_us)
+    call.ask = ask = request.dialect.read_ask(request.body)
+    scopes = scopes_for(key, request.headers, ask.user, limits.default_project)
+    routes = gate.table.candidates(ask.model, request.dialect.name, None if key is None else key.models)
+    quote = estimate(
+        gate.prices, ask, routes, default_output_cap=limits.default_output_cap,
+        model_output_caps=limits.output_caps, at_us=now_us,
+    )  # fmt: skip
+    call.route = routes[0]
+    bound = None
+    if quote.output_cap is not None:
+        bound = Usage(input=ask.prompt_bound, output=quote.output_cap * ask.choices)
+    call.hold = Hold(
+        id=f"{call.id}/1", call=call.id, attempt=1, scopes=scopes, dialect=request.dialect.name,
+        provider=call.route.provider.name, model=ask.model, quote_nanos=quote.amount_nanos, quote_usage=bound,
+        at_us=now_us, deadline_us=now_us + int(limits.hold_ttl_s * 1_000_000), price_version=quote.price_version,
+    )  # fmt: skip
+    call.grant = await gate.store.reserve(call.hold)
+
+
+# ── relay and meter ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None:
+    ask, route, hold, limits = call.ask, call.route, call.hold, gate.limits
+    assert ask is not None
+    assert route is not None
+    assert hold is not None
+    dialect, provider, now_s = request.dialect, route.provider, asyncio.get_running_loop().time
+    if call.grant.capped and ask.output_cap is None and ask.generates and hold.quote_usage is not None:
+        call.cap = hold.quote_usage.output // ask.choices
+    body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
+    path = dict(provider.paths).get(dialect.name, dialect.path)
+    ends_s = now_s() + limits.total_s
+    call.deadline.reschedule(min(ends_s, now_s() + limits.first_byte_s))
+    reply.on_left(lambda: _leave(gate, call))
+    call.sent = True
+    async with gate.upstream.open(route, path, body, request.headers) as answer:
+        call.answer = answer
+        call.meter = meter = Meter(
+            dialect, stream=answer.is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks
+        )
+        while chunk := await answer.read():
+            data = meter.feed(chunk)
+            if meter.ended:
+                call.last = data + await _rest(answer, meter)
+                break
+            if data:
+                await _send(call, reply, data)
+            if not call.leaving:
+                call.deadline.reschedule(min(ends_s, now_s() + limits.idle_s))
+    reading = meter.finish()
+    call.last += meter.tail
+    call.complete = True
+    if answer.status >= 300:
+        raise _refused(answer, provider.name)
+    if answer.is_stream and reading.error is not None and not call.started:
+        raise UpstreamRefused(502, f"provider {provider.name} answered with an error: {reading.error}")
+    if answer.is_stream and reading.error is None and not reading.ended:
+        call.complete = False
+        raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
+    if not answer.is_stream:
+        call.last = meter.body
+
+
+async def _send(call: Call, reply: Reply, data: bytes) -> None:
+    """Relay a piece. The headers go with the first one: a stream that begins with an error gets a status of its own."""
+    if not call.started:
+        assert call.answer is not None
+        assert call.meter is not None
+        if call.meter.error is not None and not call.meter.content:
+            return
+        call.started = True
+        told = _told(call)
+        await reply.start(call.answer.status, call.answer.headers + told)
+    await reply.send(data)
+
+
+async def _rest(answer: Answer, meter: Meter) -> bytes:
+    """What still comes after the end marker; a provider that then breaks off, or does not close, has done its work."""
+    rest = b""
+    with suppress(TimeoutError, StreamBroken):
+        async with asyncio.timeout(AFTER_END_S):
+            while chunk := await answer.read():
+                rest += meter.feed(chunk)
+    return rest
+
+
+def _leave(gate: Gate, call: Call) -> None:
+    """The client has gone: drain within bounds, or stop at once."""
+    if call.leaving or call.complete:
+        return
+    call.leaving = True
+    drain = gate.limits.on_disconnect == "drain" and gate.draining < gate.limits.drain_limit
+    if drain:
+        call.draining = True
+        gate.draining += 1
+    if not call.deadline.expired():
+        now_s = asyncio.get_running_loop().time()
+        call.deadline.reschedule(now_s + (gate.limits.drain_s if drain else 0))
+
+
+def _timed_out(call: Call) -> TollkeeperError:
+    if call.leaving:
+        return StreamBroken("the client left before the end of its reply")
+    if call.answer is None:
+        return UpstreamTimeout("the provider did not answer in time")
+    return UpstreamTimeout("the reply took too long: the provider stalled, or the client did not read")
+
+
+def _refused(answer: Answer, provider: str) -> UpstreamRefused:
+    """A provider's own error. What concerns the gateway's credential is the operator's business, not the client's."""
+    if answer.status == 401 or answer.status < 400:
+        return UpstreamRefused(502, f"provider {provider} answered {answer.status}; check its base_url and key")
+    return UpstreamRefused(answer.status)
+
+
+# ── settle ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _settle(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry | None:
+    """Book what the call used, or let its hold go if nothing was sent. Never raises: what the ledger refuses is owed."""
+    assert call.hold is not None
+    if not call.sent or isinstance(failure, UpstreamUnreachable):
+        with suppress(StoreError):  # the hold then ends by its deadline
+            await gate.store.void(call.hold.id)
+        return None
+    entry = _entry(gate, call, failure)
+    for pause_s in (*SETTLE_PAUSES_S, None):
+        try:
+            await gate.store.settle(entry)
+        except StoreError as error:
+            if pause_s is None:
+                log.error("call %s is not booked yet, it will be tried again: %s", call.id, error)
+                gate.owed.append(entry)
+            else:
+                await asyncio.sleep(pause_s)
+        else:
+            break
+    return entry
+
+
+def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
+    """The attempt as it will be booked: exact where the provider said what was used, else an estimate, marked so."""
+    hold, route, answer = call.hold, call.route, call.answer
+    assert hold is not None
+    assert route is not None
+    reading = call.meter.finish() if call.meter is not None else Reading()
+    outcome: Outcome = "left" if call.leaving else "ok" if call.complete and failure is None else "cut"
+    if call.complete and (failure is not None or reading.error is not None):
+        outcome = "error"
+    if call.complete and not reading.parts and isinstance(failure, UpstreamRefused):
+        charge = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=hold.price_version)
+    elif answer is None:  # nothing came back: what it used is not known
+        reading = Reading(parts=(Part(hold.quote_usage),) if hold.quote_usage is not None else ())
+        status: ChargeStatus = "unpriced" if hold.quote_nanos is None else "estimated"
+        charge = Charge(
+            amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, status=status,
+            price_version=hold.price_version,
+        )  # fmt: skip
+    else:
+        exact = call.complete and reading.final and bool(reading.parts)
+        if not exact:
+            reading = _estimated(call, reading)
+        charge = gate.prices.charge(
+            reading, provider=route.provider, model=route.model, at_us=hold.at_us, estimated=not exact
+        )
+    note = failure.code if failure is not None else reading.error[:200] if reading.error is not None else None
+    return Entry(
+        id=hold.id, call=hold.call, at_us=hold.at_us, scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider,
+        model=hold.model, served=(reading.model or route.model)[:256], tier=reading.tier, outcome=outcome,
+        http_status=None if answer is None else answer.status, usage=reading.usage, charge=charge, note=note,
+        latency_ms=round((gate.clock.monotonic_s() - call.started_s) * 1000),
+    )  # fmt: skip
+
+
+def _estimated(call: Call, reading: Reading) -> Reading:
+    """A reading without the provider's last word: the text seen bounds the output, the request bounds the prompt."""
+    assert call.ask is not None
+    assert call.hold is not None
+    assert call.meter is not None
+    seen = reading.output_bytes
+    if not seen and call.answer is not None and not call.answer.is_stream:
+        seen = len(call.meter.body)
+    bound = call.hold.quote_usage
+    seen = seen if bound is None else min(seen, bound.output)
+    usage = reading.usage if reading.parts else Usage(input=call.ask.prompt_bound)
+    usage = structs.replace(usage, output=max(usage.output, seen))
+    return structs.replace(reading, parts=(Part(usage, reading.model),))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` whatever cancels us meanwhile; the cancellation goes on afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+# ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _told(call: Call) -> headers.Headers:
+    return headers.of_call(call.id, call.route, int(call.sent), call.grant.tightest, call.cap)
+
+
+async def _finish(
+    gate: Gate, request: Request, call: Call, reply: Reply, failure: TollkeeperError | None, entry: Entry | None
+) -> None:
+    dialect, answer = request.dialect, call.answer
+    told = _told(call)
+    if entry is not None and gate.limits.expose_cost:
+        told += headers.of_cost(entry.charge)
+    if call.started:
+        last = call.last if failure is None else call.last + dialect.broken(failure, call.id)
+        if entry is not None and gate.limits.expose_cost_in_streams:
+            last = headers.comment(entry.charge) + last
+        await reply.end(last)
+    elif failure is None:
+        assert answer is not None
+        await reply.start(answer.status, [*answer.headers, *told, headers.length(call.last)])
+        await reply.end(call.last)
+    elif isinstance(failure, UpstreamRefused) and answer is not None and failure.http_status == answer.status:
+        assert call.meter is not None
+        await reply.start(answer.status, [*answer.headers, *told, headers.length(call.meter.body)])
+        await reply.end(call.meter.body)
+    else:
+        standing = failure.refusal.standing if isinstance(failure, (BudgetExceeded, RateLimited)) else None
+        final = headers.of_refusal(standing, gate.clock.now_us(), failure)
+        body = dialect.refusal(failure, call.id)
+        await reply.start(failure.http_status, [headers.JSON, *told, *final, headers.length(body)])
+        await reply.end(body)

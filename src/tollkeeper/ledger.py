@@ -1,0 +1,259 @@
+"""The rules of the ledger, without a disk: windows, balances, holds, cells.
+
+A hold's life is the table HOLD_LIFE. Reserving checks every budget that covers the call and holds the quote against all of
+them or none. What is spent is counted per *balance*: one scope, measure and window; the window's start is part of the
+balance's key and is fixed by the instant of reservation, so nothing is ever reset. A balance and a rollup cell are sums over
+entries, and can be computed again from them (`cells_of`, `spent_by`).
+
+`book.py` applies these rules to live holds and balances in memory; the stores make its answers durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from msgspec import structs
+
+from tollkeeper.errors import Conflict
+from tollkeeper.values import KINDS, OTHER, Charge, Entry, Hold, Measure, ScopeKind, Scopes, Usage, Window
+
+HoldState = Literal["held", "settled", "voided", "expired"]
+HoldEvent = Literal["settle", "void", "expire"]
+#: (state, event) → state. What is not here is a conflict, except that repeating an event is answered as the first time.
+HOLD_LIFE: Final[dict[tuple[HoldState, HoldEvent], HoldState]] = {
+    ("held", "settle"): "settled",
+    ("held", "void"): "voided",
+    ("held", "expire"): "expired",
+    ("expired", "settle"): "settled",  # late: a settlement is recorded, never refused
+}
+
+FOREVER_US: Final = 2**62
+_MICROS: Final = 1_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+Period = Literal["hour", "day", "month"]
+PERIODS: Final[tuple[Period, ...]] = ("hour", "day", "month")
+CELL_SCOPES: Final[tuple[ScopeKind, ...]] = ("project", "agent", "session", "user", "key", "tag")
+
+
+# ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def window_of(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
+    """Start and end (exclusive) of the calendar window that holds `at_us`, in UTC microseconds; `total` ends at FOREVER_US.
+
+    Days start at local midnight, weeks on Monday, months on the 1st, true to the zone's daylight saving.
+    """
+    if window == "total":
+        return 0, FOREVER_US
+    zone = ZoneInfo(timezone)
+    at = _EPOCH + timedelta(microseconds=at_us)
+    local = at.astimezone(zone)
+    if window in ("minute", "hour"):
+        into = timedelta(
+            minutes=local.minute if window == "hour" else 0, seconds=local.second, microseconds=local.microsecond
+        )
+        start = _instant(at - into)
+        return start, start + (3600 if window == "hour" else 60) * _MICROS
+    day = local.date()
+    if window == "day":
+        first, after = day, day + timedelta(days=1)
+    elif window == "week":
+        first = day - timedelta(days=day.weekday())
+        after = first + timedelta(days=7)
+    else:
+        first = day.replace(day=1)
+        after = (first + timedelta(days=32)).replace(day=1)
+    midnight = datetime.min.time()
+    return _instant(datetime.combine(first, midnight, zone)), _instant(datetime.combine(after, midnight, zone))
+
+
+def _instant(moment: datetime) -> int:
+    return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+
+
+# ── what counts where ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Shape(NamedTuple):
+    """What a balance is kept for: every budget of one shape shares its balances."""
+
+    scope: ScopeKind
+    measure: Measure
+    window: Window
+    timezone: str
+
+
+class BalanceKey(NamedTuple):
+    """One balance: a shape, one scope's id and one window."""
+
+    shape: Shape
+    project: str
+    id: str
+    start_us: int
+
+
+def ids_of(scope: ScopeKind, scopes: Scopes, model: str) -> tuple[tuple[str, str], ...]:
+    """(project, id) of a call in one scope; empty where the call has none. Agents, sessions, users and tags are their project's."""
+    match scope:
+        case "all":
+            return (("", ""),)
+        case "project":
+            return ((scopes.project, ""),)
+        case "key":
+            return () if scopes.key is None else (("", scopes.key),)
+        case "model":
+            return (("", model),)
+        case "tag":
+            return tuple((scopes.project, tag) for tag in scopes.tags)
+    own: str | None = getattr(scopes, scope)
+    return () if own is None else ((scopes.project, own),)
+
+
+def amount_of(measure: Measure, entry: Entry) -> int:
+    """What an entry adds to a balance, signed."""
+    if measure == "usd":
+        return entry.sign * (entry.charge.amount_nanos if entry.charge.amount_nanos is not None else 0)
+    return entry.sign * (entry.usage.tokens if measure == "tokens" else 1)
+
+
+def spent_by(shapes: Iterable[Shape], entry: Entry) -> Iterator[tuple[BalanceKey, int]]:
+    """Every balance that an entry touches, with what it adds."""
+    for shape in shapes:
+        amount = amount_of(shape.measure, entry)
+        if amount:
+            start_us, _ = window_of(shape.window, shape.timezone, entry.at_us)
+            for project, id in ids_of(shape.scope, entry.scopes, entry.model):
+                yield BalanceKey(shape, project, id, start_us), amount
+
+
+class CellKey(NamedTuple):
+    """A rollup cell: one period (in UTC), one scope's id, one model as served."""
+
+    period: Period
+    start_us: int
+    scope: ScopeKind
+    project: str
+    id: str
+    provider: str
+    model: str
+
+
+#: A cell's sums, in the order of the ledger's columns.
+CELL_SUMS: Final = ("calls", "attempts", "errors", *KINDS, "amount_nanos", "inexact_nanos", "unpriced")
+
+
+def cells_of(entry: Entry) -> Iterator[tuple[CellKey, tuple[int, ...]]]:
+    """Every cell that an entry touches, with what it adds, in CELL_SUMS order. `apply.sql` says the same in SQL."""
+    sign, amount = entry.sign, entry.charge.amount_nanos
+    known = amount if amount is not None else 0
+    sums = (
+        sign * entry.calls,
+        sign,
+        sign * (entry.outcome in ("error", "cut")),
+        *(sign * getattr(entry.usage, kind) for kind in KINDS),
+        sign * known,
+        sign * (0 if entry.charge.status == "priced" else known),
+        sign * (amount is None),
+    )
+    for period in PERIODS:
+        start_us, _ = window_of(period, "UTC", entry.at_us)
+        for scope in CELL_SCOPES:
+            for project, id in ids_of(scope, entry.scopes, entry.model):
+                yield CellKey(
+                    period, start_us, scope, OTHER if project and "project" in entry.other else project,
+                    OTHER if id and scope in entry.other else id, entry.provider, entry.served,
+                ), sums  # fmt: skip
+
+
+# ── corrections ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def expired(hold: Hold, note: str = "its hold expired: booked at the estimate") -> Entry:
+    """The entry of a hold that nobody settled: the estimate, marked so."""
+    return Entry(
+        id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us, scopes=hold.scopes,
+        dialect=hold.dialect, provider=hold.provider, model=hold.model, served=hold.model, outcome="expired",
+        usage=hold.quote_usage if hold.quote_usage is not None else Usage(), note=note,
+        charge=Charge(
+            amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, price_version=hold.price_version,
+            status="unpriced" if hold.quote_nanos is None else "estimated",
+        ),
+    )  # fmt: skip
+
+
+def correction(old: Entry, right: Entry) -> tuple[Entry, Entry]:
+    """The two entries that put `right` in the place of `old`: `old` reversed, and the next revision, in the old one's windows."""
+    reversed_old = structs.replace(old, sign=-1)
+    return reversed_old, structs.replace(right, at_us=old.at_us, revision=old.revision + 1, other=old.other)
+
+
+def is_late(known: Entry, again: Entry) -> bool:
+    """Whether a second settlement of one id corrects the first: only one that was booked at its estimate, by a real one.
+
+    False: it is a repeat and changes nothing. Raises Conflict where it says something else. When and how fast may differ in a
+    repeat; who, what and how much may not.
+    """
+    if known.outcome == "expired" or again.outcome == "expired":
+        return again.outcome != "expired"
+    if (
+        known.scopes == again.scopes
+        and (known.dialect, known.provider, known.model, known.served)
+        == (again.dialect, again.provider, again.model, again.served)
+        and known.usage == again.usage
+        and known.charge.amount_nanos == again.charge.amount_nanos
+    ):
+        return False
+    raise Conflict(f"entry {again.id!r} was booked with other contents; use a new id")
+
+
+# ── cardinality ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Census:
+    """Counts the distinct ids of each scope per project and month; those past `cap` have their cells under OTHER.
+
+    The entry keeps its ids whatever the census says; nothing is dropped. `load(scope, project, month_us)` reads the ids that
+    the store has seen already.
+    """
+
+    def __init__(
+        self, cap: int, load: Callable[[ScopeKind, str, int], Iterable[str]] = lambda scope, project, month_us: ()
+    ) -> None:
+        self._cap = cap
+        self._load = load
+        self._seen: dict[tuple[ScopeKind, str, int], set[str]] = {}
+        self._month = (0, 0)
+
+    def place(self, entry: Entry) -> tuple[ScopeKind, ...]:
+        """The scopes of an entry whose id does not fit any more."""
+        month_us, end_us = self._month
+        if not month_us <= entry.at_us < end_us:
+            month_us, end_us = window_of("month", "UTC", entry.at_us)
+            if month_us > self._month[0]:
+                self._month = month_us, end_us
+                self._seen = {key: ids for key, ids in self._seen.items() if key[2] >= month_us}
+        scopes, past = entry.scopes, list[ScopeKind]()
+        if not self._fits("project", "", scopes.project, month_us):
+            past.append("project")
+        for scope in _COUNTED:
+            for project, id in ids_of(scope, scopes, entry.model):
+                if not self._fits(scope, OTHER if past and past[0] == "project" else project, id, month_us):
+                    past.append(scope)
+        return tuple(dict.fromkeys(past))
+
+    def _fits(self, scope: ScopeKind, project: str, id: str, month_us: int) -> bool:
+        seen = self._seen.get((scope, project, month_us))
+        if seen is None:
+            seen = self._seen[scope, project, month_us] = set(self._load(scope, project, month_us)) - {OTHER}
+        if id in seen:
+            return True
+        if len(seen) >= self._cap:
+            return False
+        seen.add(id)
+        return True
+
+
+_COUNTED: Final[tuple[ScopeKind, ...]] = ("agent", "session", "user", "tag")

@@ -1,0 +1,323 @@
+"""What a configuration may say: every setting with its type, default and meaning.
+
+A setting comes from the environment (`TOLLKEEPER_PORT`, `TOLLKEEPER_PROVIDERS__OPENAI__BASE_URL`; lists and tables as
+JSON), else from the TOML file, else it has its default. `sources.read` gathers them, `config.load` resolves them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Annotated, Final, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tollkeeper.keys import is_id
+from tollkeeper.money import parse_usd
+from tollkeeper.routing import MAX_MODEL
+from tollkeeper.values import MAX_ID, MAX_TOKENS, Measure, ScopeKind, Window
+
+PREFIX: Final = "TOLLKEEPER_"
+_DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+# ---- values as people write them ------------------------------------------------------------------------------------
+
+
+def _number(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got true or false")
+    return value
+
+
+def _usd(value: object) -> int | None:
+    if value is None or value == "none":
+        return None
+    if isinstance(value, float):
+        raise ValueError(f'money is never a float; put it in quotes: "{value}"')
+    try:
+        return parse_usd(value, "")
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(": ")) from None
+
+
+def _limit(value: object) -> str | int | None:
+    if value is None or value == "none":
+        return None
+    if isinstance(value, float):
+        raise ValueError(f'a limit is never a float; put dollars in quotes: "{value}"')
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("expected dollars as text like '12.50', a whole number of tokens or requests, or 'none'")
+    return value
+
+
+def _or_none(value: object) -> object:
+    return _number(None if value == "none" else value)
+
+
+def _duration(value: object) -> int | None:
+    if value == "forever":
+        return None
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None or int(match[1]) == 0:
+        raise ValueError("expected a time such as '24h' or '30d' (units s, m, h, d), or 'forever'")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _instant(value: object) -> int | None:
+    """TOML date-time with an offset, a date (its midnight in UTC), or either as ISO text → UTC microseconds."""
+    if isinstance(value, str):
+        try:
+            value = date.fromisoformat(value) if len(value) == len("2026-01-31") else datetime.fromisoformat(value)
+        except ValueError:
+            value = None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time(), UTC)
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise ValueError("expected a date such as 2027-01-31, or a time with its zone such as 2027-01-31T12:00:00Z")
+    return int(value.timestamp()) * 1_000_000
+
+
+def _id(value: object) -> object:
+    if isinstance(value, str) and not is_id(value):
+        raise ValueError(f"expected 1 to {MAX_ID} printable characters")
+    return value
+
+
+def _model_name(value: object) -> object:
+    if isinstance(value, str) and not (0 < len(value) <= MAX_MODEL and value.isprintable()):
+        raise ValueError(f"expected a model's name of 1 to {MAX_MODEL} printable characters")
+    return value
+
+
+def _provider_name(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", value):
+        raise ValueError("expected a provider's name of 1 to 64 characters a-z, 0-9, '-', '_' and '.'")
+    return value
+
+
+def _url_path(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"/[!-~]*", value):
+        raise ValueError("expected a path that begins with '/'")
+    return value
+
+
+def _hash(value: object) -> str:
+    match = re.fullmatch(r"sha256:([0-9a-fA-F]{64})", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("expected 'sha256:' and 64 hex digits, the hash of the key and not the key itself")
+    return f"sha256:{match[1].lower()}"
+
+
+def _variable(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+        raise ValueError("expected the name of an environment variable in capitals, not the key itself")
+    return value
+
+
+def _target(value: object) -> object:
+    """ "provider/model" as the table that it stands for."""
+    if isinstance(value, list):
+        raise ValueError("one route per model; several come with fail-over")
+    if isinstance(value, str):
+        provider, slash, model = value.partition("/")
+        if not (provider and slash and model):
+            raise ValueError(
+                'expected \'provider/model\', or a table like { provider = "openai", model = "gpt-4o-mini" }'
+            )
+        return {"provider": provider, "model": model}
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=MAX_TOKENS)]
+Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=86400, allow_inf_nan=False)]
+Id = Annotated[str, BeforeValidator(_id)]
+Usd = Annotated[int | None, BeforeValidator(_usd)]
+Duration = Annotated[int | None, BeforeValidator(_duration)]
+ModelName = Annotated[str, BeforeValidator(_model_name)]
+ProviderName = Annotated[str, BeforeValidator(_provider_name)]
+UrlPath = Annotated[str, BeforeValidator(_url_path)]
+Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages"]
+Quirk = Literal["max_tokens", "no_done", "no_stream_options"]
+DIALECTS: Final[tuple[str, ...]] = get_args(Dialect)
+QUIRKS: Final[tuple[str, ...]] = get_args(Quirk)
+
+
+# ---- the settings ---------------------------------------------------------------------------------------------------
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BudgetTable(_Table):
+    scope: ScopeKind = Field(description="what is limited: all, project, agent, session, user, key, model or tag")
+    id: Id = Field("*", description='which one; "*" limits each of them alone')
+    project: Id = Field("*", description='whose agent, session, user or tag; "*" in each project alone')
+    measure: Measure = Field("usd", description="usd, tokens or requests")
+    window: Window = Field("month", description="minute, hour, day, week, month or total")
+    limit: Annotated[str | int | None, BeforeValidator(_limit)] = Field(
+        None,
+        description='dollars as text ("12.50"), or a whole number of tokens or requests; "none": no limit; 0 blocks',
+    )
+    timezone: str = Field("UTC", description='where its windows begin, such as "Europe/Amsterdam"')
+    hard: bool = Field(True, description="false: counted and shown, never refused")
+
+
+class KeyTable(_Table):
+    id: Id = Field(description="its name in reports; the same id with two hashes while one replaces the other")
+    hash: Annotated[str, BeforeValidator(_hash)] = Field(description='"sha256:" and 64 hex digits of the secret')
+    project: Id = Field(description="the project of all its calls")
+    agent: Id | None = Field(None, description="fixes the agent")
+    session: Id | None = Field(None, description="fixes the session")
+    user: Id | None = Field(None, description="fixes the user")
+    models: tuple[ModelName, ...] | None = Field(None, description="the only model names that it may ask for")
+    expires: Annotated[int | None, BeforeValidator(_instant)] = Field(
+        None, description="a date, or a time with its zone, from which it is not known any more"
+    )
+
+
+class ProviderTable(_Table):
+    preset: str | None = Field(
+        None, description="fills in the rest; default: the table's own name, if it is a preset's"
+    )
+    base_url: str | None = Field(None, description="where the dialects' paths begin: https, or http on this machine")
+    api_key_env: Annotated[str | None, BeforeValidator(_variable)] = Field(
+        None, description="the variable that holds its key; default: the preset's usual names"
+    )
+    api_key_file: Path | None = Field(
+        None, description="the file that holds its key, relative to the configuration file"
+    )
+    credential_header: str | None = Field(
+        None, description='"authorization" carries "Bearer <key>", others the key alone'
+    )
+    dialects: tuple[Dialect, ...] | None = Field(None, min_length=1, description="the wire formats that it speaks")
+    headers: dict[str, str] = Field({}, description="headers for it, where the client sends none of that name")
+    quirks: tuple[Quirk, ...] | None = Field(
+        None, description="how it differs on the wire: max_tokens, no_done, no_stream_options"
+    )
+    prices: str | None = Field(None, description="its id in the price data")
+    paths: dict[Dialect, UrlPath] = Field(
+        {}, description="a dialect's path below the base URL, where it is not the usual one"
+    )
+    insecure: bool = Field(False, description="true: http may leave this machine")
+
+
+class RouteTable(_Table):
+    provider: str = Field(description="the name of a provider")
+    model: ModelName = Field(description="its name for the model")
+
+
+class RetentionTable(_Table):
+    model_config = ConfigDict(validate_default=True)
+
+    hour: Duration = Field(default="24h", description='how long hours are kept after their end, or "forever"')  # type: ignore[assignment]  # validated like a written one
+    day: Duration = Field(default="30d", description='how long days are kept after their end, or "forever"')  # type: ignore[assignment]  # validated like a written one
+    month: Duration = Field(default="365d", description='how long months are kept after their end, or "forever"')  # type: ignore[assignment]  # validated like a written one
+    entries: Duration = Field(default="90d", description='how long single entries are kept, or "forever"')  # type: ignore[assignment]  # validated like a written one
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, as it is written. `tollkeeper.config.load` turns it into a Config."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter="__", validate_default=False
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; beyond loopback only with keys")
+    port: Annotated[int, BeforeValidator(_number)] = Field(
+        4141, ge=0, le=65535, description="port to listen on; 0: a free one"
+    )
+    data_dir: Path = Field(Path(), description="folder of the ledger's file; default: the working folder")
+    store: str = Field(
+        "sqlite:///tollkeeper.sqlite", description="the ledger: sqlite:///path (below data_dir) or memory:"
+    )
+    prices: Path | None = Field(None, description="file with prices of your own, relative to the configuration file")
+    keys: tuple[KeyTable, ...] = Field((), description="virtual keys; none: everybody on this machine is let in")
+    budgets: tuple[BudgetTable, ...] = Field((), description="limits by scope, measure and window")
+    providers: dict[ProviderName, ProviderTable] = Field(
+        {}, description="where calls go; none: each preset whose usual key variable is set"
+    )
+    routes: dict[ModelName, Annotated[RouteTable, BeforeValidator(_target)]] = Field(
+        {}, description='model names of your own: "provider/model" or a table'
+    )
+    allow_hosts: tuple[str, ...] = Field(
+        (), description="link-local or metadata hosts that a base URL may name after all"
+    )
+    default_project: Id = Field("default", description="the project of calls that name none")
+    default_output_cap: Annotated[Count | None, BeforeValidator(_or_none)] = Field(
+        4096, description='output tokens of a call under a hard budget that sets no limit itself; "none": refused'
+    )
+    output_caps: dict[ModelName, Count] = Field({}, description="the same for single models")
+    hold_ttl_s: Seconds = Field(660, description="seconds until an unsettled hold is booked at its estimate")
+    connect_timeout_s: Seconds = Field(10, description="seconds to connect to a provider")
+    first_byte_timeout_s: Seconds = Field(120, description="seconds until a provider's first byte")
+    idle_timeout_s: Seconds = Field(60, description="seconds between two pieces of a reply")
+    total_timeout_s: Seconds = Field(600, description="seconds that a call may take in all; below hold_ttl_s")
+    body_limit: Annotated[int, BeforeValidator(_number)] = Field(
+        32 * 1024 * 1024, ge=1024, le=2**31, description="bytes of a request's body"
+    )
+    depth_limit: Annotated[int, BeforeValidator(_number)] = Field(
+        128, ge=8, le=512, description="nesting of a request's JSON"
+    )
+    on_disconnect: Literal["drain", "cancel"] = Field(
+        "drain", description="a client leaves: drain the reply to count it, or cancel it and book the estimate"
+    )
+    drain_limit: Annotated[int, BeforeValidator(_number)] = Field(
+        32, ge=0, le=4096, description="replies drained at a time"
+    )
+    drain_seconds: Seconds = Field(60, description="seconds that a reply is drained")
+    retention: RetentionTable = Field(RetentionTable(), description="how long the ledger keeps what")
+    scope_cap: Count = Field(10_000, description="distinct ids per project and period; further ones count as _other")
+    expose_cost: bool = Field(True, description="tell a call's cost in response headers")
+    expose_cost_in_streams: bool = Field(False, description="tell a streamed call's cost in an SSE comment at its end")
+    cost_tracking_enabled: bool = Field(True, description="false: CostTracker books nothing")
+    default_budget_limit: Usd = Field(None, description='dollars a month per project for CostTracker, as text; "none"')
+    cost_alert_threshold: Usd = Field(None, description='dollars a day for CostTracker.should_alert, as text; "none"')
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What `read` gathered is all: the process environment is not looked at."""
+        return (init_settings,)
+
+
+TABLES: Final[dict[str, type[BaseModel]]] = {
+    "keys": KeyTable,
+    "budgets": BudgetTable,
+    "providers": ProviderTable,
+    "routes": RouteTable,
+    "retention": RetentionTable,
+}
+"""The settings that are tables, by name."""
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every setting as (dotted name, default as text, meaning), in order: what the reference must name."""
+    rows = list(_describe(Settings, ""))
+    for name, table in TABLES.items():
+        rows += _describe(table, f"{name}.")
+    return rows
+
+
+def _describe(table: type[BaseModel], prefix: str) -> Iterable[tuple[str, str, str]]:
+    for name, field in table.model_fields.items():
+        default = field.default
+        if default is PydanticUndefined:
+            default = "required"
+        elif isinstance(default, BaseModel):
+            default = "its own"
+        elif default is None or default in ((), {}):
+            default = "none"
+        yield prefix + name, str(default), field.description or ""

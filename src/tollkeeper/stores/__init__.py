@@ -1,0 +1,168 @@
+"""The ledger's stores: one contract, several places to keep it.
+
+`open_store(url)` chooses by the URL's scheme. Every store passes the suite in `tollkeeper.testing.conformance`, and equals
+`memory:`, the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+from tollkeeper.errors import ConfigError
+from tollkeeper.ledger import CellKey, Period, window_of
+from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing, Window
+
+#: booked: counted now · repeated: counted before, nothing changed · late: its hold had expired, the difference is booked
+Booked = Literal["booked", "repeated", "late"]
+Cell = tuple[CellKey, tuple[int, ...]]
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things are kept after their period's end, in seconds; None: forever."""
+
+    hour_s: int | None = 24 * 3600
+    day_s: int | None = 30 * 86400
+    month_s: int | None = 365 * 86400
+    entries_s: int | None = 90 * 86400
+
+
+def horizons(now_us: int, retention: Retention) -> dict[str, int]:
+    """Before which instant each kind of row has outlived its retention: "hour", "day", "month" cells and "entry".
+
+    Entries go by whole UTC months, so that a cell has all of its entries or none.
+    """
+    keeps = {"hour": retention.hour_s, "day": retention.day_s, "month": retention.month_s, "entry": retention.entries_s}
+    windows: dict[str, Window] = {"hour": "hour", "day": "day", "month": "month", "entry": "month"}
+    return {
+        what: window_of(windows[what], "UTC", max(0, now_us - keep_s * 1_000_000))[0]
+        for what, keep_s in keeps.items()
+        if keep_s is not None
+    }
+
+
+class Difference(NamedTuple):
+    """A sum that does not agree with the entries."""
+
+    what: str  #: "cell" or "balance"
+    key: str
+    stored: str
+    entries: str
+
+
+class Reader(Protocol):
+    """What can be asked of a ledger, also while another process owns it."""
+
+    async def cells(
+        self,
+        scope: ScopeKind,
+        period: Period,
+        from_us: int,
+        to_us: int,
+        project: str | None = None,
+        id: str | None = None,
+    ) -> list[Cell]:
+        """Rollup cells whose period starts in [from_us, to_us), oldest first."""
+        ...
+
+    async def tally(
+        self, scope: ScopeKind, from_us: int, to_us: int, project: str | None = None, id: str | None = None
+    ) -> list[Cell]:
+        """The same sums over the entries of [from_us, to_us): for windows that no cell matches."""
+        ...
+
+    def entries(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        """Entries of [from_us, to_us) in the order in which they were booked."""
+        ...
+
+    async def entry(self, project: str, id: str) -> Entry | None:
+        """The entry of an attempt as it stands: its latest revision."""
+        ...
+
+    async def verify(self) -> list[Difference]:
+        """Compute every cell and balance again from the entries; an empty list is a ledger that agrees with itself."""
+        ...
+
+    async def kept_since(self) -> int:
+        """Entries before this instant (UTC microseconds) may have been pruned; 0: none have."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and let go."""
+        ...
+
+
+class Store(Reader, Protocol):
+    """A ledger that this process owns. Methods raise StoreUnavailable when a write cannot be made safe: then nothing happened."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why writes fail just now; None: they do not."""
+        ...
+
+    async def reserve(self, hold: Hold) -> Grant:
+        """Hold a quote against all budgets that cover it, or none of them.
+
+        Raises BudgetExceeded, RateLimited, Conflict (the id lives with other contents). Repeating a reservation is harmless.
+        """
+        ...
+
+    async def void(self, hold_id: str) -> None:
+        """Let go of a hold for which nothing is owed; unknown ids are ignored."""
+        ...
+
+    async def settle(self, entry: Entry) -> Booked:
+        """Book an entry and end the hold of the same id, if one lives, in one step; durable when it returns.
+
+        Never refused for being above its hold, late or without a hold. The same contents again count once; other contents
+        under an id that was booked raise Conflict.
+        """
+        ...
+
+    async def expire(self, now_us: int) -> int:
+        """Book every hold past its deadline at its estimate; returns how many."""
+        ...
+
+    async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
+        """Every budget that covers such a call."""
+        ...
+
+    async def set_budgets(self, budgets: Iterable[Budget]) -> None:
+        """Replace the limits; balances of new shapes are filled from the entries first."""
+        ...
+
+    async def live(self) -> list[Hold]:
+        """Holds that stand."""
+        ...
+
+    async def prune(self, now_us: int, retention: Retention) -> int:
+        """Drop what has outlived its retention; returns how many rows."""
+        ...
+
+
+def open_store(url: str, *, budgets: Iterable[Budget] = (), scope_cap: int = 10_000) -> Store:
+    """The store of a URL, owned by this process. Raises ConfigError, StoreOwned, StoreCorrupt."""
+    if url == "memory:":
+        from tollkeeper.stores.memory import MemoryStore
+
+        return MemoryStore(budgets, scope_cap=scope_cap)
+    from tollkeeper.stores.sqlite import SqliteStore
+
+    return SqliteStore(sqlite_path(url), budgets, scope_cap=scope_cap)
+
+
+def open_reader(url: str) -> Reader:
+    """A read-only view of a ledger, also while its owner runs. Raises ConfigError, StoreUnavailable, StoreCorrupt."""
+    from tollkeeper.stores.sqlite_reader import SqliteReader
+
+    return SqliteReader(sqlite_path(url))
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of a `sqlite:///` URL: three slashes for a relative path, four for an absolute one."""
+    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
+        raise ConfigError(f"store: {url!r} is not a store; use 'sqlite:///path/to/file' or 'memory:'")
+    return Path(url.removeprefix("sqlite:///"))

@@ -1,0 +1,182 @@
+"""The ledger in memory: the model that every store must equal. For tests and trials; it forgets when the process ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from msgspec import structs
+
+from tollkeeper.book import Book
+from tollkeeper.ledger import (
+    CELL_SUMS,
+    PERIODS,
+    BalanceKey,
+    CellKey,
+    Census,
+    Period,
+    cells_of,
+    correction,
+    expired,
+    is_late,
+    spent_by,
+)
+from tollkeeper.stores import Booked, Cell, Difference, Retention, horizons
+from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
+
+K = TypeVar("K")
+V = TypeVar("V")
+_ZERO = (0,) * len(CELL_SUMS)
+
+
+class MemoryStore:
+    """Entries in a list, cells and balances as dictionaries of sums."""
+
+    trouble: str | None = None
+
+    def __init__(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> None:
+        self._entries: list[Entry] = []
+        self._by_id: dict[tuple[str, str], Entry] = {}  # latest revision
+        self._cells: dict[CellKey, tuple[int, ...]] = {}
+        self._spent: Counter[BalanceKey] = Counter()
+        self._census = Census(scope_cap)
+        self._book = Book(budgets, load=lambda key: self._spent[key])
+        self._since = dict.fromkeys((*PERIODS, "entry"), 0)
+
+    async def reserve(self, hold: Hold) -> Grant:
+        return self._book.reserve(hold)
+
+    async def void(self, hold_id: str) -> None:
+        self._book.release(hold_id)
+
+    async def settle(self, entry: Entry) -> Booked:
+        known = self._by_id.get((entry.scopes.project, entry.id))
+        if known is None:
+            self._append(structs.replace(entry, other=self._census.place(entry)))
+            self._book.release(entry.id)
+            return "booked"
+        if not is_late(known, entry):
+            return "repeated"
+        for each in correction(known, entry):
+            self._append(each)
+        return "late"
+
+    async def expire(self, now_us: int) -> int:
+        due = self._book.due(now_us)
+        for hold in due:
+            await self.settle(expired(hold))
+        return len(due)
+
+    async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
+        return self._book.standings(scopes, model, at_us)
+
+    async def set_budgets(self, budgets: Iterable[Budget]) -> None:
+        old = set(self._book.shapes)
+        self._book.set_budgets(budgets)
+        new = [shape for shape in self._book.shapes if shape not in old]
+        for key, amount in (pair for entry in self._entries for pair in spent_by(new, entry)):
+            self._spent[key] += amount
+        self._book.forget()
+
+    async def live(self) -> list[Hold]:
+        return [live.hold for live in self._book.live.values()]
+
+    async def cells(
+        self,
+        scope: ScopeKind,
+        period: Period,
+        from_us: int,
+        to_us: int,
+        project: str | None = None,
+        id: str | None = None,
+    ) -> list[Cell]:
+        def wanted(key: CellKey) -> bool:
+            return (
+                key.scope == scope
+                and key.period == period
+                and from_us <= key.start_us < to_us
+                and _named(key, project, id)
+            )
+
+        return sorted((key, sums) for key, sums in self._cells.items() if wanted(key))
+
+    async def tally(
+        self, scope: ScopeKind, from_us: int, to_us: int, project: str | None = None, id: str | None = None
+    ) -> list[Cell]:
+        found: dict[CellKey, tuple[int, ...]] = {}
+        for entry in self._entries:
+            if from_us <= entry.at_us < to_us:
+                for key, sums in cells_of(entry):
+                    if key.period == "hour" and key.scope == scope and _named(key, project, id):
+                        _add(found, key._replace(start_us=from_us), sums)
+        return sorted(found.items())
+
+    async def entries(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        for entry in list(self._entries):
+            if from_us <= entry.at_us < to_us and project in (None, entry.scopes.project):
+                yield entry
+
+    async def entry(self, project: str, id: str) -> Entry | None:
+        return self._by_id.get((project, id))
+
+    async def verify(self) -> list[Difference]:
+        cells: dict[CellKey, tuple[int, ...]] = {}
+        spent: Counter[BalanceKey] = Counter()
+        for entry in self._entries:
+            for key, sums in cells_of(entry):
+                _add(cells, key, sums)
+            for balance, amount in spent_by(self._book.shapes, entry):
+                spent[balance] += amount
+        kept = {key: sums for key, sums in self._cells.items() if self._whole(key)}
+        balances = {key: sum_ for key, sum_ in self._spent.items() if key.start_us >= self._since["entry"]}
+        return [
+            *_differences("cell", kept, {key: sums for key, sums in cells.items() if self._whole(key)}, _ZERO),
+            *_differences("balance", balances, spent, 0),
+        ]
+
+    def _whole(self, key: CellKey) -> bool:
+        return key.start_us >= max(self._since[key.period], self._since["entry"])
+
+    async def kept_since(self) -> int:
+        return self._since["entry"]
+
+    async def prune(self, now_us: int, retention: Retention) -> int:
+        dropped = 0
+        for what, horizon_us in horizons(now_us, retention).items():
+            self._since[what] = max(self._since[what], horizon_us)
+        for key in [key for key in self._cells if key.start_us < self._since[key.period]]:
+            del self._cells[key]
+            dropped += 1
+        kept = [entry for entry in self._entries if entry.at_us >= self._since["entry"]]
+        dropped += len(self._entries) - len(kept)
+        self._entries = kept
+        self._by_id = {key: entry for key, entry in self._by_id.items() if entry.at_us >= self._since["entry"]}
+        return dropped
+
+    async def close(self) -> None:
+        pass
+
+    def _append(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self._by_id[entry.scopes.project, entry.id] = entry
+        for key, sums in cells_of(entry):
+            _add(self._cells, key, sums)
+        touched = self._book.touched(entry)
+        for balance, amount in spent_by(self._book.shapes, entry):
+            self._spent[balance] += amount
+        self._book.booked(touched)
+
+
+def _named(key: CellKey, project: str | None, id: str | None) -> bool:
+    return project in (None, key.project) and id in (None, key.id)
+
+
+def _add(cells: dict[CellKey, tuple[int, ...]], key: CellKey, sums: tuple[int, ...]) -> None:
+    cells[key] = tuple(map(int.__add__, cells.get(key, _ZERO), sums))
+
+
+def _differences(what: str, stored: Mapping[K, V], right: Mapping[K, V], zero: V) -> Iterator[Difference]:
+    for key in sorted(stored.keys() | right.keys(), key=str):
+        if stored.get(key, zero) != right.get(key, zero):
+            yield Difference(what, str(key), str(stored.get(key, zero)), str(right.get(key, zero)))

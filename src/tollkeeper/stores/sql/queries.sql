@@ -1,0 +1,89 @@
+-- Named queries of the readers and the owner. `-- name: x` starts each one.
+
+-- name: entry
+SELECT * FROM entry WHERE project = :project AND id = :id ORDER BY revision DESC, sign DESC LIMIT 1;
+
+-- name: entries
+SELECT * FROM entry
+WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) AND seq > :after
+ORDER BY seq LIMIT :most;
+
+-- name: cells
+SELECT period, start_us, scope, project, id, provider, model, calls, attempts, errors, input, cache_read, cache_write_5m,
+  cache_write_1h, output, input_audio, cache_read_audio, output_audio, input_image, output_image, web_search, file_search,
+  reasoning, amount_nanos, inexact_nanos, unpriced
+FROM cell
+WHERE period = :period AND scope = :scope AND start_us >= :from_us AND start_us < :to_us
+  AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
+ORDER BY start_us, project, id, provider, model;
+
+-- name: tally
+SELECT 'hour', :from_us, scope, project, id, provider, model, sum(calls), sum(attempts), sum(errors), sum(input),
+  sum(cache_read), sum(cache_write_5m), sum(cache_write_1h), sum(output), sum(input_audio), sum(cache_read_audio),
+  sum(output_audio), sum(input_image), sum(output_image), sum(web_search), sum(file_search), sum(reasoning),
+  sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+FROM piece
+WHERE period = 'hour' AND scope = :scope AND at_us >= :from_us AND at_us < :to_us
+  AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
+GROUP BY scope, project, id, provider, model
+ORDER BY project, id, provider, model;
+
+-- name: wrong_cells
+-- Cells that differ from their entries, in either direction.
+WITH since AS (SELECT name AS period, max(value, (SELECT value FROM mark WHERE name = 'entry')) AS start_us FROM mark),
+right AS (
+  SELECT period, scope, start_us, project, id, provider, model, sum(calls) AS calls, sum(attempts) AS attempts,
+    sum(errors) AS errors, sum(input) AS input, sum(cache_read) AS cache_read, sum(cache_write_5m) AS cache_write_5m,
+    sum(cache_write_1h) AS cache_write_1h, sum(output) AS output, sum(input_audio) AS input_audio,
+    sum(cache_read_audio) AS cache_read_audio, sum(output_audio) AS output_audio, sum(input_image) AS input_image,
+    sum(output_image) AS output_image, sum(web_search) AS web_search, sum(file_search) AS file_search,
+    sum(reasoning) AS reasoning, sum(amount_nanos) AS amount_nanos, sum(inexact_nanos) AS inexact_nanos,
+    sum(unpriced) AS unpriced
+  FROM piece GROUP BY period, scope, start_us, project, id, provider, model
+),
+stored_only AS (SELECT 'stored' AS side, * FROM (SELECT * FROM cell EXCEPT SELECT * FROM right)),
+right_only AS (SELECT 'entries' AS side, * FROM (SELECT * FROM right EXCEPT SELECT * FROM cell))
+SELECT d.* FROM (SELECT * FROM stored_only UNION ALL SELECT * FROM right_only) d JOIN since USING (period)
+WHERE d.start_us >= since.start_us
+ORDER BY d.period, d.scope, d.start_us, d.project, d.id, d.provider, d.model, side;
+
+-- name: ids
+-- The ids of one scope that have a cell in a month: what the census has counted.
+SELECT DISTINCT iif(scope = 'project', project, id) FROM cell
+WHERE period = 'month' AND scope = :scope AND start_us = :month_us AND (scope = 'project' OR project = :project);
+
+-- name: balance
+SELECT spent FROM balance
+WHERE scope = :scope AND measure = :measure AND period = :period AND timezone = :timezone AND project = :project AND id = :id
+  AND start_us = :start_us;
+
+-- name: windows
+SELECT DISTINCT scope, measure, period, timezone, start_us, end_us FROM balance ORDER BY 1, 2, 3, 4, 5;
+
+-- name: balances
+SELECT project, id, spent FROM balance
+WHERE scope = :scope AND measure = :measure AND period = :period AND timezone = :timezone AND start_us = :start_us AND spent <> 0;
+
+-- name: spent
+-- What the entries of one window add to each balance of a scope.
+SELECT
+  iif(:scope IN ('all', 'key', 'model'), '', project) AS project_of,
+  CASE :scope WHEN 'all' THEN '' WHEN 'project' THEN '' WHEN 'agent' THEN agent WHEN 'session' THEN session
+    WHEN 'user' THEN user WHEN 'key' THEN entry.key WHEN 'model' THEN model WHEN 'tag' THEN tag.value END AS id_of,
+  sum(sign * CASE :measure
+    WHEN 'usd' THEN ifnull(amount_nanos, 0)
+    WHEN 'tokens' THEN input + cache_read + cache_write_5m + cache_write_1h + input_audio + cache_read_audio + input_image
+      + output + output_audio + output_image
+    ELSE 1 END) AS spent
+FROM entry LEFT JOIN json_each(iif(:scope = 'tag', tags, NULL)) AS tag
+WHERE at_us >= :start_us AND at_us < :end_us AND id_of IS NOT NULL
+GROUP BY project_of, id_of HAVING spent <> 0;
+
+-- name: latest
+SELECT max(at_us) FROM entry;
+
+-- name: marks
+SELECT name, value FROM mark;
+
+-- name: holds
+SELECT doc FROM hold;

@@ -1,0 +1,165 @@
+"""The ledger's file: its schema and migrations, who owns it, and how an entry stands in a row."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from tollkeeper.errors import StoreCorrupt, StoreOwned, StoreUnavailable
+from tollkeeper.ledger import BalanceKey, Shape
+from tollkeeper.values import KINDS, Charge, Entry, Scopes, Term, Usage
+
+#: Pages of the write-ahead log between two checkpoints: 16 MB.
+_CHECKPOINT_PAGES: Final = 4000
+#: Marks a file as a ledger of ours: "toll".
+APPLICATION_ID: Final = 0x746F6C6C
+_SQL: Final = files("tollkeeper.stores") / "sql"
+VIEWS: Final = (_SQL / "views.sql").read_text()
+APPLY: Final = (_SQL / "apply.sql").read_text()
+MIGRATIONS: Final = tuple(
+    path.read_text() for path in sorted(_SQL.iterdir(), key=lambda path: path.name) if path.name[0].isdigit()
+)
+QUERIES: Final[dict[str, str]] = {
+    name.strip(): sql
+    for name, _, sql in (part.partition("\n") for part in (_SQL / "queries.sql").read_text().split("-- name:")[1:])
+}
+
+encode = msgspec.json.Encoder().encode
+_terms = msgspec.json.Decoder(tuple[Term, ...])
+_strings = msgspec.json.Decoder(tuple[str, ...])
+
+
+def entry_row(entry: Entry) -> tuple[Any, ...]:
+    """An entry as the columns of the table, without `seq`."""
+    scopes, usage, charge = entry.scopes, entry.usage, entry.charge
+    return (
+        scopes.project, entry.id, entry.revision, entry.sign, entry.call, entry.attempt, entry.calls, entry.at_us,
+        scopes.agent, scopes.session, scopes.user, scopes.key, _array(scopes.tags), _array(entry.other), entry.dialect,
+        entry.provider, entry.model, entry.served, entry.tier, entry.outcome, entry.http_status,
+        usage.input, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.output, usage.input_audio,
+        usage.cache_read_audio, usage.output_audio, usage.input_image, usage.output_image, usage.web_search,
+        usage.file_search, usage.reasoning, charge.amount_nanos, charge.computed_nanos, charge.reported_nanos,
+        charge.status, charge.price_version, encode(charge.terms).decode(), _array(charge.missing), entry.latency_ms,
+        entry.note,
+    )  # fmt: skip
+
+
+def _array(values: tuple[str, ...]) -> str | None:
+    return encode(values).decode() if values else None
+
+
+def _tuple(text: str | None) -> tuple[Any, ...]:
+    return () if text is None else _strings.decode(text)
+
+
+def row_entry(row: tuple[Any, ...]) -> Entry:
+    """A row of the table, `seq` first, as an entry."""
+    first = 22
+    last = first + len(KINDS)
+    amount, computed, reported, status, version, terms, missing, latency_ms, note = row[last:]
+    return Entry(
+        id=row[2], revision=row[3], sign=row[4], call=row[5], attempt=row[6], calls=row[7], at_us=row[8],
+        scopes=Scopes(project=row[1], agent=row[9], session=row[10], user=row[11], key=row[12], tags=_tuple(row[13])),
+        other=_tuple(row[14]), dialect=row[15], provider=row[16], model=row[17], served=row[18], tier=row[19],
+        outcome=row[20], http_status=row[21], usage=Usage(**dict(zip(KINDS, row[first:last], strict=True))),
+        charge=Charge(
+            amount_nanos=amount, computed_nanos=computed, reported_nanos=reported, status=status, price_version=version,
+            terms=_terms.decode(terms), missing=_tuple(missing),
+        ),
+        latency_ms=latency_ms, note=note,
+    )  # fmt: skip
+
+
+def rows(connection: apsw.Connection, name: str, **values: Any) -> list[tuple[Any, ...]]:
+    """All rows of a named query."""
+    return list(connection.execute(QUERIES[name], values))
+
+
+def shape_names(shape: Shape) -> dict[str, str]:
+    """A shape as query parameters."""
+    return {"scope": shape.scope, "measure": shape.measure, "period": shape.window, "timezone": shape.timezone}
+
+
+def balance_row(key: BalanceKey, end_us: int) -> tuple[Any, ...]:
+    """A balance's columns without what is spent."""
+    shape, project, id, start_us = key
+    return (shape.scope, shape.measure, shape.window, shape.timezone, project, id, start_us, end_us)
+
+
+def own(path: Path) -> int:
+    """Lock the ledger for this process; raises StoreOwned with the owner's pid."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        owner = os.open(f"{path}.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"store: cannot write in {path.parent}: {error.strerror}; name a folder that can be written"
+        ) from error
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(owner, 20).decode(errors="replace").strip()
+        os.close(owner)
+        raise StoreOwned(f"store: {path} is in use by process {pid}; stop it, or name another file") from None
+    os.truncate(owner, 0)
+    os.pwrite(owner, str(os.getpid()).encode(), 0)
+    return owner
+
+
+def open_writer(path: Path) -> apsw.Connection:
+    """Open or create the file, bring its schema up to date in one transaction, and make the batch statement."""
+    try:
+        writer = apsw.Connection(str(path))
+        writer.set_busy_timeout(5000)
+        version, application = writer.pragma("user_version"), writer.pragma("application_id")
+        empty = not writer.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        if application != APPLICATION_ID and not empty:
+            raise StoreCorrupt(f"store: {path} is another program's database; nothing was changed; name another file")
+        if version > len(MIGRATIONS):
+            raise StoreCorrupt(
+                f"store: {path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
+                f"nothing was changed; upgrade Tollkeeper"
+            )
+        writer.pragma("journal_mode", "wal")
+        writer.pragma("synchronous", "full")
+        writer.pragma("wal_autocheckpoint", _CHECKPOINT_PAGES)
+        with writer:
+            for number, migration in enumerate(MIGRATIONS[version:], version + 1):
+                writer.execute(migration)
+                writer.pragma("user_version", number)
+            writer.pragma("application_id", APPLICATION_ID)
+        writer.execute(VIEWS)
+        writer.execute(APPLY)
+    except apsw.Error as error:
+        raise StoreCorrupt(
+            f"store: {path} cannot be opened as a ledger ({error}); nothing was deleted; restore a copy or name another file"
+        ) from error
+    return writer
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """A read-only connection with the views. Raises StoreUnavailable, StoreCorrupt."""
+    if not path.exists():
+        raise StoreUnavailable(f"store: there is no ledger at {path}; start the gateway once, or name another file")
+    try:
+        reader = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        reader.set_busy_timeout(5000)
+        if reader.pragma("application_id") != APPLICATION_ID:
+            raise StoreCorrupt(f"store: {path} is not a Tollkeeper ledger; name another file")
+        version = reader.pragma("user_version")
+        if version != len(MIGRATIONS):
+            raise StoreUnavailable(
+                f"store: {path} has schema {version}, this version reads {len(MIGRATIONS)}; "
+                f"start the gateway once to migrate it, or use the version that wrote it"
+            )
+        reader.execute(VIEWS)
+        reader.pragma("query_only", True)
+    except apsw.Error as error:
+        raise StoreCorrupt(f"store: {path} cannot be read: {error}") from error
+    return reader

@@ -1,0 +1,130 @@
+"""What holds for every usage and price: charges and quotes as functions."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from tollkeeper.money import format_nanos, parse_usd, to_nanos, to_usd
+from tollkeeper.price_file import KINDS as PRICED
+from tollkeeper.price_file import Override
+from tollkeeper.prices import PriceBook
+from tollkeeper.rates import BILLED
+from tollkeeper.values import KINDS, Charge, Part, Provider, Reading, Usage
+
+NOON = 1_795_348_800_000_000
+WIDE = Context(prec=200, rounding=ROUND_HALF_EVEN)
+#: A model of each make: flat, with context steps, with hourly writes, with a fee, with a reasoning price, with audio.
+MODELS = [
+    ("openai", "gpt-4o"),
+    ("openai", "gpt-5.4"),
+    ("anthropic", "claude-haiku-5-5"),
+    ("perplexity", "sonar"),
+    ("perplexity", "sonar-deep-research"),
+    ("google", "gemini-2.5-flash"),
+    ("openai", "o1"),
+]
+BOOK = PriceBook()
+SEARCHES = ("web_search", "file_search")
+
+counts = st.one_of(st.integers(0, 50), st.integers(0, 400_000), st.integers(0, 10**9))
+amounts = st.decimals(0, 10_000, places=6)
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> Usage:
+    usage = {kind: draw(counts) for kind in draw(st.sets(st.sampled_from(BILLED)))}
+    return Usage(**usage, reasoning=draw(st.integers(0, usage.get("output", 0))))
+
+
+@st.composite
+def price_lists(draw: st.DrawFn) -> Override:
+    """A price list with input and output and any other kind, with steps of growing or falling prices."""
+    kinds = draw(st.sets(st.sampled_from((*PRICED, "requests")))) | {"input", "output"}
+    bounds = sorted(draw(st.sets(st.integers(1, 400_000), max_size=3)))
+    prices = tuple((kind, tuple((start, draw(amounts)) for start in (0, *bounds))) for kind in sorted(kinds))
+    return Override(models=("m",), prices=prices)
+
+
+def charge(usage: Usage, place: str, model: str, *, tier: str | None = None) -> Charge:
+    provider = Provider(name=place, base_url="", dialects=frozenset(), prices=place)
+    return BOOK.charge(Reading(parts=(Part(usage),), tier=tier), provider=provider, model=model, at_us=NOON)
+
+
+def exact(found: Charge) -> Decimal:
+    """The sum of the terms, unrounded."""
+    total = Decimal(0)
+    for term in found.terms:
+        product = WIDE.multiply(Decimal(term.quantity), Decimal(term.usd))
+        total = WIDE.add(total, WIDE.divide(product, Decimal(term.per)))
+    return total
+
+
+@pytest.mark.parametrize(("place", "model"), MODELS)
+@given(usage=usages(), tier=st.sampled_from([None, "flex", "priority", "batch"]))
+def test_the_terms_are_the_amount(place: str, model: str, usage: Usage, tier: str | None) -> None:
+    """A2, A8: a charge is never negative, and it is its terms' exact sum, rounded once."""
+    found = charge(usage, place, model, tier=tier)
+    if found.computed_nanos is None:
+        assert found.terms == ()
+        return
+    assert found.computed_nanos >= 0
+    nanos = WIDE.quantize(WIDE.multiply(exact(found), Decimal(10**9)), Decimal(1))
+    assert found.computed_nanos == int(nanos)
+    told = sum(term.quantity for term in found.terms if term.kind != "requests")
+    silent = sum(getattr(usage, kind) for kind in found.missing if kind in SEARCHES)
+    assert told == sum(getattr(usage, kind) for kind in BILLED) - silent
+
+
+@pytest.mark.parametrize(("place", "model"), MODELS)
+@given(usage=usages(), kind=st.sampled_from(BILLED), more=st.integers(1, 10**6))
+def test_more_usage_never_costs_less(place: str, model: str, usage: Usage, kind: str, more: int) -> None:
+    """A charge grows with every kind: these models' dearer steps are above the cheaper ones."""
+    larger = structs.replace(usage, **{kind: getattr(usage, kind) + more})
+    before, after = charge(usage, place, model), charge(larger, place, model)
+    if before.computed_nanos is not None and after.computed_nanos is not None:
+        assert after.computed_nanos >= before.computed_nanos
+
+
+@given(one=usages(), two=usages())
+def test_flat_prices_add_up(one: Usage, two: Usage) -> None:
+    """Without steps and fees, two usages cost together what they cost apart, to the last digit."""
+    both = Usage(**{kind: getattr(one, kind) + getattr(two, kind) for kind in KINDS})
+    alone = exact(charge(one, "openai", "gpt-4o")) + exact(charge(two, "openai", "gpt-4o"))
+    assert exact(charge(both, "openai", "gpt-4o")) == alone
+
+
+@given(usage=usages(), tier=st.sampled_from([None, "default", "flex", "priority", "batch"]), spare=st.integers(0, 1000))
+@pytest.mark.parametrize(("place", "model"), MODELS)
+def test_quote_covers_every_charge(place: str, model: str, usage: Usage, tier: str | None, spare: int) -> None:
+    """P3: no usage within the quote's bounds, at the tier asked or at standard, costs more than the quote."""
+    usage = structs.replace(usage, web_search=0, file_search=0)
+    provider = Provider(name=place, base_url="", dialects=frozenset(), prices=place)
+    quote = BOOK.quote_nanos(provider, model, usage.input_tokens + spare, usage.output_tokens, NOON, tier=tier)
+    assert quote is not None
+    for served in (None, tier):
+        found = charge(usage, place, model, tier=served)
+        assert found.computed_nanos is None or found.computed_nanos <= quote
+
+
+@given(prices=price_lists(), usage=usages(), spare=st.integers(0, 400_000))
+def test_quote_covers_any_price_list(prices: Override, usage: Usage, spare: int) -> None:
+    """P3: also where a higher step is cheaper, a kind is dearer than its parent, or reasoning has its price."""
+    usage, book = structs.replace(usage, web_search=0, file_search=0), PriceBook((prices,))
+    found = book.charge(Reading(parts=(Part(usage),)), provider=None, model="m", at_us=NOON)
+    quote = book.quote_nanos(None, "m", usage.input_tokens + spare, usage.output_tokens + spare, NOON)
+    assert found.amount_nanos is not None
+    assert quote is not None
+    assert 0 <= found.amount_nanos <= quote
+    assert found.amount_nanos == to_nanos(exact(found))
+
+
+@given(nanos=st.integers(0, 2**53 - 1))
+def test_amounts_survive_their_text(nanos: int) -> None:
+    """Nanos as text and as Decimal are the same nanos again."""
+    assert parse_usd(format_nanos(nanos), "amount") == nanos
+    assert to_nanos(to_usd(nanos)) == nanos

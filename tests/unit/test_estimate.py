@@ -1,0 +1,123 @@
+"""tollkeeper.estimate: the quote of a call, and what people may expect."""
+
+from __future__ import annotations
+
+import pytest
+
+from tollkeeper.estimate import estimate, expected, output_cap
+from tollkeeper.price_file import parse
+from tollkeeper.prices import PriceBook
+from tollkeeper.values import Ask, Provider, Quote, Route
+
+NOON = 1_795_348_800_000_000
+OPENAI = Provider(name="openai", base_url="", dialects=frozenset(), prices="openai")
+LOCAL = Provider(name="local", base_url="", dialects=frozenset())
+GPT, MINI, EMBEDDING = (Route(OPENAI, name) for name in ("gpt-4o", "gpt-4o-mini", "text-embedding-3-small"))
+
+
+def ask(
+    *, prompt: int = 1000, cap: int | None = 100, choices: int = 1, generates: bool = True, tier: str | None = None
+) -> Ask:
+    return Ask(
+        dialect="openai-chat",
+        model="my-model",
+        stream=False,
+        body={},
+        prompt_bound=prompt,
+        output_cap=cap,
+        choices=choices,
+        generates=generates,
+        tier=tier,
+    )
+
+
+def quoted(wanted: Ask, *routes: Route, default: int | None = None, caps: dict[str, int] | None = None) -> Quote:
+    return estimate(PriceBook(), wanted, routes, default_output_cap=default, model_output_caps=caps or {}, at_us=NOON)
+
+
+def test_quote_is_prompt_and_cap() -> None:
+    """The prompt at its bound and every choice at the cap: 1,000 in and 3 x 100 out of gpt-4o are 0.0055."""
+    quote = quoted(ask(choices=3), GPT)
+    assert (quote.amount_nanos, quote.tokens, quote.output_cap) == (5_500_000, 1300, 100)
+    assert quote.price_version == PriceBook().version
+
+
+def test_dearest_candidate_counts() -> None:
+    """The bound is over every route that the call may take, in whatever order."""
+    assert quoted(ask(), MINI, GPT) == quoted(ask(), GPT, MINI) == quoted(ask(), GPT)
+    assert quoted(ask(), MINI) != quoted(ask(), GPT)
+
+
+@pytest.mark.parametrize(
+    ("cap", "default", "caps", "expected_cap"),
+    [
+        (100, 4096, {"my-model": 7}, 100),
+        (0, 4096, {}, 0),
+        (None, 4096, {}, 4096),
+        (None, 4096, {"my-model": 7}, 7),
+        (None, None, {"my-model": 7}, 7),
+        (None, None, {"other": 7}, None),
+        (None, 0, {}, 0),
+    ],
+)
+def test_output_cap(cap: int | None, default: int | None, caps: dict[str, int], expected_cap: int | None) -> None:
+    """C3: the client's cap, else the one for the model, else the default; 0 is a cap."""
+    assert output_cap(ask(cap=cap), default, caps) == expected_cap
+    assert quoted(ask(cap=cap), GPT, default=default, caps=caps).output_cap == expected_cap
+
+
+def test_unbounded_is_said() -> None:
+    """C3: no cap and no default is no bound: no amount and no cap, for an ask that generates."""
+    wanted = ask(cap=None)
+    quote = quoted(wanted, GPT)
+    assert (quote.amount_nanos, quote.output_cap, quote.tokens) == (None, None, 1000)
+    assert wanted.generates
+
+
+def test_embeddings_have_no_output() -> None:
+    """A call without output tokens is bounded by its prompt, whatever the default cap."""
+    quote = quoted(ask(cap=None, generates=False), EMBEDDING, default=4096)
+    assert (quote.amount_nanos, quote.output_cap, quote.tokens) == (20_000, 0, 1000)
+
+
+def test_one_unpriced_candidate_leaves_no_bound() -> None:
+    """A5: a route without a price has no known cost, so the whole quote has none; its tokens are still bounded."""
+    quote = quoted(ask(), GPT, Route(LOCAL, "mine"))
+    assert (quote.amount_nanos, quote.output_cap, quote.tokens) == (None, 100, 1100)
+
+
+def test_tier_asked_for() -> None:
+    """A4: a call that asks for priority is quoted at priority; one that asks for flex may be served at standard."""
+    gpt = Route(OPENAI, "gpt-5.4")
+    standard = quoted(ask(), gpt).amount_nanos
+    assert standard is not None
+    assert quoted(ask(tier="priority"), gpt).amount_nanos == 2 * standard
+    assert quoted(ask(tier="flex"), gpt).amount_nanos == standard
+
+
+def test_no_route_is_refused() -> None:
+    """An estimate needs a route."""
+    with pytest.raises(ValueError, match="routes: expected at least one"):
+        quoted(ask())
+
+
+def test_expected() -> None:
+    """Low is the prompt at four bytes a token; expected adds half of the cap; high is the quote."""
+    book, wanted = PriceBook(), ask(prompt=4001, cap=100, choices=2)
+    quote = quoted(wanted, GPT)
+    found = expected(book, wanted, GPT, quote, at_us=NOON)
+    assert found.low_nanos == 1001 * 2500
+    assert found.expected_nanos == 1001 * 2500 + 100 * 10_000
+    assert found.high_nanos == quote.amount_nanos == 4001 * 2500 + 200 * 10_000
+
+
+def test_expected_of_the_unknown() -> None:
+    """What is not known is None: no price at all, or no cap to take half of."""
+    book, unbounded = PriceBook(), ask(cap=None)
+    found = expected(book, unbounded, GPT, quoted(unbounded, GPT), at_us=NOON)
+    assert (found.low_nanos, found.expected_nanos, found.high_nanos) == (2_500 * 250, None, None)
+    mine = Route(LOCAL, "mine")
+    assert expected(book, ask(), mine, quoted(ask(), mine), at_us=NOON).low_nanos is None
+    free = PriceBook(parse('[[price]]\nmodel = "mine"\ninput = 0\noutput = 0'))
+    quote = estimate(free, ask(), (mine,), default_output_cap=None, at_us=NOON)
+    assert expected(free, ask(), mine, quote, at_us=NOON).high_nanos == 0

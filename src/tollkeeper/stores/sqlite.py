@@ -15,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Event, RLock, Thread
 from typing import Any
 
 import apsw
@@ -40,6 +40,8 @@ from tollkeeper.stores.sqlite_file import (
 from tollkeeper.stores.sqlite_reader import SqliteReader
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
+#: Entries that the cells may be behind: readers add them, so this is about their speed alone.
+ROLL_EVERY = 256
 #: Balances of windows that ended longer ago than this are dropped: nothing can be reserved in them any more.
 _BALANCE_KEEP_US = 62 * 86_400_000_000
 _hold = msgspec.json.Decoder(Hold)
@@ -55,6 +57,10 @@ class Write(msgspec.Struct, eq=False):
     entries: tuple[Entry, ...] = ()
     touched: tuple[tuple[Balance, int], ...] = ()
     job: Callable[[], None] | None = None  #: run by the writer between two batches, with nothing queued before it
+
+
+class _Exists(Conflict):
+    """The file has an entry or a hold of this id."""
 
 
 class SqliteStore(SqliteReader):
@@ -79,8 +85,12 @@ class SqliteStore(SqliteReader):
         self._book = Book((), self._load)
         self._settling: dict[tuple[str, str], Write] = {}
         self._queue: list[Write] = []
-        self._wake = Condition()
+        self._lock = RLock()  # the book, the queue and what is being settled
+        self._wake = Event()
+        self._idle = False
         self._closing = False
+        self._unrolled = ROLL_EVERY
+        self._roll()
         self._set_budgets(tuple(budgets))
         self._bury()
         self._thread = Thread(target=self._run, name="tollkeeper-ledger", daemon=True)
@@ -89,7 +99,7 @@ class SqliteStore(SqliteReader):
     # ── the contract ──
 
     async def reserve(self, hold: Hold) -> Grant:
-        with self._wake:
+        with self._lock:
             known = hold.id in self._book.live
             grant = self._book.reserve(hold)
             if known:
@@ -104,36 +114,42 @@ class SqliteStore(SqliteReader):
         return grant
 
     async def void(self, hold_id: str) -> None:
-        with self._wake:
+        with self._lock:
             if not self._book.release(hold_id):
                 return
             told = self._submit(done=_nothing, gone=(hold_id,))
         await told
 
     async def settle(self, entry: Entry) -> Booked:
+        # Taken for new until the file says otherwise: no look-up before the common case.
         name = (entry.scopes.project, entry.id)
-        answer: Booked = "booked"
+        known: Entry | None = None
         while True:
-            with self._wake:
-                under_way = self._settling.get(name)
-                if under_way is None:
-                    known = None if entry.id in self._book.live else self._known(*name)
-                    if known is None:
-                        told = self._book_entries(structs.replace(entry, other=self._census.place(entry)))
-                        break
-                    if not is_late(known, entry):
-                        return "repeated"
-                    answer, told = "late", self._book_entries(*correction(known, entry))
+            with self._lock:
+                others = self._settling.get(name)
+                if others is not None:
+                    told = asyncio.get_running_loop().create_future()
+                    others.waiters.append(told)
+                elif known is None:
+                    told = self._book_entries(structs.replace(entry, other=self._census.place(entry)))
+                elif is_late(known, entry):
+                    told = self._book_entries(*correction(known, entry))
+                else:
                     break
-                told = asyncio.get_running_loop().create_future()
-                under_way.waiters.append(told)
-            with contextlib.suppress(StoreError):  # its own caller is told; here only the outcome counts
+            try:
                 await told
-        await told
-        return answer
+            except StoreError as error:
+                if others is None and not isinstance(error, _Exists):
+                    raise
+            else:
+                if others is None:
+                    return "booked" if known is None else "late"
+            known = self._known(*name)
+        await self.void(entry.id)
+        return "repeated"
 
     async def expire(self, now_us: int) -> int:
-        with self._wake:
+        with self._lock:
             due = self._book.due(now_us)
             self._book.trim()
         for hold in due:
@@ -141,11 +157,11 @@ class SqliteStore(SqliteReader):
         return len(due)
 
     async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
-        with self._wake:
+        with self._lock:
             return self._book.standings(scopes, model, at_us)
 
     async def live(self) -> list[Hold]:
-        with self._wake:
+        with self._lock:
             return [live.hold for live in self._book.live.values()]
 
     async def set_budgets(self, budgets: Iterable[Budget]) -> None:
@@ -157,11 +173,11 @@ class SqliteStore(SqliteReader):
         return dropped[0]
 
     async def close(self) -> None:
-        with self._wake:
+        with self._lock:
             if self._closing:
                 return
             self._closing = True
-            self._wake.notify()
+            self._wake.set()
         await asyncio.to_thread(self._thread.join)
         await super().close()
         self._lookups.close()
@@ -175,7 +191,9 @@ class SqliteStore(SqliteReader):
             raise StoreUnavailable("the ledger is closed; open it again")
         told = asyncio.get_running_loop().create_future()
         self._queue.append(Write(waiters=[told], done=done, **values))
-        self._wake.notify()
+        if self._idle:
+            self._idle = False
+            self._wake.set()
         return told
 
     def _book_entries(self, *entries: Entry) -> asyncio.Future[None]:
@@ -185,7 +203,7 @@ class SqliteStore(SqliteReader):
         touched = tuple(pair for each in entries for pair in self._book.touched(each))
 
         def done(safe: bool) -> None:
-            del self._settling[name]
+            self._settling.pop(name, None)
             self._book.booked(touched, safe)
             if safe:
                 self._book.release(entry.id)
@@ -196,7 +214,7 @@ class SqliteStore(SqliteReader):
         return told
 
     async def _between_batches(self, job: Callable[[], None]) -> None:
-        with self._wake:
+        with self._lock:
             told = self._submit(done=_nothing, job=job)
         await told
 
@@ -217,31 +235,46 @@ class SqliteStore(SqliteReader):
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                while not self._queue and not self._closing:
-                    self._wake.wait()
+            with self._lock:
                 writes, self._queue = self._queue, []
+                closing = self._closing
+                self._idle = not writes and not closing
+            if self._idle:
+                self._wake.wait()
+                self._wake.clear()
+                continue
             if not writes:
-                self._writer.close()
-                return
+                break
             self._write([write for write in writes if write.job is None])
+            if self._unrolled >= ROLL_EVERY:
+                self._roll()
             for write in writes:
                 if write.job is not None:
                     self._do(write)
+        self._roll()
+        self._writer.close()
+
+    def _roll(self) -> None:
+        """Bring the cells up to the newest entry."""
+        try:
+            self._writer.execute("INSERT INTO roll VALUES (NULL)")
+            self._unrolled = 0
+        except apsw.Error as failure:  # readers add what is not rolled: nothing is wrong but slower
+            self.trouble = str(_unavailable(self._path, failure))
 
     def _do(self, write: Write) -> None:
         """Run a job with the ledger still: everything queued before it is written first."""
-        with self._wake:
+        error: StoreError | None = None
+        with self._lock:
             waiting = [each for each in self._queue if each.job is None]
             self._queue = [each for each in self._queue if each.job is not None]
             self._write(waiting)
-            error: StoreError | None = None
             try:
                 assert write.job is not None
                 write.job()
             except apsw.Error as failure:
                 error = _unavailable(self._path, failure)
-            self._tell([write], error)
+        self._tell([write], error)
 
     def _write(self, writes: list[Write]) -> None:
         if not writes:
@@ -253,8 +286,7 @@ class SqliteStore(SqliteReader):
                 for write in writes:
                     self._write([write])
                 return
-            name = writes[0].entries[-1].id if writes[0].entries else writes[0].holds[0][0]
-            self._tell(writes, Conflict(f"{name!r} is in the ledger with other contents; use a new id"))
+            self._tell(writes, _Exists("this id is in the ledger; use a new one"))
         except apsw.Error as failure:
             error = None if self._reopen() == self._number else _unavailable(self._path, failure)
             self.trouble = None if error is None else str(error)
@@ -267,6 +299,7 @@ class SqliteStore(SqliteReader):
         self._number += 1
         balances: dict[Balance, int] = {}
         for write in writes:
+            self._unrolled += len(write.entries)
             for balance, amount in write.touched:
                 balances[balance] = balances.get(balance, 0) + amount
         doc = {
@@ -279,15 +312,28 @@ class SqliteStore(SqliteReader):
         self._writer.execute("INSERT INTO batch (doc) VALUES (?)", (encode(doc).decode(),))
 
     def _tell(self, writes: list[Write], error: StoreError | None) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
-        with self._wake:
+        """Have each caller told in its own event loop: there the book learns first what has been booked."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[Write]] = {}
+        for write in writes:
+            by_loop.setdefault(write.waiters[0].get_loop(), []).append(write)
+        for loop, theirs in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(self._told, theirs, error)
+            except RuntimeError:  # the caller's loop is closed: nobody waits
+                self._told(theirs, error)
+
+    def _told(self, writes: list[Write], error: StoreError | None) -> None:
+        here = asyncio._get_running_loop()
+        with self._lock:
             for write in writes:
                 write.done(error is None)
-                for future in write.waiters:
-                    by_loop.setdefault(future.get_loop(), []).append(future)
-        for loop, futures in by_loop.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_resolve, futures, error)
+        for write in writes:
+            for future in write.waiters:
+                if future.get_loop() is here:
+                    _resolve(future, error)
+                else:
+                    with contextlib.suppress(RuntimeError):
+                        future.get_loop().call_soon_threadsafe(_resolve, future, error)
 
     def _reopen(self) -> int:
         """After a failed write: what is in the file is only known from a new connection. Returns the last batch in it, synced."""
@@ -341,6 +387,7 @@ class SqliteStore(SqliteReader):
                 self._book.booked(touched)
 
     def _prune(self, now_us: int, retention: Retention) -> int:
+        self._roll()
         before = self._writer.total_changes()
         since = horizons(now_us, retention)
         with self._writer:
@@ -364,13 +411,12 @@ def _nothing(safe: bool) -> None:
     pass
 
 
-def _resolve(futures: list[asyncio.Future[None]], error: StoreError | None) -> None:
-    for future in futures:
-        if not future.done():
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
+def _resolve(future: asyncio.Future[None], error: StoreError | None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 def _unavailable(path: Path, failure: Exception) -> StoreUnavailable:

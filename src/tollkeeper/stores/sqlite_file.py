@@ -159,7 +159,6 @@ def open_reader(path: Path) -> apsw.Connection:
                 f"start the gateway once to migrate it, or use the version that wrote it"
             )
         reader.execute(VIEWS)
-        reader.pragma("query_only", True)
     except apsw.Error as error:
         raise StoreCorrupt(f"store: {path} cannot be read: {error}") from error
     return reader

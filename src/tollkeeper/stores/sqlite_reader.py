@@ -27,14 +27,20 @@ class SqliteReader:
         self._reading = Lock()
         self._reader = open_reader(path)
 
-    def query(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
-        """The rows of a named query, in this thread."""
+    def query(self, name: str, part: str | None = None, **values: Any) -> list[tuple[Any, ...]]:
+        """The rows of a named query, in this thread, over the entries that the query `part` selects; one snapshot."""
         with self._reading:
-            return rows(self._reader, name, **values)
+            self._reader.execute("BEGIN")
+            try:
+                if part is not None:
+                    rows(self._reader, part, **values)
+                return rows(self._reader, name, **values)
+            finally:
+                self._reader.execute("ROLLBACK")
 
-    async def _ask(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
+    async def _ask(self, name: str, part: str | None = None, **values: Any) -> list[tuple[Any, ...]]:
         try:
-            return await asyncio.to_thread(self.query, name, **values)
+            return await asyncio.to_thread(self.query, name, part, **values)
         except apsw.Error as error:
             raise StoreUnavailable(f"store: {self._path} cannot be read: {error}") from error
 
@@ -48,13 +54,24 @@ class SqliteReader:
         id: str | None = None,
     ) -> list[Cell]:
         return _cells(
-            await self._ask("cells", scope=scope, period=period, from_us=from_us, to_us=to_us, project=project, id=id)
+            await self._ask(
+                "cells",
+                "part_unrolled",
+                scope=scope,
+                period=period,
+                from_us=from_us,
+                to_us=to_us,
+                project=project,
+                id=id,
+            )
         )
 
     async def tally(
         self, scope: ScopeKind, from_us: int, to_us: int, project: str | None = None, id: str | None = None
     ) -> list[Cell]:
-        return _cells(await self._ask("tally", scope=scope, from_us=from_us, to_us=to_us, project=project, id=id))
+        return _cells(
+            await self._ask("tally", "part_between", scope=scope, from_us=from_us, to_us=to_us, project=project, id=id)
+        )
 
     async def entries(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
         after = 0
@@ -77,7 +94,7 @@ class SqliteReader:
 
     def _wrong_cells(self) -> Iterator[Difference]:
         sides: dict[tuple[Any, ...], dict[str, str]] = {}
-        for side, *row in self.query("wrong_cells"):
+        for side, *row in self.query("wrong_cells", "part_rolled"):
             sides.setdefault(tuple(row[:7]), {})[side] = str(tuple(row[7:]))
         for key, values in sides.items():
             yield Difference("cell", str(key), values.get("stored", "absent"), values.get("entries", "absent"))

@@ -1,5 +1,6 @@
--- One batch, one statement: INSERT INTO batch(doc) VALUES (json) runs this trigger inside one transaction, so that entries,
--- cells, balances and holds change together, and the writer's thread holds no interpreter lock meanwhile.
+-- What the writer does, each as one statement, so that it is one transaction and holds no interpreter lock meanwhile.
+
+-- INSERT INTO batch(doc) VALUES (json) applies a batch: entries, balances and holds change together.
 -- doc: {number, holds: [[id, json]], gone: [id], entries: [[…43 columns]], balances: [[…8 columns, amount]]}
 
 CREATE TEMP VIEW batch AS SELECT NULL AS doc;
@@ -21,7 +22,29 @@ CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
     value ->> 25, value ->> 26, value ->> 27, value ->> 28, value ->> 29, value ->> 30, value ->> 31, value ->> 32,
     value ->> 33, value ->> 34, value ->> 35, value ->> 36, value ->> 37, value ->> 38, value ->> 39, value ->> 40,
     value ->> 41, value ->> 42
-  FROM json_each(NEW.doc, '$.entries');
+  FROM jsonb_each(NEW.doc, '$.entries');
+
+  INSERT INTO balance
+  SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8
+  FROM json_each(NEW.doc, '$.balances') WHERE true
+  ON CONFLICT DO UPDATE SET spent = spent + excluded.spent;
+
+  UPDATE mark SET value = NEW.doc ->> '$.number' WHERE name = 'batch';
+END;
+
+-- INSERT INTO roll VALUES (NULL) brings the cells up to the newest entry. Until then readers add what is not rolled yet,
+-- so that a cell is never behind for anyone who asks.
+CREATE TEMP VIEW roll AS SELECT NULL AS now;
+
+CREATE TEMP TRIGGER rollup INSTEAD OF INSERT ON roll BEGIN
+  DELETE FROM part;
+  INSERT INTO part
+  SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
+    sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+    sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
+    sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+  FROM booked WHERE seq > (SELECT value FROM mark WHERE name = 'rolled')
+  GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
 
   INSERT INTO cell
   SELECT
@@ -30,7 +53,7 @@ CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
     sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
     sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
   FROM piece
-  WHERE seq > (SELECT value FROM mark WHERE name = 'rolled')
+  WHERE true
   GROUP BY period, scope, start_us, project, id, provider, model
   ON CONFLICT DO UPDATE SET
     calls = calls + excluded.calls, attempts = attempts + excluded.attempts, errors = errors + excluded.errors,
@@ -43,11 +66,5 @@ CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
     reasoning = reasoning + excluded.reasoning, amount_nanos = amount_nanos + excluded.amount_nanos,
     inexact_nanos = inexact_nanos + excluded.inexact_nanos, unpriced = unpriced + excluded.unpriced;
 
-  INSERT INTO balance
-  SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8
-  FROM json_each(NEW.doc, '$.balances') WHERE true
-  ON CONFLICT DO UPDATE SET spent = spent + excluded.spent;
-
   UPDATE mark SET value = (SELECT ifnull(max(seq), 0) FROM entry) WHERE name = 'rolled';
-  UPDATE mark SET value = NEW.doc ->> '$.number' WHERE name = 'batch';
 END;

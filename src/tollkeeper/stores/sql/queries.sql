@@ -8,23 +8,56 @@ SELECT * FROM entry
 WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) AND seq > :after
 ORDER BY seq LIMIT :most;
 
+-- name: part_unrolled
+-- What no cell holds yet.
+DELETE FROM part;
+INSERT INTO part
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
+  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
+  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+FROM booked WHERE seq > (SELECT value FROM mark WHERE name = 'rolled')
+GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+
+-- name: part_rolled
+-- What the cells hold.
+DELETE FROM part;
+INSERT INTO part
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
+  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
+  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+FROM booked WHERE seq <= (SELECT value FROM mark WHERE name = 'rolled')
+GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+
+-- name: part_between
+DELETE FROM part;
+INSERT INTO part
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
+  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
+  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+FROM booked WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project)
+GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+
 -- name: cells
-SELECT period, start_us, scope, project, id, provider, model, calls, attempts, errors, input, cache_read, cache_write_5m,
-  cache_write_1h, output, input_audio, cache_read_audio, output_audio, input_image, output_image, web_search, file_search,
-  reasoning, amount_nanos, inexact_nanos, unpriced
-FROM cell
+SELECT period, start_us, scope, project, id, provider, model,
+  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
+  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+FROM (SELECT * FROM cell UNION ALL SELECT * FROM piece)
 WHERE period = :period AND scope = :scope AND start_us >= :from_us AND start_us < :to_us
   AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
+GROUP BY period, start_us, scope, project, id, provider, model
 ORDER BY start_us, project, id, provider, model;
 
 -- name: tally
-SELECT 'hour', :from_us, scope, project, id, provider, model, sum(calls), sum(attempts), sum(errors), sum(input),
-  sum(cache_read), sum(cache_write_5m), sum(cache_write_1h), sum(output), sum(input_audio), sum(cache_read_audio),
-  sum(output_audio), sum(input_image), sum(output_image), sum(web_search), sum(file_search), sum(reasoning),
-  sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+SELECT 'hour', :from_us, scope, project, id, provider, model,
+  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
+  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
+  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
 FROM piece
-WHERE period = 'hour' AND scope = :scope AND at_us >= :from_us AND at_us < :to_us
-  AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
+WHERE period = 'hour' AND scope = :scope AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
 GROUP BY scope, project, id, provider, model
 ORDER BY project, id, provider, model;
 
@@ -32,12 +65,12 @@ ORDER BY project, id, provider, model;
 -- Cells that differ from their entries, in either direction.
 WITH since AS (SELECT name AS period, max(value, (SELECT value FROM mark WHERE name = 'entry')) AS start_us FROM mark),
 right AS (
-  SELECT period, scope, start_us, project, id, provider, model, sum(calls) AS calls, sum(attempts) AS attempts,
-    sum(errors) AS errors, sum(input) AS input, sum(cache_read) AS cache_read, sum(cache_write_5m) AS cache_write_5m,
-    sum(cache_write_1h) AS cache_write_1h, sum(output) AS output, sum(input_audio) AS input_audio,
-    sum(cache_read_audio) AS cache_read_audio, sum(output_audio) AS output_audio, sum(input_image) AS input_image,
-    sum(output_image) AS output_image, sum(web_search) AS web_search, sum(file_search) AS file_search,
-    sum(reasoning) AS reasoning, sum(amount_nanos) AS amount_nanos, sum(inexact_nanos) AS inexact_nanos,
+  SELECT period, scope, start_us, project, id, provider, model,
+    sum(calls) AS calls, sum(attempts) AS attempts, sum(errors) AS errors, sum(input) AS input, sum(cache_read) AS
+    cache_read, sum(cache_write_5m) AS cache_write_5m, sum(cache_write_1h) AS cache_write_1h, sum(output) AS output,
+    sum(input_audio) AS input_audio, sum(cache_read_audio) AS cache_read_audio, sum(output_audio) AS output_audio,
+    sum(input_image) AS input_image, sum(output_image) AS output_image, sum(web_search) AS web_search, sum(file_search)
+    AS file_search, sum(reasoning) AS reasoning, sum(amount_nanos) AS amount_nanos, sum(inexact_nanos) AS inexact_nanos,
     sum(unpriced) AS unpriced
   FROM piece GROUP BY period, scope, start_us, project, id, provider, model
 ),

@@ -1,5 +1,5 @@
--- How an entry counts, for the writer (apply.sql) and for everyone who computes sums again (queries.sql).
--- Temporary views: the file keeps tables only, so that a change here needs no migration.
+-- How entries count, for the writer (apply.sql) and for everyone who computes sums again (queries.sql).
+-- Temporary objects: the file keeps its tables only, so that a change here needs no migration.
 
 -- An entry's signed sums.
 CREATE TEMP VIEW booked AS SELECT
@@ -14,18 +14,26 @@ CREATE TEMP VIEW booked AS SELECT
   sign * iif(status = 'priced', 0, ifnull(amount_nanos, 0)) AS inexact_nanos, sign * (amount_nanos IS NULL) AS unpriced
 FROM entry;
 
--- The same once for each scope that the entry has; `tag` has one row a tag.
+-- The entries under consideration, summed by hour and by all that they are counted by. Filled before `piece` is read:
+-- many entries become few rows here, and only then many cells.
+CREATE TEMP TABLE part AS
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
+  calls, attempts, errors, input, cache_read, cache_write_5m, cache_write_1h, output, input_audio, cache_read_audio,
+  output_audio, input_image, output_image, web_search, file_search, reasoning, amount_nanos, inexact_nanos, unpriced
+FROM booked LIMIT 0;
+
+-- The same once for each scope that it has; `tag` has one row a tag.
 CREATE TEMP VIEW scoped AS
 SELECT b.*, s.scope, CASE s.scope
     WHEN 'project' THEN '' WHEN 'agent' THEN agent WHEN 'session' THEN session WHEN 'user' THEN user ELSE key END AS name
-FROM booked b CROSS JOIN (SELECT column1 AS scope FROM (VALUES ('project'), ('agent'), ('session'), ('user'), ('key'))) s
+FROM part b CROSS JOIN (SELECT column1 AS scope FROM (VALUES ('project'), ('agent'), ('session'), ('user'), ('key'))) s
 WHERE name IS NOT NULL
 UNION ALL
-SELECT b.*, 'tag', t.value FROM booked b, json_each(b.tags) t WHERE b.tags IS NOT NULL;
+SELECT b.*, 'tag', t.value FROM part b, json_each(b.tags) t WHERE b.tags IS NOT NULL;
 
--- The same once for each period: what it adds to each cell. Ids past the cardinality cap count under _other.
+-- The same once for each period: what `part` adds to each cell. Ids past the cardinality cap count under _other.
 CREATE TEMP VIEW piece AS SELECT
-  seq, at_us, p.period, scope,
+  p.period, scope,
   CASE p.period
     WHEN 'hour' THEN hour_us
     WHEN 'day' THEN hour_us - hour_us % 86400000000

@@ -39,6 +39,8 @@ PAGES: Final = ("/v1/models", "/healthz", "/readyz")
 OPEN: Final = frozenset({"/healthz", "/readyz"})
 #: Seconds that a request's body may take to arrive.
 BODY_S: Final = 60.0
+#: With replies that do not wait for the request's body: what is left of it is not read.
+CLOSE: Final = (b"connection", b"close")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -69,10 +71,11 @@ class Api:
         elif path in PAGES and method in ("GET", "HEAD"):
             await self._page(path, scope, send)
         elif name is not None or path in PAGES:
-            await _answer(send, 405, _problem("method_not_allowed", f"{path} takes {'POST' if name else 'GET'}"))
+            problem = _problem("method_not_allowed", f"{path} takes {'POST' if name else 'GET'}.")
+            await _answer(send, 405, problem, [CLOSE])
         else:
             known = ", ".join((*CALLS, *PAGES))
-            await _answer(send, 404, _problem("not_found", f"There is no such path here; there are {known}."))
+            await _answer(send, 404, _problem("not_found", f"There is no such path here; there are {known}."), [CLOSE])
 
     async def _call(self, dialect: Dialect, scope: Message, receive: Receive, send: Send) -> None:
         fields: Mapping[bytes, bytes] = dict(scope["headers"])
@@ -81,9 +84,9 @@ class Api:
                 raise Draining("The gateway is stopping; ask again in a moment.")
             body = await self._body(fields, receive)
         except TollkeeperError as error:
-            told = [*headers.of_call(self._gate.new_id(), None, 0, None), *headers.of_refusal(None, 0, error)]
-            close = [(b"connection", b"close")]  # what is left of the body is not read
-            await _answer(send, error.http_status, dialect.refusal(error, ""), told + close)
+            id = self._gate.new_id()
+            told = [*headers.of_call(id, None, 0, None), *headers.of_refusal(None, 0, error)]
+            await _answer(send, error.http_status, dialect.refusal(error, id), [*told, CLOSE])
             return
         if body is None:
             return
@@ -99,10 +102,12 @@ class Api:
             raise UnsupportedEncoding("The body is compressed; send it without Content-Encoding.")
         declared = fields.get(b"content-length", b"0")
         too_large = RequestTooLarge(f"The body is larger than {self._body_limit} bytes (setting body_limit).")
-        if not declared.isdigit() or int(declared) > self._body_limit:
+        if not declared.isdigit() or len(declared) > 18 or int(declared) > self._body_limit:
             raise too_large
-        message = await receive()
+        message = await receive()  # the server bounds the time until the first piece
         body: bytes = message.get("body", b"")
+        if len(body) > self._body_limit:
+            raise too_large
         if message.get("more_body"):
             pieces = [body]
             size = len(body)

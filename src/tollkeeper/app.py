@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import uvicorn
 
-from tollkeeper import chores, flow
+from tollkeeper import chores, flow, price_data
 from tollkeeper.api import Api
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.config import Config, check_listen, load
@@ -45,7 +46,6 @@ class App:
 
         With the configuration's `path`, changed budgets and keys are taken while it runs.
         """
-        await self._upstream.start()
         gate = self.gate
         works: list[tuple[str, float, chores.Work]] = [
             ("expire", chores.EXPIRE_EVERY_S, lambda: chores.expire(gate)),
@@ -75,15 +75,16 @@ class Reload:
         stamp = self._stamp()
         if stamp == self._seen:
             return
-        self._seen = stamp
         try:
             config = load(self._path, self._environ)
             check_listen(config)
         except ConfigError as error:
             log.error("the changed configuration is not taken: %s", error)
+            self._seen = stamp
             return
         await self._gate.store.set_budgets(config.budgets)
         self._gate.keys = KeyRing(config.keys)
+        self._seen = stamp  # only now: what the ledger did not take is tried again
         log.warning("budgets and keys are taken from the changed %s; other settings at the next start", self._path.name)
 
     def _stamp(self) -> tuple[int, int] | None:
@@ -99,16 +100,33 @@ def build(config: Config, clock: Clock | None = None) -> App:
     check_listen(config)
     clock = clock if clock is not None else SystemClock()
     prices = PriceBook.load(config.prices)
+    prices.warm(None, "gpt-4o-mini", clock.now_us())  # loads the price data now, not in the first call
     upstream = HttpUpstream(connect_timeout_s=config.connect_timeout_s, allow_hosts=config.allow_hosts)
-    by_prices = {provider.prices: name for name, provider in reversed(config.providers.items()) if provider.prices}
-    table = Table(config.providers, config.routes, lambda model: by_prices.get(prices.owner(model) or ""))
+    table = routes(config, prices)
     store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap)
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
-        limits=_limits(config), new_id=lambda: f"{clock.now_us() // 1000:012x}{secrets.token_hex(10)}",
+        limits=_limits(config), new_id=_ids(clock),
     )  # fmt: skip
-    api = Api(gate, body_limit=config.body_limit, depth_limit=config.depth_limit, models=table.models)
+    known = {name: provider.prices for name, provider in config.providers.items() if provider.prices}
+
+    def names(allowed: frozenset[str] | None) -> tuple[str, ...]:
+        return table.models(allowed, {name: price_data.models(place) for name, place in known.items()})
+
+    api = Api(gate, body_limit=config.body_limit, depth_limit=config.depth_limit, models=names)
     return App(config, gate, api, upstream)
+
+
+def _ids(clock: Clock) -> Callable[[], str]:
+    """Ids in the order of time, so that they land side by side in the ledger: milliseconds, this process, a number."""
+    process, number = secrets.token_hex(8), itertools.count()
+    return lambda: f"{clock.now_us() // 1000:012x}{process}{next(number):08x}"
+
+
+def routes(config: Config, prices: PriceBook) -> Table:
+    """Where each model goes; the price data say whose a bare name is."""
+    by_prices = {provider.prices: name for name, provider in reversed(config.providers.items()) if provider.prices}
+    return Table(config.providers, config.routes, lambda model: by_prices.get(prices.owner(model) or ""))
 
 
 def _limits(config: Config) -> flow.Limits:
@@ -125,7 +143,11 @@ def listen(config: Config) -> socket.socket:
     """The listening socket. Raises ConfigError naming the setting that is in the way."""
     try:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
+        listening.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # connections inherit it; asyncio would not set it
+        return listening
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
@@ -140,6 +162,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._api = api
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn raises the signal again when it has stopped: that would kill us before the ledger is closed."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
     def handle_exit(self, sig: int, frame: object) -> None:
         self._api.draining = True
         super().handle_exit(sig, frame)  # type: ignore[arg-type]
@@ -151,7 +180,7 @@ def server(app: App) -> Server:
     return Server(
         uvicorn.Config(
             app.api, http=BoundedHttp, loop="uvloop", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain_s, ws="none",
+            server_header=False, proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=drain_s, ws="none",
         ),
         app.api,
     )  # fmt: skip

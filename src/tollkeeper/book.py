@@ -171,8 +171,10 @@ class Book:
         self._current.clear()
 
     def forget(self) -> None:
-        """Drop every balance without a live hold, so that it is read again."""
+        """Read every balance again: at once where a hold lives, the others when they are asked for."""
         self.trim(0)
+        for key, balance in self._balances.items():
+            balance.spent = self._load(key)
 
     # ── within ──
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from tollkeeper.errors import StoreError
+from tollkeeper.errors import Conflict, StoreError
 from tollkeeper.flow import Gate
 from tollkeeper.stores import Retention
 
@@ -23,7 +23,10 @@ PRUNE_EVERY_S: Final = 3600.0
 async def expire(gate: Gate) -> None:
     """Settle what the ledger did not take before, then book holds past their deadline at their estimate."""
     while gate.owed:
-        await gate.store.settle(gate.owed[0])
+        try:
+            await gate.pay(gate.owed[0])
+        except Conflict as error:  # it will never be taken: what is behind it must not wait for it
+            log.error("call %s cannot be booked: %s", gate.owed[0].call, error)
         gate.owed.pop(0)
     expired = await gate.store.expire(gate.clock.now_us())
     if expired:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
@@ -76,9 +76,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 _PLAIN: Final = tuple(name for name in Config.__struct_fields__ if name in Settings.model_fields)
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> Config:
     """The configuration from `path` (else $TOLLKEEPER_CONFIG, else ./tollkeeper.toml if there is one) and `environ`.
 
+    A mapping in the place of `path` is taken as a file's contents, and no file is read.
     Raises ConfigError: one line, the first mistake, its file or variable and setting, and what would be right.
     """
     settings, source = read(path, environ)
@@ -101,6 +102,11 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
         "cost_alert_threshold_nanos": settings.cost_alert_threshold,
     }
     return Config(**{name: getattr(settings, name) for name in _PLAIN} | resolved)
+
+
+def store_url(path: Path | None, environ: Mapping[str, str]) -> str:
+    """The ledger alone, without asking for providers' keys: for who only reads it. Raises ConfigError as `load`."""
+    return _store(*read(path, environ))
 
 
 def check_listen(config: Config) -> None:

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import msgspec
 from msgspec import structs
 
 from tollkeeper import headers
+from tollkeeper.cancellation import to_its_end
 from tollkeeper.clock import Clock
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import (
     BudgetExceeded,
+    Conflict,
     RateLimited,
     StoreError,
     StreamBroken,
@@ -41,13 +43,14 @@ from tollkeeper.stores import Store
 from tollkeeper.upstream import Answer, Upstream
 from tollkeeper.values import Ask, Charge, ChargeStatus, Entry, Grant, Hold, Outcome, Part, Reading, Route, Usage
 
-T = TypeVar("T")
 log = logging.getLogger("tollkeeper")
 
 #: Seconds between the tries of a settlement that the ledger did not take. What is still owed then is tried again by chores.
 SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 #: Seconds that a provider may take to close its stream after its end marker.
 AFTER_END_S = 1.0
+#: The idle timer is moved at most this often: it costs more than a chunk does.
+IDLE_GRAIN_S = 0.5
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,19 +85,15 @@ class Reply(Protocol):
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Status and headers."""
-        ...
 
     async def send(self, data: bytes) -> None:
         """A piece of the body; waits while the client is slow."""
-        ...
 
     async def end(self, data: bytes = b"") -> None:
         """The last piece."""
-        ...
 
     def on_left(self, callback: Callable[[], None]) -> None:
         """Have it called once if the client leaves before the end."""
-        ...
 
 
 class Gate(msgspec.Struct, kw_only=True, eq=False):
@@ -109,7 +108,11 @@ class Gate(msgspec.Struct, kw_only=True, eq=False):
     limits: Limits
     new_id: Callable[[], str]
     draining: int = 0  #: replies being read for clients that have left
-    owed: list[Entry] = []  #: settlements that the ledger did not take yet
+    owed: list[Entry | Hold] = []  #: entries to book and holds to let go that the ledger did not take yet
+
+    async def pay(self, due: Entry | Hold) -> None:
+        """Book an entry, or let go of a hold for which nothing is owed. Raises StoreError."""
+        await (self.store.settle(due) if isinstance(due, Entry) else self.store.void(due.id))
 
 
 class Call(msgspec.Struct, kw_only=True, eq=False):
@@ -126,7 +129,8 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     meter: Meter | None = None
     cap: int | None = None  #: the output cap that a hard budget made us set
     sent: bool = False  #: the provider may have seen the request
-    complete: bool = False  #: the reply was read to its end
+    complete: bool = False  #: the reply was read to its end: a client that leaves now changes nothing
+    over: bool = False  #: nothing more is read: what is left is booking, and telling the client
     leaving: bool = False  #: the client has gone; what is left is drained, or cut off by policy
     draining: bool = False  #: counted in Gate.draining
     started: bool = False  #: the client has its headers
@@ -147,10 +151,13 @@ async def run(gate: Gate, request: Request, reply: Reply) -> None:
     except TimeoutError:
         failure = _timed_out(call)
     finally:  # also when cancelled: then the account is put right, and nothing else
-        if call.hold is not None:
-            entry = await _to_its_end(_settle(gate, call, failure))
+        call.over = True
         gate.draining -= call.draining
-    await _finish(gate, request, call, reply, failure, entry)
+        if call.hold is not None:
+            entry = await _put_right(gate, call, failure)
+    with suppress(TimeoutError):  # who does not read the end is not waited for: the connection closes
+        async with asyncio.timeout(gate.limits.idle_s):
+            await _finish(gate, request, call, reply, failure, entry)
 
 
 # ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,46 +200,51 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     path = dict(provider.paths).get(dialect.name, dialect.path)
     ends_s = now_s() + limits.total_s
     call.deadline.reschedule(min(ends_s, now_s() + limits.first_byte_s))
-    reply.on_left(lambda: _leave(gate, call))
+    if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case
+        reply.on_left(lambda: _leave(gate, call))
     call.sent = True
     async with gate.upstream.open(route, path, body, request.headers) as answer:
         call.answer = answer
         call.meter = meter = Meter(
             dialect, stream=answer.is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks
         )
+        moved_s, grain_s = now_s(), min(IDLE_GRAIN_S, limits.idle_s / 8)
+        call.deadline.reschedule(min(ends_s, moved_s + limits.idle_s))
         while chunk := await answer.read():
             data = meter.feed(chunk)
             if meter.ended:
-                call.last = data + await _rest(answer, meter)
+                call.complete = True
+                call.deadline.reschedule(None)
+                call.last += data + await _rest(answer, meter)
                 break
             if data:
-                await _send(call, reply, data)
-            if not call.leaving:
-                call.deadline.reschedule(min(ends_s, now_s() + limits.idle_s))
+                await _send(call, answer, meter, reply, data)
+            if not call.leaving and (at_s := now_s()) > moved_s + grain_s:
+                moved_s = at_s
+                call.deadline.reschedule(min(ends_s, at_s + limits.idle_s))
     reading = meter.finish()
     call.last += meter.tail
     call.complete = True
+    if not answer.is_stream:
+        call.last = meter.body
     if answer.status >= 300:
         raise _refused(answer, provider.name)
-    if answer.is_stream and reading.error is not None and not call.started:
+    if answer.is_stream and reading.error is not None and not (call.started or meter.content):
         raise UpstreamRefused(502, f"provider {provider.name} answered with an error: {reading.error}")
     if answer.is_stream and reading.error is None and not reading.ended:
         call.complete = False
         raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
-    if not answer.is_stream:
-        call.last = meter.body
 
 
-async def _send(call: Call, reply: Reply, data: bytes) -> None:
+async def _send(call: Call, answer: Answer, meter: Meter, reply: Reply, data: bytes) -> None:
     """Relay a piece. The headers go with the first one: a stream that begins with an error gets a status of its own."""
     if not call.started:
-        assert call.answer is not None
-        assert call.meter is not None
-        if call.meter.error is not None and not call.meter.content:
+        call.last += data
+        if meter.error is not None and not meter.content:
             return
         call.started = True
-        told = _told(call)
-        await reply.start(call.answer.status, call.answer.headers + told)
+        data, call.last = call.last, b""
+        await reply.start(answer.status, answer.headers + _told(call))
     await reply.send(data)
 
 
@@ -248,7 +260,7 @@ async def _rest(answer: Answer, meter: Meter) -> bytes:
 
 def _leave(gate: Gate, call: Call) -> None:
     """The client has gone: drain within bounds, or stop at once."""
-    if call.leaving or call.complete:
+    if call.leaving or call.complete or call.over:
         return
     call.leaving = True
     drain = gate.limits.on_disconnect == "drain" and gate.draining < gate.limits.drain_limit
@@ -256,8 +268,7 @@ def _leave(gate: Gate, call: Call) -> None:
         call.draining = True
         gate.draining += 1
     if not call.deadline.expired():
-        now_s = asyncio.get_running_loop().time()
-        call.deadline.reschedule(now_s + (gate.limits.drain_s if drain else 0))
+        call.deadline.reschedule(asyncio.get_running_loop().time() + (gate.limits.drain_s if drain else 0))
 
 
 def _timed_out(call: Call) -> TollkeeperError:
@@ -278,26 +289,32 @@ def _refused(answer: Answer, provider: str) -> UpstreamRefused:
 # ── settle ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _settle(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry | None:
-    """Book what the call used, or let its hold go if nothing was sent. Never raises: what the ledger refuses is owed."""
+async def _put_right(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry | None:
+    """Book what the call used, or let its hold go if nothing was sent; to the end, whatever cancels us meanwhile."""
     assert call.hold is not None
-    if not call.sent or isinstance(failure, UpstreamUnreachable):
-        with suppress(StoreError):  # the hold then ends by its deadline
-            await gate.store.void(call.hold.id)
-        return None
-    entry = _entry(gate, call, failure)
-    for pause_s in (*SETTLE_PAUSES_S, None):
-        try:
-            await gate.store.settle(entry)
-        except StoreError as error:
-            if pause_s is None:
-                log.error("call %s is not booked yet, it will be tried again: %s", call.id, error)
-                gate.owed.append(entry)
-            else:
-                await asyncio.sleep(pause_s)
-        else:
-            break
+    sent = call.sent and not isinstance(failure, UpstreamUnreachable)
+    entry = _entry(gate, call, failure) if sent else None
+    due = entry if entry is not None else call.hold
+    try:
+        await _book(gate, due)
+    except asyncio.CancelledError:  # the ledger's calls are idempotent: once more, and now to the end
+        await to_its_end(_book(gate, due))
+        raise
     return entry
+
+
+async def _book(gate: Gate, due: Entry | Hold) -> None:
+    """Never raises: what the ledger does not take now is owed, and tried again by chores."""
+    for pause_s in (*(SETTLE_PAUSES_S if isinstance(due, Entry) else ()), None):
+        try:
+            await gate.pay(due)
+        except StoreError as error:
+            if pause_s is not None and not isinstance(error, Conflict):
+                await asyncio.sleep(pause_s)
+                continue
+            log.error("call %s is not booked yet, it will be tried again: %s", due.call, error)
+            gate.owed.append(due)
+        return
 
 
 def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
@@ -319,13 +336,14 @@ def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
             price_version=hold.price_version,
         )  # fmt: skip
     else:
-        exact = call.complete and reading.final and bool(reading.parts)
+        assert call.ask is not None
+        exact = reading.final and bool(reading.parts) and (call.complete or call.ask.choices == 1)
         if not exact:
             reading = _estimated(call, reading)
         charge = gate.prices.charge(
             reading, provider=route.provider, model=route.model, at_us=hold.at_us, estimated=not exact
         )
-    note = failure.code if failure is not None else reading.error[:200] if reading.error is not None else None
+    note = failure.code if failure is not None else reading.error[:200] if reading.error is not None else reading.note
     return Entry(
         id=hold.id, call=hold.call, at_us=hold.at_us, scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider,
         model=hold.model, served=(reading.model or route.model)[:256], tier=reading.tier, outcome=outcome,
@@ -339,28 +357,15 @@ def _estimated(call: Call, reading: Reading) -> Reading:
     assert call.ask is not None
     assert call.hold is not None
     assert call.meter is not None
-    seen = reading.output_bytes
-    if not seen and call.answer is not None and not call.answer.is_stream:
-        seen = len(call.meter.body)
-    bound = call.hold.quote_usage
-    seen = seen if bound is None else min(seen, bound.output)
+    bound, whole = call.hold.quote_usage, call.answer is not None and not call.answer.is_stream
+    seen = len(call.meter.body) if whole and not reading.output_bytes else reading.output_bytes
+    # Without all of a body, or any text of a stream, what was generated is not known.
+    told = call.complete if whole else call.meter.content or call.meter.error is not None
+    if bound is not None and (not told or call.ask.output_cap is not None or call.cap is not None):
+        seen = min(seen, bound.output) if told else bound.output
     usage = reading.usage if reading.parts else Usage(input=call.ask.prompt_bound)
     usage = structs.replace(usage, output=max(usage.output, seen))
     return structs.replace(reading, parts=(Part(usage, reading.model),))
-
-
-async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` whatever cancels us meanwhile; the cancellation goes on afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
 
 
 # ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -373,23 +378,18 @@ def _told(call: Call) -> headers.Headers:
 async def _finish(
     gate: Gate, request: Request, call: Call, reply: Reply, failure: TollkeeperError | None, entry: Entry | None
 ) -> None:
-    dialect, answer = request.dialect, call.answer
+    dialect, answer, last = request.dialect, call.answer, call.last
     told = _told(call)
     if entry is not None and gate.limits.expose_cost:
         told += headers.of_cost(entry.charge)
+    if entry is not None and answer is not None and answer.is_stream and gate.limits.expose_cost_in_streams:
+        last = headers.comment(entry.charge) + last
     if call.started:
-        last = call.last if failure is None else call.last + dialect.broken(failure, call.id)
-        if entry is not None and gate.limits.expose_cost_in_streams:
-            last = headers.comment(entry.charge) + last
-        await reply.end(last)
-    elif failure is None:
+        await reply.end(last if failure is None else last + dialect.broken(failure, call.id))
+    elif failure is None or (answer is not None and call.complete and failure.http_status == answer.status):
         assert answer is not None
-        await reply.start(answer.status, [*answer.headers, *told, headers.length(call.last)])
-        await reply.end(call.last)
-    elif isinstance(failure, UpstreamRefused) and answer is not None and failure.http_status == answer.status:
-        assert call.meter is not None
-        await reply.start(answer.status, [*answer.headers, *told, headers.length(call.meter.body)])
-        await reply.end(call.meter.body)
+        await reply.start(answer.status, [*answer.headers, *told, headers.length(last)])
+        await reply.end(last)
     else:
         standing = failure.refusal.standing if isinstance(failure, (BudgetExceeded, RateLimited)) else None
         final = headers.of_refusal(standing, gate.clock.now_us(), failure)

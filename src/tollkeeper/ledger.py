@@ -67,7 +67,10 @@ def window_of(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
         first = day.replace(day=1)
         after = (first + timedelta(days=32)).replace(day=1)
     midnight = datetime.min.time()
-    return _instant(datetime.combine(first, midnight, zone)), _instant(datetime.combine(after, midnight, zone))
+    start_us, end_us = (_instant(datetime.combine(date, midnight, zone)) for date in (first, after))
+    if at_us >= end_us:  # a clock turned back over midnight: the day that had begun goes on
+        return window_of(window, timezone, end_us)
+    return start_us, end_us
 
 
 def _instant(moment: datetime) -> int:
@@ -226,15 +229,19 @@ class Census:
         self._load = load
         self._seen: dict[tuple[ScopeKind, str, int], set[str]] = {}
         self._month = (0, 0)
+        self._fitting: set[Scopes] = set()  # of this month: found without asking scope by scope
 
     def place(self, entry: Entry) -> tuple[ScopeKind, ...]:
         """The scopes of an entry whose id does not fit any more."""
         month_us, end_us = self._month
+        if entry.scopes in self._fitting and month_us <= entry.at_us < end_us:
+            return ()
         if not month_us <= entry.at_us < end_us:
             month_us, end_us = window_of("month", "UTC", entry.at_us)
-            if month_us > self._month[0]:
+            if month_us > self._month[0]:  # calls of the month before still come in
+                self._seen = {key: ids for key, ids in self._seen.items() if key[2] >= self._month[0]}
                 self._month = month_us, end_us
-                self._seen = {key: ids for key, ids in self._seen.items() if key[2] >= month_us}
+                self._fitting.clear()
         scopes, past = entry.scopes, list[ScopeKind]()
         if not self._fits("project", "", scopes.project, month_us):
             past.append("project")
@@ -242,9 +249,15 @@ class Census:
             for project, id in ids_of(scope, scopes, entry.model):
                 if not self._fits(scope, OTHER if past and past[0] == "project" else project, id, month_us):
                     past.append(scope)
+        if not past and month_us == self._month[0]:
+            if len(self._fitting) >= _FITTING_MAX:
+                self._fitting.clear()
+            self._fitting.add(scopes)
         return tuple(dict.fromkeys(past))
 
     def _fits(self, scope: ScopeKind, project: str, id: str, month_us: int) -> bool:
+        if id == OTHER:
+            return True
         seen = self._seen.get((scope, project, month_us))
         if seen is None:
             seen = self._seen[scope, project, month_us] = set(self._load(scope, project, month_us)) - {OTHER}
@@ -256,4 +269,5 @@ class Census:
         return True
 
 
+_FITTING_MAX: Final = 10_000
 _COUNTED: Final[tuple[ScopeKind, ...]] = ("agent", "session", "user", "tag")

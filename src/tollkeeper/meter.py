@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import StreamBroken
@@ -54,11 +55,13 @@ class Meter:
     def finish(self) -> Reading:
         """The bytes are over: what they said. Again: the same."""
         if self._reading is None:
+            lost = 0
             if self._stream:
-                self._read_tail()
+                lost = self._read_tail()
             else:
                 self._reducer.whole(self.body)
-            self._reading = self._reducer.reading()
+            reading = self._reducer.reading()
+            self._reading = structs.replace(reading, output_bytes=reading.output_bytes + lost) if lost else reading
         return self._reading
 
     @property
@@ -83,16 +86,20 @@ class Meter:
         """An error inside the reply."""
         return self._reducer.error
 
-    def _read_tail(self) -> None:
-        """A last event without its blank line is read if it is all there; half of one is dropped."""
+    def _read_tail(self) -> int:
+        """A last event without its blank line is read if it is all there; half of one is dropped.
+
+        Returns the bytes dropped: there may be text among them.
+        """
         event = read_event(self._splitter.rest())
         if not event.data:
-            return
+            return 0
         if not event.data.startswith(b"[DONE]"):
             try:
                 _ANYTHING.decode(event.data)
             except (msgspec.DecodeError, RecursionError):
-                return
+                return len(event.data)
         relay = self._reducer.event(event)
         if relay is not None:
             self.tail = relay.rstrip(b"\r\n") + b"\n\n"
+        return 0

@@ -83,6 +83,13 @@ def _shelves() -> dict[str, _Shelf]:
     return {provider.id: _Shelf(provider) for provider in providers}
 
 
+@cache
+def models(provider: str) -> tuple[str, ...]:
+    """Names in full of a provider's models (its id in the price data), sorted; patterns have no names."""
+    shelf = _shelves().get(vendor(provider))
+    return () if shelf is None else tuple(sorted(shelf.exact))
+
+
 @lru_cache(maxsize=4096)
 def find(provider: str | None, name: str) -> Found | None:
     """The model that `name` means at a provider (its id in the price data), or anywhere for None. No match: None."""

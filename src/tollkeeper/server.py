@@ -1,6 +1,8 @@
-"""uvicorn's HTTP protocol with bounds on the request's head: size, number of headers, and the time that it may take.
+"""uvicorn's HTTP protocol with bounds on what a request may be before its body: size, number of headers, time.
 
-uvicorn sets none of these for httptools: a client could send headers for ever.
+uvicorn sets none of these for httptools: a client could send headers for ever, or nothing at all. Bytes are counted where
+the parser hands parts over, and where it keeps them to itself (half a header, blank lines, chunk extensions). A trailer
+never becomes a header: what stood at the front of a request, perhaps set by a proxy, stands.
 """
 
 from __future__ import annotations
@@ -13,23 +15,70 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 #: As nginx and node.js: more is an attack or a mistake.
 HEAD_BYTES: Final = 64 * 1024
 HEAD_FIELDS: Final = 100
+#: Seconds until a request's head and the first piece of its body are there. The rest of the body: api.BODY_S.
 HEAD_S: Final = 10.0
-_REFUSAL: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    b'content-length: 94\r\n\r\n{"error":{"message":"The request\'s head is too large.","type":"invalid_request_error","code":431}}'
-)
+
+
+def _refusal(status: bytes, message: bytes) -> bytes:
+    body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"bad_request"}}' % message
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+_TOO_LARGE: Final = _refusal(b"431 Request Header Fields Too Large", b"The request's head is too large.")
+_NO_HTTP: Final = _refusal(b"400 Bad Request", b"This is not an HTTP/1.1 request.")
+
+
+class _HeadTooLargeError(Exception):
+    """Stops the parser from inside one of its callbacks; uvicorn then calls `send_400_response`."""
 
 
 class BoundedHttp(HttpToolsProtocol):
     """HTTP/1.1 for one connection."""
 
+    _in_head = False
     _head_bytes = 0
-    _head_fields = 0
+    _head_fields = 0  #: trailers too
+    _parts = 0  #: that the parser has handed over
+    _kept_bytes = 0  #: that came since then
+    _answer = _NO_HTTP  #: to what cannot be parsed
     _head_timer: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        parts = self._parts
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._parts != parts:
+            self._kept_bytes = 0
+        else:
+            self._kept_bytes += len(data)
+            if self._kept_bytes > HEAD_BYTES:
+                self._answer = _TOO_LARGE
+                self.send_400_response("")
+                return
+        if self._head_timer is None and self.timeout_keep_alive_task is None and self.cycle.response_complete:
+            self._start_timer()  # blank lines between requests end uvicorn's own wait
+
+    def send_400_response(self, msg: str) -> None:
+        self.transport.write(self._answer)
+        self.transport.close()
+
+    # ---- the parser's callbacks ----
+
     def on_message_begin(self) -> None:
+        self._in_head = True
         self._head_bytes = self._head_fields = 0
-        self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
+        if self._head_timer is None:  # else it runs since the connection was made
+            self._start_timer()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -39,22 +88,39 @@ class BoundedHttp(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_fields += 1
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._stop_timer()
-        if not self.transport.is_closing():
-            super().on_headers_complete()
+        self._in_head = False
+        super().on_headers_complete()
+        if self.pipeline:  # its body is not read before the reply to the request ahead of it
+            self._stop_timer()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def on_body(self, body: bytes) -> None:
+        self._parts += 1
         self._stop_timer()
-        super().connection_lost(exc)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.more_body and not self.transport.is_closing():
+            self._start_timer()
 
     def _count(self, size: int) -> None:
+        self._parts += 1
         self._head_bytes += size
-        if (self._head_bytes > HEAD_BYTES or self._head_fields > HEAD_FIELDS) and not self.transport.is_closing():
-            self.transport.write(_REFUSAL)
-            self.transport.close()
+        if self._head_bytes > HEAD_BYTES or self._head_fields > HEAD_FIELDS:
+            self._answer = _TOO_LARGE
+            raise _HeadTooLargeError
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

@@ -80,10 +80,13 @@ class Source:
         return next((index for index, part in enumerate(loc) if isinstance(part, int)), len(loc))
 
 
-def read(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Source]:
-    """The settings as written, and where they came from. Raises ConfigError with one line for the first mistake."""
-    file = _find(path, environ)
-    from_file = {} if file is None else _load(file)
+def read(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> tuple[Settings, Source]:
+    """The settings as written, and where they came from; a mapping stands for a file's contents.
+
+    Raises ConfigError with one line for the first mistake.
+    """
+    file = None if isinstance(path, Mapping) else find(path, environ)
+    from_file = path if isinstance(path, Mapping) else {} if file is None else _load(file)
     _refuse_unknown_variables(environ)
     try:
         from_environ = _Environment(environ)()
@@ -99,7 +102,8 @@ def read(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, Sourc
         raise _blame(first, source) from None
 
 
-def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+def find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file that is meant: `path`, else $TOLLKEEPER_CONFIG, else ./tollkeeper.toml if there is one."""
     if path is None and environ.get(PREFIX + "CONFIG"):
         path = Path(environ[PREFIX + "CONFIG"])
     if path is not None:
@@ -177,6 +181,15 @@ _RIGHT: Final = {
     "greater_than": "expected more than {gt}",
     "less_than_equal": "expected at most {le}",
 }
+
+
+def checked(table: str, fields: Mapping[str, Any]) -> None:
+    """Whether one table of a list, such as [[keys]], could be written so. Raises ConfigError naming the field."""
+    try:
+        TABLES[table].model_validate(fields)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        raise _blame({**mistake, "loc": (table, 0, *mistake["loc"])}, Source(None, {})) from None
 
 
 def _blame(mistake: ErrorDetails, source: Source) -> ConfigError:

@@ -7,18 +7,18 @@ who does not read slows its provider and nobody else.
 
 from __future__ import annotations
 
+import asyncio
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from multidict import CIMultiDict
-
+from tollkeeper.connections import Broken, Connection, Origin, Pool
 from tollkeeper.errors import StreamBroken, UpstreamUnreachable
 from tollkeeper.routing import is_metadata
-from tollkeeper.values import Route
+from tollkeeper.values import Provider, Route
 
 #: Request headers of a client that a provider may see. Credentials, cookies and hop-by-hop headers never pass.
 REQUEST_HEADERS: Final = frozenset({
@@ -26,10 +26,11 @@ REQUEST_HEADERS: Final = frozenset({
 })  # fmt: skip
 #: Response headers of a provider that a client may see.
 RESPONSE_HEADERS: Final = frozenset({
-    "content-type", "retry-after", "retry-after-ms", "x-request-id", "request-id", "openai-processing-ms", "openai-version",
-    "openai-model", "x-should-retry",
+    b"content-type", b"retry-after", b"retry-after-ms", b"x-request-id", b"request-id", b"openai-processing-ms",
+    b"openai-version", b"openai-model", b"x-should-retry",
 })  # fmt: skip
-RESPONSE_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
+RESPONSE_PREFIXES: Final = (b"x-ratelimit-", b"anthropic-ratelimit-")
+_UNSENDABLE: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class Answer(Protocol):
@@ -55,121 +56,116 @@ class Upstream(Protocol):
 
 
 class HttpUpstream:
-    """Providers over HTTP, on one pool of connections."""
+    """Providers over HTTP/1.1, on one pool of connections."""
 
     def __init__(
         self, *, connect_timeout_s: float, allow_hosts: Iterable[str] = (), user_agent: str = "tollkeeper"
     ) -> None:
         self._allow_hosts = frozenset(allow_hosts)
-        # Time limits between bytes are the line's: one timer there, none here but for connecting.
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
+        self._pool = Pool(connect_timeout_s, self._addresses)
         self._user_agent = user_agent
-        self._session: aiohttp.ClientSession | None = None
-        self._fixed: dict[Route, tuple[str, dict[str, str]]] = {}
+        self._targets: dict[tuple[str, str], Target] = {}  # by provider and path: configured, so few
 
-    async def start(self) -> None:
-        """Open the pool, in the running event loop."""
-        connector = aiohttp.TCPConnector(
-            limit=0, resolver=_GuardedResolver(self._allow_hosts), ttl_dns_cache=30, keepalive_timeout=15
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False,
-            headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
-        )  # fmt: skip
+    def open(self, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> _Opening:
+        name = (route.provider.name, path)
+        target = self._targets.get(name)
+        if target is None or target.provider is not route.provider:
+            target = self._targets[name] = Target(route.provider, path, self._user_agent)
+        return _Opening(self._pool, target, body, headers)
 
     async def close(self) -> None:
-        """Close the pool."""
-        if self._session is not None:
-            await self._session.close()
+        """Close every connection."""
+        self._pool.close()
 
-    def open(self, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> _HttpOpening:
-        assert self._session is not None, "start() first"
-        return _HttpOpening(self._session, route, path, body, headers)
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """Where a host lives; never a link-local or metadata address that the configuration does not allow."""
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        if host not in self._allow_hosts:
+            addresses = [address for address in addresses if not is_metadata(address)]
+            if not addresses:
+                raise OSError(
+                    f"{host} leads to a link-local or metadata address; list it in allow_hosts if it is meant"
+                )
+        return addresses
 
 
-class _HttpOpening(AbstractAsyncContextManager[Answer]):
-    """The open call as a context: the connection goes back to the pool if the reply was read to its end."""
+class Target:
+    """One path of one provider: where to connect, and what every request's head has in common."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> None:
-        self._session, self._route, self._path = session, route, path
-        self._request = body, headers
-        self._response: aiohttp.ClientResponse | None = None
+    def __init__(self, provider: Provider, path: str, user_agent: str) -> None:
+        self.provider = provider
+        url = urlsplit(provider.base_url + path)
+        tls = url.scheme == "https"
+        assert url.hostname is not None
+        self.origin = Origin(url.hostname, url.port if url.port is not None else 443 if tls else 80, tls)
+        self._line = f"POST {url.path} HTTP/1.1\r\nhost: {url.netloc}\r\n".encode()
+        self._defaults = {name.lower().encode(): value.encode() for name, value in provider.headers}
+        self._fixed = {
+            b"content-type": b"application/json",
+            b"accept-encoding": b"identity",
+            b"user-agent": user_agent.encode(),
+        }
+        if provider.credential is not None:
+            name = provider.credential_header.lower()
+            secret = f"Bearer {provider.credential}" if name == "authorization" else provider.credential
+            self._fixed[name.encode()] = secret.encode()
+
+    def head(self, client: Mapping[bytes, bytes], length: int) -> bytes:
+        """A request's head: the provider's default headers, the client's that may pass, and ours, which win."""
+        fields = self._defaults | {name: client[name] for name in REQUEST_HEADERS & client.keys()} | self._fixed
+        lines = b"".join([b"%b: %b\r\n" % field for field in fields.items()])
+        return b"%b%bcontent-length: %d\r\n\r\n" % (self._line, lines, length)
+
+
+class _Opening(AbstractAsyncContextManager[Answer]):
+    """The open call as a context: its connection goes back to the pool if the reply was read to its end."""
+
+    def __init__(self, pool: Pool, target: Target, body: bytes, headers: Mapping[bytes, bytes]) -> None:
+        self._pool, self._target, self._body, self._headers = pool, target, body, headers
+        self._connection: Connection | None = None
 
     async def __aenter__(self) -> Answer:
-        provider, (body, headers) = self._route.provider, self._request
+        target, name = self._target, self._target.provider.name
         try:
-            self._response = await self._session.post(
-                provider.base_url + self._path, data=body, headers=_request_headers(self._route, headers),
-                allow_redirects=False,
-            )  # fmt: skip
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise UpstreamUnreachable(f"provider {provider.name} cannot be reached: {type(error).__name__}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            broken = StreamBroken(f"provider {provider.name} broke off before it answered: {type(error).__name__}")
+            self._connection = connection = await self._pool.take(target.origin)
+        except OSError as error:  # TimeoutError is one
+            raise UpstreamUnreachable(f"provider {name} cannot be reached: {type(error).__name__}") from error
+        try:
+            connection.send(target.head(self._headers, len(self._body)) + self._body)
+            await connection.head()
+        except Broken as error:
+            self._pool.give(target.origin, connection)
+            broken = StreamBroken(f"provider {name} broke off before it answered: {error}")
             broken.owed = "unknown"
             raise broken from error
-        return _HttpAnswer(self._response)
+        except BaseException:
+            self._pool.give(target.origin, connection)
+            raise
+        return _HttpAnswer(connection)
 
     async def __aexit__(self, *why: object) -> None:
-        assert self._response is not None
-        if self._response.content.at_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        assert self._connection is not None
+        self._pool.give(self._target.origin, self._connection)
 
 
 class _HttpAnswer:
-    __slots__ = ("_content", "headers", "is_stream", "status")
+    __slots__ = ("_connection", "headers", "is_stream", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.status = response.status
-        self._content = response.content
+    def __init__(self, connection: Connection) -> None:
+        self.status = connection.status
+        self._connection = connection
         self.headers = [
-            (name.encode(), value.encode("latin-1", "replace"))
-            for key, value in response.headers.items()
-            if (name := key.lower()) in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIXES)
+            (name, value)
+            for name, value in connection.headers
+            if (name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIXES)) and not _UNSENDABLE.search(value)
         ]
-        self.is_stream = response.headers.get("Content-Type", "").startswith("text/event-stream")
+        self.is_stream = any(
+            name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in self.headers
+        )
 
     async def read(self) -> bytes:
         try:
-            return await self._content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise StreamBroken(f"the provider's reply broke off: {type(error).__name__}") from error
-
-
-def _request_headers(route: Route, client: Mapping[bytes, bytes]) -> CIMultiDict[str]:
-    provider = route.provider
-    headers = CIMultiDict({"Content-Type": "application/json"})
-    headers.update(provider.headers)
-    for name in REQUEST_HEADERS & client.keys():
-        headers[name.decode()] = client[name].decode("latin-1")
-    if provider.credential is not None:
-        bearer = provider.credential_header.lower() == "authorization"
-        headers[provider.credential_header] = f"Bearer {provider.credential}" if bearer else provider.credential
-    return headers
-
-
-class _GuardedResolver(AbstractResolver):
-    """Refuses names that lead to link-local or metadata addresses, whatever the configuration's text looked like."""
-
-    def __init__(self, allow_hosts: frozenset[str]) -> None:
-        self._allow_hosts = allow_hosts
-        self._resolver = aiohttp.ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        if host not in self._allow_hosts:
-            found = [result for result in found if not is_metadata(result["host"])]
-            if not found:
-                raise OSError(
-                    f"{host} leads to a link-local or metadata address only; list it in allow_hosts if it is meant"
-                )
-        return found
-
-    async def close(self) -> None:
-        await self._resolver.close()
+            return await self._connection.read()
+        except Broken as error:
+            raise StreamBroken(f"the provider's reply broke off: {error}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -90,6 +91,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     ended: bool = False  #: the dialect's end marker was seen (always True for a whole body)
     output_bytes: int = 0  #: bytes of generated text seen: they bound its tokens from above
     error: str | None = None  #: type or message of an error inside the reply
+    note: str | None = None  #: what the reply said and could not be believed ("absurd usage")
 
     @property
     def usage(self) -> Usage:
@@ -306,6 +308,7 @@ def show_amount(amount: int | None, measure: str) -> str:
     return f"${format_nanos(amount)}" if measure == "usd" else f"{amount} {measure}"
 
 
+@lru_cache(256)
 def iso_utc(at_us: int) -> str:
     """An instant as "2026-11-22T12:00:00Z"."""
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -196,6 +196,20 @@ def test_served_model_is_read(exchange: Any) -> None:
     assert reading.model == next((model for model in reversed(models) if model), None)
 
 
+def test_prompt_bound_holds() -> None:
+    """C3: no recorded prompt has more tokens than the bound of its request."""
+    compared = 0
+    for exchange in EXCHANGES:
+        reading = metered(exchange, 1000)[1]
+        if not exchange.request or not reading.parts:
+            continue
+        ask = DIALECTS[str(dialect_of(exchange.tag))].read_ask(json.dumps({"model": "m"} | exchange.request).encode())
+        largest = max(part.usage.input_tokens for part in reading.parts)
+        assert largest <= ask.prompt_bound, (exchange.file, largest, ask.prompt_bound)
+        compared += 1
+    assert compared >= 50
+
+
 def test_reported_costs_are_exact() -> None:
     """Provider-reported cost is read as written, to the last digit."""
     reported = {}

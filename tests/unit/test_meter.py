@@ -56,6 +56,7 @@ def test_whole_body_comes_out_at_the_end() -> None:
     meter = make(stream=False)
     assert [meter.feed(body[:5]), meter.feed(body[5:])] == [b"", b""]
     assert meter.body == body
+    assert not meter.ended
     reading = meter.finish()
     assert (reading.usage, reading.final, reading.ended) == (Usage(input=7, output=1), True, True)
     assert meter.finish() is reading

@@ -15,7 +15,6 @@ import msgspec
 from tollkeeper.dialects.anthropic_usage import read_parts, read_wire
 from tollkeeper.dialects.json_body import (
     FILE_TOKENS,
-    TEMPLATE_TOKENS,
     media_tokens,
     read_count,
     read_field,
@@ -23,6 +22,7 @@ from tollkeeper.dialects.json_body import (
     read_model,
     read_object,
     read_text,
+    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -52,8 +52,8 @@ _MEDIA: Final = (
     (b'"image"', re.compile(rb'"type"\s*:\s*"image"'), IMAGE_TOKENS),
     (b'"document"', re.compile(rb'"type"\s*:\s*"document"'), FILE_TOKENS),
     (b'"container_upload"', re.compile(rb'"type"\s*:\s*"container_upload"'), FILE_TOKENS),
-    (b'"web_', re.compile(rb'"type"\s*:\s*"web_(?:search|fetch)_\d'), SERVER_TOOL_TOKENS),
-    (b'"code_execution_', re.compile(rb'"type"\s*:\s*"code_execution_\d'), SERVER_TOOL_TOKENS),
+    (b"_20", re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|advisor)_\d'), SERVER_TOOL_TOKENS),
+    (b'"mcp_servers"', re.compile(rb'"mcp_servers"\s*:\s*\['), SERVER_TOOL_TOKENS),
 )
 _ERROR_TYPES: Final = {
     400: "invalid_request_error",
@@ -86,7 +86,7 @@ def read_ask(body: bytes) -> Ask:
         model=model,
         stream=read_flag(fields, "stream"),
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + TEMPLATE_TOKENS + media_tokens(body, _MEDIA),
+        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + media_tokens(body, _MEDIA),
         output_cap=cap,
         user=None if metadata is None else metadata.user_id,
         tier=read_text(fields, "service_tier"),
@@ -156,8 +156,8 @@ _NO_TEXT: Final = frozenset(("type", "signature"))
 
 def reducer(*, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reducer:
     """What reads one reply. Usage is part of this dialect's streams, so none is ever hidden."""
-    del hide_usage, quirks
-    return Reducer(stream=stream)
+    del stream, hide_usage, quirks
+    return Reducer()
 
 
 class Reducer:
@@ -165,8 +165,8 @@ class Reducer:
 
     __slots__ = ("_absurd", "_delta", "_model", "_output_bytes", "_overlay", "content", "ended", "error")
 
-    def __init__(self, *, stream: bool) -> None:
-        self.ended = not stream
+    def __init__(self) -> None:
+        self.ended = False
         self.content = False
         self.error: str | None = None
         self._absurd = False
@@ -220,14 +220,15 @@ class Reducer:
 
     def reading(self) -> Reading:
         """What was read so far."""
-        error = ABSURD if self._absurd and self.error is None else self.error
+        note = ABSURD if self._absurd else None
         if not self._overlay:
             return Reading(
                 model=self._model,
                 inferred=self._absurd,
                 ended=self.ended,
                 output_bytes=self._output_bytes,
-                error=error,
+                error=self.error,
+                note=note,
             )
         wire = read_wire(msgspec.json.encode(self._overlay))
         parts, inferred = read_parts(wire, self._model)
@@ -241,7 +242,8 @@ class Reducer:
             inferred=inferred or self._absurd,
             ended=self.ended,
             output_bytes=self._output_bytes,
-            error=error,
+            error=self.error,
+            note=note,
         )
 
     def _generated(self, size: int) -> None:

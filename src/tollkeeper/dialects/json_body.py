@@ -20,8 +20,10 @@ Body = dict[str, msgspec.Raw]
 
 MAX_MODEL: Final = 256
 """Characters of a model name; the longest known (inference-profile ARNs) have about 150."""
-TEMPLATE_TOKENS: Final = 1_000
-"""Tokens that a provider's chat template and tool preamble may add to what the body's bytes bound."""
+TEMPLATE_TOKENS: Final = 256
+"""Tokens that a chat template adds to what the body's bytes bound: a default system prompt, the date (gpt-oss: about 80)."""
+TOOL_PREAMBLE_TOKENS: Final = 1_000
+"""And where there are tools, what explains them to the model (Anthropic: 313 to 530, with computer use 1,000)."""
 AUDIO_TOKENS: Final = 20_000
 """Audio given by id: an earlier reply's, and no reply has more than 16,384 tokens."""
 FILE_TOKENS: Final = 300_000
@@ -103,6 +105,11 @@ def read_count(body: Body, name: str, least: int = 0, most: int = MAX_TOKENS) ->
     return count
 
 
+def template_tokens(fields: Body) -> int:
+    """Tokens that the provider puts around the prompt."""
+    return TEMPLATE_TOKENS + (TOOL_PREAMBLE_TOKENS if "tools" in fields or "functions" in fields else 0)
+
+
 def media_tokens(body: bytes, bounds: tuple[tuple[bytes, re.Pattern[bytes], int], ...]) -> int:
     """Tokens of parts that the body's own bytes do not bound: each (word, pattern, tokens) counts its pattern's matches.
 
@@ -150,4 +157,5 @@ def _refuse_duplicates(body: bytes, members: Body) -> None:
             return
         if member := _MEMBER.match(body, at):
             name = member[1]
-    raise BadRequest(f"{name[:MAX_MODEL].decode(errors='replace')}: the body names this member twice; name it once.")
+    shown = ascii(name[:MAX_MODEL].decode(errors="replace"))[1:-1]
+    raise BadRequest(f"{shown}: the body names this member twice; name it once.")

@@ -21,7 +21,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 ABSENT: Final = msgspec.Raw(b"")
 """A member that was not there."""
 ABSURD: Final = "absurd usage"
-"""`Reading.error` where the reply's usage could not be believed and nothing else went wrong."""
+"""`Reading.note` where the reply's last usage could not be believed: it is treated as absent, and not as an error."""
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding arbitrary bytes raises."""
 

@@ -17,7 +17,6 @@ import msgspec
 from tollkeeper.dialects.json_body import (
     AUDIO_TOKENS,
     FILE_TOKENS,
-    TEMPLATE_TOKENS,
     media_tokens,
     read_count,
     read_field,
@@ -25,6 +24,7 @@ from tollkeeper.dialects.json_body import (
     read_model,
     read_object,
     read_text,
+    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -46,11 +46,19 @@ path: Final = "/chat/completions"
 
 IMAGE_TOKENS: Final = 50_000
 """An image, by URL or inline: gpt-4o-mini counts the most, 2,833 + 8 tiles of 5,667 = 48,169."""
+SEARCH_TOKENS: Final = 50_000
+"""What a search that runs at the provider may add to the prompt. A declared bound: one recorded search added 8,000."""
 MAX_CHOICES: Final = 128
 
 _MEDIA: Final = (
     (b"image_url", re.compile(rb'"image_url"\s*:'), IMAGE_TOKENS),
     (b'"audio"', re.compile(rb'"audio"\s*:\s*\{\s*"id"'), AUDIO_TOKENS),
+    (
+        b"web_search",
+        re.compile(rb'"web_search_options"\s*:\s*\{|"type"\s*:\s*"(?:openrouter:)?web_search'),
+        SEARCH_TOKENS,
+    ),
+    (b'"plugins"', re.compile(rb'"plugins"\s*:\s*\['), SEARCH_TOKENS),
     (b'"file"', re.compile(rb'"file"\s*:\s*\{'), FILE_TOKENS),
 )
 _STREAM_OPTIONS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
@@ -69,7 +77,7 @@ def read_ask(body: bytes) -> Ask:
         model=read_model(fields),
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + TEMPLATE_TOKENS + media_tokens(body, _MEDIA),
+        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + media_tokens(body, _MEDIA),
         output_cap=old_cap if new_cap is None else new_cap if old_cap is None else max(new_cap, old_cap),
         choices=1 if choices is None else choices,
         wants_usage=read_flag(options, "include_usage"),
@@ -156,7 +164,8 @@ _NULL_USAGE: Final = re.compile(rb'\s*,\s*"usage"\s*:\s*null|"usage"\s*:\s*null\
 
 def reducer(*, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reducer:
     """What reads one reply. `hide_usage`: the client did not ask for the usage that write_body asks for."""
-    return Reducer(stream=stream, hide_usage=hide_usage, quirks=quirks)
+    del stream
+    return Reducer(hide_usage=hide_usage, quirks=quirks)
 
 
 class Reducer:
@@ -177,8 +186,8 @@ class Reducer:
         "error",
     )
 
-    def __init__(self, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> None:
-        self.ended = not stream
+    def __init__(self, *, hide_usage: bool, quirks: frozenset[str]) -> None:
+        self.ended = False
         self.content = False
         self.error: str | None = None
         self._hide = hide_usage
@@ -255,7 +264,8 @@ class Reducer:
             inferred=self._absurd or (counted is not None and counted.inferred),
             ended=self.ended or (self._no_done and self._finished),
             output_bytes=self._output_bytes,
-            error=ABSURD if self._absurd and self.error is None else self.error,
+            error=self.error,
+            note=ABSURD if self._absurd else None,
         )
 
     def _count(self, usage: msgspec.Raw, *, last: bool) -> None:

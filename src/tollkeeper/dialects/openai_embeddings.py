@@ -63,7 +63,7 @@ class Reducer:
     __slots__ = ("_absurd", "_counted", "_model", "content", "ended", "error")
 
     def __init__(self) -> None:
-        self.ended = True
+        self.ended = False
         self.content = False
         self.error: str | None = None
         self._absurd = False
@@ -77,7 +77,7 @@ class Reducer:
 
     def whole(self, body: bytes) -> None:
         """Read the body."""
-        self.content = True
+        self.ended = self.content = True
         try:
             reply = _WHOLE.decode(body)
             self._model = reply.model or None
@@ -99,6 +99,7 @@ class Reducer:
             reported_usd=None if counted is None else counted.reported_usd,
             final=counted is not None,
             inferred=self._absurd or (counted is not None and counted.inferred),
-            ended=True,
-            error=ABSURD if self._absurd and self.error is None else self.error,
+            ended=self.ended,
+            error=self.error,
+            note=ABSURD if self._absurd else None,
         )

@@ -70,9 +70,9 @@ class Counted(msgspec.Struct, frozen=True):
     """A usage object as read."""
 
     usage: Usage
-    inferred: bool = False
-    tier: str | None = None
-    reported_usd: Decimal | None = None
+    inferred: bool  #: some of it was worked out, not stated
+    tier: str | None
+    reported_usd: Decimal | None  #: what the provider says that it charged
 
 
 _NOTHING: Final = _Details()
@@ -99,8 +99,8 @@ def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
     given = wire.completion_tokens_details or _NOTHING
     cached = _first(asked.cached_tokens, wire.prompt_cache_hit_tokens, wire.num_cached_tokens)
     reasoning = _first(given.reasoning_tokens, wire.reasoning_tokens)
-    written, audio, image = asked.cache_write_tokens or 0, asked.audio_tokens or 0, asked.image_tokens or 0
-    spoken, drawn = given.audio_tokens or 0, given.image_tokens or 0
+    written, audio, image = (_first(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
+    spoken, drawn = _first(given.audio_tokens), _first(given.image_tokens)
 
     beyond = 0 if total is None else total - prompt - completion
     if cached > prompt:
@@ -134,14 +134,17 @@ def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
 
 def _first(*counts: int | None) -> int:
     """The first count that is stated, else 0."""
-    return next((count for count in counts if count is not None), 0)
+    for count in counts:
+        if count is not None:
+            return count
+    return 0
 
 
 def _searches(wire: _Wire) -> int:
     for tools in (wire.server_tool_use, wire.server_tool_use_details):
         if tools is not None and tools.web_search_requests is not None:
             return tools.web_search_requests
-    return wire.num_search_queries or 0
+    return _first(wire.num_search_queries)
 
 
 def _reported(wire: _Wire) -> Decimal | None:

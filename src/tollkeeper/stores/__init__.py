@@ -7,18 +7,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
 from tollkeeper.errors import ConfigError
-from tollkeeper.ledger import CellKey, Period, window_of
+from tollkeeper.ledger import BalanceKey, CellKey, Period, window_of
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing, Window
 
 #: booked: counted now · repeated: counted before, nothing changed · late: its hold had expired, the difference is booked
 Booked = Literal["booked", "repeated", "late"]
 Cell = tuple[CellKey, tuple[int, ...]]
+Kept = Literal["hour", "day", "month", "entry"]
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,14 @@ class Difference(NamedTuple):
     key: str
     stored: str
     entries: str
+
+
+class Size(NamedTuple):
+    """Rows of each kind."""
+
+    entries: int
+    cells: int
+    balances: int
 
 
 class Reader(Protocol):
@@ -86,8 +96,20 @@ class Reader(Protocol):
         """Compute every cell and balance again from the entries; an empty list is a ledger that agrees with itself."""
         ...
 
-    async def kept_since(self) -> int:
-        """Entries before this instant (UTC microseconds) may have been pruned; 0: none have."""
+    async def spent(self, key: BalanceKey) -> int:
+        """What a balance has spent, without what is held; from its window's entries where none is kept."""
+        ...
+
+    async def kept_since(self, what: Kept = "entry") -> int:
+        """Entries, or cells of a period, before this instant (UTC microseconds) may have been pruned; 0: none have."""
+        ...
+
+    async def size(self) -> Size:
+        """How much there is."""
+        ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[None]:
+        """Everything asked within it is answered as of one instant, also while the owner writes."""
         ...
 
     async def close(self) -> None:

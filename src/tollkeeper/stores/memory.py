@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from msgspec import structs
@@ -22,7 +23,7 @@ from tollkeeper.ledger import (
     is_late,
     spent_by,
 )
-from tollkeeper.stores import Booked, Cell, Difference, Retention, horizons
+from tollkeeper.stores import Booked, Cell, Difference, Kept, Retention, Size, horizons
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
 K = TypeVar("K")
@@ -40,7 +41,7 @@ class MemoryStore:
         self._by_id: dict[tuple[str, str], Entry] = {}  # latest revision
         self._cells: dict[CellKey, tuple[int, ...]] = {}
         self._spent: Counter[BalanceKey] = Counter()
-        self._census = Census(scope_cap)
+        self._census = Census(scope_cap, self._census_ids)
         self._book = Book(budgets, load=lambda key: self._spent[key])
         self._since = dict.fromkeys((*PERIODS, "entry"), 0)
 
@@ -56,7 +57,9 @@ class MemoryStore:
             self._append(structs.replace(entry, other=self._census.place(entry)))
             self._book.release(entry.id)
             return "booked"
-        if not is_late(known, entry):
+        late = is_late(known, entry)
+        self._book.release(entry.id)
+        if not late:
             return "repeated"
         for each in correction(known, entry):
             self._append(each)
@@ -75,6 +78,7 @@ class MemoryStore:
         old = set(self._book.shapes)
         self._book.set_budgets(budgets)
         new = [shape for shape in self._book.shapes if shape not in old]
+        self._spent = Counter({key: sum_ for key, sum_ in self._spent.items() if key.shape in old})
         for key, amount in (pair for entry in self._entries for pair in spent_by(new, entry)):
             self._spent[key] += amount
         self._book.forget()
@@ -129,17 +133,35 @@ class MemoryStore:
             for balance, amount in spent_by(self._book.shapes, entry):
                 spent[balance] += amount
         kept = {key: sums for key, sums in self._cells.items() if self._whole(key)}
-        balances = {key: sum_ for key, sum_ in self._spent.items() if key.start_us >= self._since["entry"]}
+        shapes = self._book.shapes
+        stored, right = (
+            {key: sum_ for key, sum_ in sums.items() if key.start_us >= self._since["entry"] and key.shape in shapes}
+            for sums in (self._spent, spent)
+        )
         return [
             *_differences("cell", kept, {key: sums for key, sums in cells.items() if self._whole(key)}, _ZERO),
-            *_differences("balance", balances, spent, 0),
+            *_differences("balance", stored, right, 0),
         ]
 
     def _whole(self, key: CellKey) -> bool:
         return key.start_us >= max(self._since[key.period], self._since["entry"])
 
-    async def kept_since(self) -> int:
-        return self._since["entry"]
+    async def spent(self, key: BalanceKey) -> int:
+        if key.shape in self._book.shapes:
+            return self._spent[key]
+        return sum(
+            amount for entry in self._entries for each, amount in spent_by((key.shape,), entry) if each == key
+        )  # fmt: skip
+
+    async def kept_since(self, what: Kept = "entry") -> int:
+        return self._since[what]
+
+    async def size(self) -> Size:
+        return Size(len(self._entries), len(self._cells), len(self._spent))
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        yield  # nothing here waits, so nothing changes meanwhile
 
     async def prune(self, now_us: int, retention: Retention) -> int:
         dropped = 0
@@ -156,6 +178,10 @@ class MemoryStore:
 
     async def close(self) -> None:
         pass
+
+    def _census_ids(self, scope: ScopeKind, project: str, month_us: int) -> list[str]:
+        keys = (key for key in self._cells if (key.period, key.scope, key.start_us) == ("month", scope, month_us))
+        return [key.project if scope == "project" else key.id for key in keys if scope == "project" or key.project == project]
 
     def _append(self, entry: Entry) -> None:
         self._entries.append(entry)

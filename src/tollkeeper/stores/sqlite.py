@@ -13,50 +13,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Any
 
 import apsw
-import msgspec
 from msgspec import structs
 
-from tollkeeper.book import Balance, Book
+from tollkeeper.book import Book
 from tollkeeper.errors import Conflict, StoreError, StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Census, Shape, correction, expired, is_late, window_of
-from tollkeeper.stores import Booked, Retention, horizons
-from tollkeeper.stores.sqlite_file import (
-    balance_row,
-    encode,
-    entry_row,
-    open_reader,
-    open_writer,
-    own,
-    row_entry,
-    rows,
-    shape_names,
-)
+from tollkeeper.ledger import BalanceKey, Census, Shape, correction, expired, is_late
+from tollkeeper.stores import Booked, Retention
+from tollkeeper.stores.sqlite_file import encode, open_reader, own, row_entry, rows, shape_names, unusable
 from tollkeeper.stores.sqlite_reader import SqliteReader
+from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, unwritable
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
-#: Entries that the cells may be behind: readers add them, so this is about their speed alone.
-ROLL_EVERY = 256
-#: Balances of windows that ended longer ago than this are dropped: nothing can be reserved in them any more.
-_BALANCE_KEEP_US = 62 * 86_400_000_000
-_hold = msgspec.json.Decoder(Hold)
-
-
-class Write(msgspec.Struct, eq=False):
-    """One caller's rows, written together with those of everyone else who waits."""
-
-    waiters: list[asyncio.Future[None]]
-    done: Callable[[bool], None]  #: told under the lock whether it is safe, before the waiters are
-    holds: tuple[tuple[str, str], ...] = ()
-    gone: tuple[str, ...] = ()
-    entries: tuple[Entry, ...] = ()
-    touched: tuple[tuple[Balance, int], ...] = ()
-    job: Callable[[], None] | None = None  #: run by the writer between two batches, with nothing queued before it
+#: When this many callers shared the last commit, the next one waits a moment for more: fewer, larger commits cost less.
+BUSY_SIBLINGS = 4
+BUSY_DELAY_S = 0.001
+#: Seconds between two tries of a ledger that failed and that nobody writes to.
+PROBE_S = 1.0
+_TAKEN = (apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_CONSTRAINT_PRIMARYKEY)
 
 
 class _Exists(Conflict):
@@ -70,54 +51,66 @@ class SqliteStore(SqliteReader):
     """
 
     def __init__(self, path: Path, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> None:
-        self.trouble: str | None = None
         self._path = path
         self._owner = own(path)
-        try:
-            self._writer = open_writer(path)
-            super().__init__(path)
-            self._lookups = open_reader(path)  # point queries: they never wait for a report
-            self._number = int(dict(self.query("marks"))["batch"])
-        except BaseException:
-            os.close(self._owner)
-            raise
         self._census = Census(scope_cap, self._census_ids)
         self._book = Book((), self._load)
         self._settling: dict[tuple[str, str], Write] = {}
         self._queue: list[Write] = []
+        self._news: deque[tuple[list[Write], Exception | None]] = deque()  # written, and not yet told
         self._lock = RLock()  # the book, the queue and what is being settled
         self._wake = Event()
         self._idle = False
         self._closing = False
-        self._unrolled = ROLL_EVERY
-        self._roll()
-        self._set_budgets(tuple(budgets))
-        self._bury()
+        try:
+            self._writer = Writer(path)
+            super().__init__(path)
+            self._lookups = open_reader(path)  # point queries: they never wait for a report
+            self._writer.roll()
+            self._set_budgets(tuple(budgets))
+            self._bury()
+        except apsw.Error as failure:
+            os.close(self._owner)
+            raise unusable(path, failure) from failure
+        except BaseException:
+            os.close(self._owner)
+            raise
         self._thread = Thread(target=self._run, name="tollkeeper-ledger", daemon=True)
         self._thread.start()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why writes fail just now; None: they do not."""
+        return self._writer.trouble
 
     # ── the contract ──
 
     async def reserve(self, hold: Hold) -> Grant:
+        doc = encode(hold).decode()
+        self._hear()
         with self._lock:
             known = hold.id in self._book.live
             grant = self._book.reserve(hold)
-            if known:
-                return grant
 
             def done(safe: bool) -> None:
                 if not safe:
                     self._book.release(hold.id)
 
-            told = self._submit(done=done, holds=((hold.id, encode(hold).decode()),))
-        await told
+            told = self._submit(done=_nothing) if known else self._submit(done=done, holds=((hold.id, doc),))
+        await told  # again: when the first one is safe
+        if known and hold.id not in self._book.live:
+            return await self.reserve(hold)
         return grant
 
     async def void(self, hold_id: str) -> None:
+        def done(safe: bool) -> None:
+            if safe:
+                self._book.release(hold_id)
+
         with self._lock:
-            if not self._book.release(hold_id):
+            if hold_id not in self._book.live:
                 return
-            told = self._submit(done=_nothing, gone=(hold_id,))
+            told = self._submit(done=done, gone=(hold_id,))
         await told
 
     async def settle(self, entry: Entry) -> Booked:
@@ -125,6 +118,7 @@ class SqliteStore(SqliteReader):
         name = (entry.scopes.project, entry.id)
         known: Entry | None = None
         while True:
+            self._hear()
             with self._lock:
                 others = self._settling.get(name)
                 if others is not None:
@@ -136,6 +130,8 @@ class SqliteStore(SqliteReader):
                     told = self._book_entries(*correction(known, entry))
                 else:
                     break
+            if others is not None:  # it may have been written just now, before the writer could see us wait
+                self._hear()
             try:
                 await told
             except StoreError as error:
@@ -149,27 +145,29 @@ class SqliteStore(SqliteReader):
         return "repeated"
 
     async def expire(self, now_us: int) -> int:
+        self._hear()
         with self._lock:
             due = self._book.due(now_us)
             self._book.trim()
-        for hold in due:
-            await self.settle(expired(hold))
+        await asyncio.gather(*(self.settle(expired(hold)) for hold in due))
         return len(due)
 
     async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
+        self._hear()
         with self._lock:
             return self._book.standings(scopes, model, at_us)
 
     async def live(self) -> list[Hold]:
+        self._hear()
         with self._lock:
             return [live.hold for live in self._book.live.values()]
 
     async def set_budgets(self, budgets: Iterable[Budget]) -> None:
-        await self._between_batches(lambda: self._set_budgets(tuple(budgets)))
+        await self._work(lambda: self._set_budgets(tuple(budgets)))
 
     async def prune(self, now_us: int, retention: Retention) -> int:
         dropped: list[int] = []
-        await self._between_batches(lambda: dropped.append(self._prune(now_us, retention)))
+        await self._work(lambda: dropped.append(self._prune(now_us, retention)))
         return dropped[0]
 
     async def close(self) -> None:
@@ -179,9 +177,15 @@ class SqliteStore(SqliteReader):
             self._closing = True
             self._wake.set()
         await asyncio.to_thread(self._thread.join)
-        await super().close()
-        self._lookups.close()
-        os.close(self._owner)
+        self._hear()
+        await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> None:
+        with self._reading, self._lock:
+            for connection in (self._reader, self._lookups, self._writer):  # the writer last: then the file alone is whole
+                with contextlib.suppress(apsw.Error):  # nothing is written any more
+                    connection.close()
+            os.close(self._owner)
 
     # ── queueing, under the lock ──
 
@@ -213,211 +217,156 @@ class SqliteStore(SqliteReader):
         self._settling[name] = self._queue[-1]
         return told
 
-    async def _between_batches(self, job: Callable[[], None]) -> None:
+    async def _work(self, job: Callable[[], None]) -> None:
         with self._lock:
             told = self._submit(done=_nothing, job=job)
         await told
 
     def _known(self, project: str, id: str) -> Entry | None:
-        found = rows(self._lookups, "entry", project=project, id=id)
+        found = self._find("entry", project=project, id=id)
         return row_entry(found[0]) if found else None
 
     def _load(self, key: BalanceKey) -> int:
-        found = rows(
-            self._lookups, "balance", **shape_names(key.shape), project=key.project, id=key.id, start_us=key.start_us
-        )
+        names = shape_names(key.shape)
+        found = self._find("balance", **names, project=key.project, id=key.id, start_us=key.start_us)
         return int(found[0][0]) if found else 0
 
     def _census_ids(self, scope: ScopeKind, project: str, month_us: int) -> list[str]:
-        return [row[0] for row in rows(self._lookups, "ids", scope=scope, project=project, month_us=month_us)]
+        return [row[0] for row in self._find("ids", scope=scope, project=project, month_us=month_us)]
+
+    def _find(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return rows(self._lookups, name, **values)
+        except apsw.Error as failure:
+            raise unwritable(self._path, failure) from failure
 
     # ── the writer's thread ──
 
     def _run(self) -> None:
+        size = 0
         while True:
+            if size >= BUSY_SIBLINGS and not self._closing:
+                time.sleep(BUSY_DELAY_S)
             with self._lock:
                 writes, self._queue = self._queue, []
                 closing = self._closing
-                self._idle = not writes and not closing
-            if self._idle:
-                self._wake.wait()
+                idle = self._idle = not writes and not closing
+            if idle:  # not self._idle: whoever submits now has taken that back
+                if not self._wake.wait(None if self.trouble is None else PROBE_S) and self._writer.works():
+                    self._writer.roll()  # nobody writes and the last write failed: see whether the disk works again
                 self._wake.clear()
                 continue
+            size = len(writes)
             if not writes:
                 break
             self._write([write for write in writes if write.job is None])
-            if self._unrolled >= ROLL_EVERY:
-                self._roll()
+            self._writer.roll(behind=ROLL_EVERY)
             for write in writes:
                 if write.job is not None:
                     self._do(write)
-        self._roll()
-        self._writer.close()
-
-    def _roll(self) -> None:
-        """Bring the cells up to the newest entry."""
-        try:
-            self._writer.execute("INSERT INTO roll VALUES (NULL)")
-            self._unrolled = 0
-        except apsw.Error as failure:  # readers add what is not rolled: nothing is wrong but slower
-            self.trouble = str(_unavailable(self._path, failure))
+        self._writer.roll()
 
     def _do(self, write: Write) -> None:
-        """Run a job with the ledger still: everything queued before it is written first."""
-        error: StoreError | None = None
-        with self._lock:
-            waiting = [each for each in self._queue if each.job is None]
-            self._queue = [each for each in self._queue if each.job is not None]
-            self._write(waiting)
-            try:
-                assert write.job is not None
-                write.job()
-            except apsw.Error as failure:
-                error = _unavailable(self._path, failure)
+        error: Exception | None = None
+        try:
+            assert write.job is not None
+            write.job()
+        except apsw.Error as failure:
+            error = unwritable(self._path, failure)
+        except Exception as failure:  # the job's own: a wrong argument
+            error = failure
         self._tell([write], error)
 
     def _write(self, writes: list[Write]) -> None:
         if not writes:
             return
+        if not self._writer.works():
+            self._tell(writes, StoreUnavailable(str(self.trouble)))
+            return
         try:
-            self._apply(writes)
-        except apsw.ConstraintError:
+            self._writer.apply(writes)
+        except (apsw.ConstraintError, ValueError, OverflowError) as failure:
             if len(writes) > 1:  # one of them is wrong: the others must not suffer
                 for write in writes:
                     self._write([write])
-                return
-            self._tell(writes, _Exists("this id is in the ledger; use a new one"))
+            elif getattr(failure, "extendedresult", 0) in _TAKEN:
+                self._tell(writes, _Exists("this id is in the ledger; use a new one"))
+            else:
+                self._tell(writes, ValueError(f"this cannot stand in the ledger: {failure}"))
         except apsw.Error as failure:
-            error = None if self._reopen() == self._number else _unavailable(self._path, failure)
-            self.trouble = None if error is None else str(error)
-            self._tell(writes, error)
+            self._tell(writes, self._writer.failed(failure))
         else:
-            self.trouble = None
             self._tell(writes, None)
 
-    def _apply(self, writes: list[Write]) -> None:
-        self._number += 1
-        balances: dict[Balance, int] = {}
-        for write in writes:
-            self._unrolled += len(write.entries)
-            for balance, amount in write.touched:
-                balances[balance] = balances.get(balance, 0) + amount
-        doc = {
-            "number": self._number,
-            "holds": [row for write in writes for row in write.holds],
-            "gone": [id for write in writes for id in write.gone],
-            "entries": [entry_row(entry) for write in writes for entry in write.entries],
-            "balances": [(*balance_row(balance.key, balance.end_us), amount) for balance, amount in balances.items()],
-        }
-        self._writer.execute("INSERT INTO batch (doc) VALUES (?)", (encode(doc).decode(),))
+    def _tell(self, writes: list[Write], error: Exception | None) -> None:
+        self._news.append((writes, error))
+        for loop in {future.get_loop() for write in writes for future in write.waiters}:
+            with contextlib.suppress(RuntimeError):  # closed: whoever comes next hears it
+                loop.call_soon_threadsafe(self._hear)
 
-    def _tell(self, writes: list[Write], error: StoreError | None) -> None:
-        """Have each caller told in its own event loop: there the book learns first what has been booked."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[Write]] = {}
-        for write in writes:
-            by_loop.setdefault(write.waiters[0].get_loop(), []).append(write)
-        for loop, theirs in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(self._told, theirs, error)
-            except RuntimeError:  # the caller's loop is closed: nobody waits
-                self._told(theirs, error)
+    def _hear(self) -> None:
+        """The book learns what has been booked, then each caller, in its own event loop.
 
-    def _told(self, writes: list[Write], error: StoreError | None) -> None:
+        Not the writer's work: it would wait for the lock, and others for it. Not one loop's alone: it may have ended.
+        """
         here = asyncio._get_running_loop()
-        with self._lock:
-            for write in writes:
-                write.done(error is None)
-        for write in writes:
-            for future in write.waiters:
+        while self._news:
+            with self._lock:
+                if not self._news:
+                    return
+                writes, error = self._news.popleft()
+                for write in writes:
+                    write.done(error is None)
+            for future in (future for write in writes for future in write.waiters):
                 if future.get_loop() is here:
                     _resolve(future, error)
                 else:
                     with contextlib.suppress(RuntimeError):
                         future.get_loop().call_soon_threadsafe(_resolve, future, error)
 
-    def _reopen(self) -> int:
-        """After a failed write: what is in the file is only known from a new connection. Returns the last batch in it, synced."""
-        try:
-            self._writer.close(True)
-            self._writer = open_writer(self._path)
-            self._writer.execute("PRAGMA quick_check(1)").fetchall()
-            self._writer.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
-            return int(dict(rows(self._writer, "marks"))["batch"])
-        except (apsw.Error, StoreError):
-            return -1
-
-    # ── jobs: nothing else runs ──
+    # ── jobs of the writer's thread ──
 
     def _set_budgets(self, budgets: tuple[Budget, ...]) -> None:
-        """Make the balances of every shape agree with the entries, then take the limits."""
-        self._book.set_budgets(budgets)
-        had = {Shape(*row) for row in self._writer.execute("SELECT scope, measure, period, timezone FROM shape")}
-        want = set(self._book.shapes)
-        with self._writer:
-            for shape in had - want:
-                for table in ("shape", "balance"):
-                    where = "scope = :scope AND measure = :measure AND period = :period AND timezone = :timezone"
-                    self._writer.execute(f"DELETE FROM {table} WHERE {where}", shape_names(shape))  # noqa: S608 table is ours
-            for shape in want - had:
-                self._fill(shape)
-        self._book.forget()
+        """Make the balances of every shape agree with the entries, then take the limits. What is queued is written before."""
+        with self._lock:
+            waiting = [write for write in self._queue if write.job is None]
+            self._queue = [write for write in self._queue if write.job is not None]
+            self._write(waiting)
+            self._hear()
+            self._writer.set_shapes({Shape(each.scope, each.measure, each.window, each.timezone) for each in budgets})
+            self._book.set_budgets(budgets)
+            self._book.forget()
 
-    def _fill(self, shape: Shape) -> None:
-        """Balances of a new shape, for the window of the newest entry: older ones take no reservations."""
-        names = shape_names(shape)
-        self._writer.execute("INSERT INTO shape VALUES (:scope, :measure, :period, :timezone)", names)
-        latest_us = rows(self._writer, "latest")[0][0]
-        if latest_us is None:
-            return
-        start_us, end_us = window_of(shape.window, shape.timezone, latest_us)
-        values = {"scope": shape.scope, "measure": shape.measure, "start_us": start_us, "end_us": end_us}
-        for project, id, spent in rows(self._writer, "spent", **values):
-            row = (*balance_row(BalanceKey(shape, project, id, start_us), end_us), spent)
-            self._writer.execute("INSERT INTO balance VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    def _prune(self, now_us: int, retention: Retention) -> int:
+        dropped = self._writer.prune(now_us, retention)
+        with self._lock:
+            self._hear()
+            self._book.forget()
+        return dropped
 
     def _bury(self) -> None:
         """At start every hold in the file is a dead owner's: book it at its estimate."""
-        for (doc,) in rows(self._writer, "holds"):
-            hold = _hold.decode(doc)
+        writes = []
+        for hold in self._writer.holds():
+            write = Write(waiters=[], done=_nothing, gone=(hold.id,))
             if self._known(hold.scopes.project, hold.id) is None:
                 entry = expired(hold, "its gateway died: booked at the estimate")
-                entry = structs.replace(entry, other=self._census.place(entry))
-                touched = tuple(self._book.touched(entry))
-                self._apply([Write([], _nothing, (), (hold.id,), (entry,), touched)])
-                self._book.booked(touched)
-
-    def _prune(self, now_us: int, retention: Retention) -> int:
-        self._roll()
-        before = self._writer.total_changes()
-        since = horizons(now_us, retention)
-        with self._writer:
-            for what, horizon_us in since.items():
-                if what == "entry":
-                    self._writer.execute("DELETE FROM entry WHERE at_us < ?", (horizon_us,))
-                else:
-                    self._writer.execute("DELETE FROM cell WHERE period = ? AND start_us < ?", (what, horizon_us))
-            self._writer.execute("DELETE FROM balance WHERE end_us < ?", (now_us - _BALANCE_KEEP_US,))
-            changed = self._writer.total_changes() - before
-            for what, horizon_us in since.items():
-                self._writer.execute("UPDATE mark SET value = max(value, ?) WHERE name = ?", (horizon_us, what))
-            self._writer.execute(
-                "UPDATE mark SET value = (SELECT ifnull(max(seq), 0) FROM entry) WHERE name = 'rolled'"
-            )
-        self._book.forget()
-        return changed
+                write.entries = (structs.replace(entry, other=self._census.place(entry)),)
+                write.touched = tuple(self._book.touched(entry))
+            writes.append(write)
+        if writes:
+            self._writer.apply(writes)
+        for write in writes:
+            self._book.booked(write.touched)
 
 
 def _nothing(safe: bool) -> None:
     pass
 
 
-def _resolve(future: asyncio.Future[None], error: StoreError | None) -> None:
+def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
     if not future.done():
         if error is None:
             future.set_result(None)
         else:
             future.set_exception(error)
-
-
-def _unavailable(path: Path, failure: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"the ledger {path.name} cannot be written ({failure}); check the disk's space and health")

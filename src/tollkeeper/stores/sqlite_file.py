@@ -11,7 +11,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from tollkeeper.errors import StoreCorrupt, StoreOwned, StoreUnavailable
+from tollkeeper.errors import StoreCorrupt, StoreError, StoreOwned, StoreUnavailable
 from tollkeeper.ledger import BalanceKey, Shape
 from tollkeeper.values import KINDS, Charge, Entry, Scopes, Term, Usage
 
@@ -29,6 +29,12 @@ QUERIES: Final[dict[str, str]] = {
     name.strip(): sql
     for name, _, sql in (part.partition("\n") for part in (_SQL / "queries.sql").read_text().split("-- name:")[1:])
 }
+
+#: Errors of the disk and of rights; any other is about the contents.
+_OF_THE_PLACE: Final = (
+    apsw.FullError, apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.BusyError,
+    apsw.ConnectionClosedError,
+)  # fmt: skip
 
 encode = msgspec.json.Encoder().encode
 _terms = msgspec.json.Decoder(tuple[Term, ...])
@@ -96,7 +102,7 @@ def own(path: Path) -> int:
     """Lock the ledger for this process; raises StoreOwned with the owner's pid."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        owner = os.open(f"{path}.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        owner = os.open(f"{path.resolve()}.owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreUnavailable(
             f"store: cannot write in {path.parent}: {error.strerror}; name a folder that can be written"
@@ -137,10 +143,17 @@ def open_writer(path: Path) -> apsw.Connection:
         writer.execute(VIEWS)
         writer.execute(APPLY)
     except apsw.Error as error:
-        raise StoreCorrupt(
-            f"store: {path} cannot be opened as a ledger ({error}); nothing was deleted; restore a copy or name another file"
-        ) from error
+        raise unusable(path, error) from error
     return writer
+
+
+def unusable(path: Path, failure: apsw.Error) -> StoreError:
+    """Why a file cannot be used: the place where it is, or what is in it."""
+    if isinstance(failure, _OF_THE_PLACE):
+        return StoreUnavailable(f"store: {path} cannot be used ({failure}); check the disk's space, health and rights")
+    return StoreCorrupt(
+        f"store: {path} cannot be used as a ledger ({failure}); nothing was deleted; restore a copy or name another file"
+    )
 
 
 def open_reader(path: Path) -> apsw.Connection:
@@ -160,5 +173,5 @@ def open_reader(path: Path) -> apsw.Connection:
             )
         reader.execute(VIEWS)
     except apsw.Error as error:
-        raise StoreCorrupt(f"store: {path} cannot be read: {error}") from error
+        raise unusable(path, error) from error
     return reader

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
 import apsw
 
-from tollkeeper.errors import StoreUnavailable
-from tollkeeper.ledger import BalanceKey, CellKey, Period, Shape
-from tollkeeper.stores import Cell, Difference
-from tollkeeper.stores.sqlite_file import open_reader, row_entry, rows, shape_names
+from tollkeeper.ledger import BalanceKey, CellKey, Period, Shape, window_of
+from tollkeeper.stores import Cell, Difference, Kept, Size
+from tollkeeper.stores.sqlite_file import open_reader, row_entry, rows, shape_names, unusable
 from tollkeeper.values import Entry, ScopeKind
 
 _PAGE: Final = 1000
@@ -26,23 +26,40 @@ class SqliteReader:
         self._path = path
         self._reading = Lock()
         self._reader = open_reader(path)
+        self._snapshots = 0
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self._share_snapshot, 1)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self._share_snapshot, -1)
+
+    def _share_snapshot(self, more: int) -> None:
+        """The first one begins it, the last one ends it: those who overlap see the same instant."""
+        with self._reading:
+            self._snapshots += more
+            if self._snapshots == (more > 0):
+                with _told(self._path):
+                    self._reader.execute("BEGIN" if more > 0 else "ROLLBACK")
 
     def query(self, name: str, part: str | None = None, **values: Any) -> list[tuple[Any, ...]]:
         """The rows of a named query, in this thread, over the entries that the query `part` selects; one snapshot."""
-        with self._reading:
-            self._reader.execute("BEGIN")
+        with self._reading, _told(self._path):
+            own = not self._snapshots
+            if own:
+                self._reader.execute("BEGIN")
             try:
                 if part is not None:
                     rows(self._reader, part, **values)
                 return rows(self._reader, name, **values)
             finally:
-                self._reader.execute("ROLLBACK")
+                if own:
+                    self._reader.execute("ROLLBACK")
 
     async def _ask(self, name: str, part: str | None = None, **values: Any) -> list[tuple[Any, ...]]:
-        try:
-            return await asyncio.to_thread(self.query, name, part, **values)
-        except apsw.Error as error:
-            raise StoreUnavailable(f"store: {self._path} cannot be read: {error}") from error
+        return await asyncio.to_thread(self.query, name, part, **values)
 
     async def cells(
         self,
@@ -86,11 +103,24 @@ class SqliteReader:
         found = await self._ask("entry", project=project, id=id)
         return row_entry(found[0]) if found else None
 
-    async def kept_since(self) -> int:
-        return int(dict(await self._ask("marks"))["entry"])
+    async def spent(self, key: BalanceKey) -> int:
+        names = shape_names(key.shape)
+        found = await self._ask("balance", **names, project=key.project, id=key.id, start_us=key.start_us)
+        if found:
+            return int(found[0][0])
+        _, end_us = window_of(key.shape.window, key.shape.timezone, key.start_us)
+        rest = await asyncio.to_thread(self._spent, key.shape, key.start_us, end_us)
+        return next((int(spent) for project, id, spent in rest if (project, id) == (key.project, key.id)), 0)
+
+    async def kept_since(self, what: Kept = "entry") -> int:
+        return int(dict(await self._ask("marks"))[what])
+
+    async def size(self) -> Size:
+        return Size(*(await self._ask("size"))[0])
 
     async def verify(self) -> list[Difference]:
-        return await asyncio.to_thread(lambda: [*self._wrong_cells(), *self._wrong_balances()])
+        async with self.snapshot():
+            return await asyncio.to_thread(lambda: [*self._wrong_cells(), *self._wrong_balances()])
 
     def _wrong_cells(self) -> Iterator[Difference]:
         sides: dict[tuple[Any, ...], dict[str, str]] = {}
@@ -100,11 +130,13 @@ class SqliteReader:
             yield Difference("cell", str(key), values.get("stored", "absent"), values.get("entries", "absent"))
 
     def _wrong_balances(self) -> Iterator[Difference]:
-        since = int(dict(self.query("marks"))["entry"])
-        for *names, start_us, end_us in self.query("windows"):
-            shape = Shape(*names)
-            if start_us < since:
-                continue  # some of its entries are pruned
+        marks = dict(self.query("marks"))
+        found = {(Shape(*names), start_us, end_us) for *names, start_us, end_us in self.query("windows")}
+        for shape in (Shape(*names) for names in self.query("shapes")):
+            found |= {(shape, *window) for window in windows_since(self.query, shape, marks["balance"])}
+        for shape, start_us, end_us in sorted(found):
+            if start_us < marks["entry"] or end_us < marks["balance"]:
+                continue  # some of its entries are pruned, or it is itself
             stored = {
                 (project, id): spent
                 for project, id, spent in self.query("balances", **shape_names(shape), start_us=start_us)
@@ -119,7 +151,26 @@ class SqliteReader:
         return self.query("spent", scope=shape.scope, measure=shape.measure, start_us=start_us, end_us=end_us)
 
     async def close(self) -> None:
-        self._reader.close()
+        with self._reading:
+            self._reader.close(True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except apsw.Error as failure:
+        raise unusable(path, failure) from failure
+
+
+def windows_since(
+    ask: Callable[..., list[tuple[Any, ...]]], shape: Shape, from_us: int
+) -> Iterator[tuple[int, int]]:
+    """Start and end of each window of a shape that has entries, from the one of `from_us` on."""
+    next_us, _ = window_of(shape.window, shape.timezone, from_us)
+    while (first_us := ask("first", from_us=next_us)[0][0]) is not None:
+        start_us, next_us = window_of(shape.window, shape.timezone, first_us)
+        yield start_us, next_us
 
 
 def _cells(found: list[tuple[Any, ...]]) -> list[Cell]:

@@ -39,6 +39,8 @@ async def serving(
     listener = socket.create_server(
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
     )
+    # asyncio sets it on sockets that were made for TCP by number, which this one was not; connections inherit it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     options = {
         "http": _Protocol,
         "log_config": None,

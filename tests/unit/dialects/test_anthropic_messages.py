@@ -9,8 +9,8 @@ import pytest
 
 from tollkeeper.dialects import anthropic_messages
 from tollkeeper.dialects.anthropic_messages import IMAGE_TOKENS, SERVER_TOOL_TOKENS, read_ask, write_body
-from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS
-from tollkeeper.errors import BadRequest, BudgetExceeded, StreamBroken, UpstreamTimeout
+from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
+from tollkeeper.errors import BadRequest, BudgetExceeded, StreamBroken, TollkeeperError, UpstreamTimeout
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
 
@@ -80,7 +80,11 @@ def test_prompt_bound_covers_what_bytes_do_not() -> None:
         ({"type": "image", "source": {"type": "url", "url": "https://x"}}, {}, IMAGE_TOKENS),
         ({"type": "document", "source": {"type": "file", "file_id": "f"}}, {}, FILE_TOKENS),
         ({"type": "text", "text": '"type": "image"'}, {}, 0),
-        ({}, {"tools": [{"type": "web_search_20250305"}, {"type": "custom"}]}, SERVER_TOOL_TOKENS),
+        (
+            {},
+            {"tools": [{"type": "web_search_20250305"}, {"type": "custom"}]},
+            TOOL_PREAMBLE_TOKENS + SERVER_TOOL_TOKENS,
+        ),
     ]
     for block, fields, tokens in cases:
         bounded, size = bound(block, **fields)
@@ -198,11 +202,11 @@ def test_absurd_usage_is_absent() -> None:
     """F4: a usage object that cannot be believed is laid over nothing, and told."""
     good, bad = start(input_tokens=25, output_tokens=1), delta(input_tokens=-1, output_tokens=9)
     reading = replay(good, bad, STOP)
-    assert (reading.usage, reading.error, reading.inferred) == (Usage(input=25, output=1), "absurd usage", True)
+    assert (reading.usage, reading.note, reading.inferred) == (Usage(input=25, output=1), "absurd usage", True)
     assert not reading.final
     reading = replay(start(input_tokens=True), STOP)
-    assert (reading.parts, reading.error, reading.final) == ((), "absurd usage", False)
-    assert replay(start(input_tokens=True), delta(input_tokens=3, output_tokens=1)).error is None
+    assert (reading.parts, reading.note, reading.error, reading.final) == ((), "absurd usage", None, False)
+    assert replay(start(input_tokens=True), delta(input_tokens=3, output_tokens=1)).note is None
 
 
 @pytest.mark.parametrize(
@@ -216,14 +220,16 @@ def test_absurd_usage_is_absent() -> None:
         ),
         (b'{"model":"m","usage":{}}', (), None, 24),
         (b'{"type":"error","error":{"type":"t"}}', (), "t", 37),
-        (b'{"usage":{"input_tokens":1e400}}', (), "absurd usage", 32),
+        (b'{"usage":{"input_tokens":1e400}}', (), None, 32),
         (b"<html>", (), None, 6),
     ],
 )
 def test_whole(body: bytes, parts: tuple[Part, ...], error: str | None, size: int) -> None:
     """A whole body gives its usage; without one its bytes bound what was generated."""
     reducer = anthropic_messages.reducer(stream=False, hide_usage=False, quirks=NONE)
+    assert not reducer.ended
     reducer.whole(body)
+    assert reducer.ended
     reading = reducer.reading()
     assert (reading.parts, reading.error, reading.output_bytes, reading.ended) == (parts, error, size, True)
     assert reading.final is bool(parts)
@@ -247,6 +253,8 @@ def test_refusals() -> None:
         "0.000000001",
         "0.000000002",
     )
+    error = json.loads(anthropic_messages.refusal(TollkeeperError("bad"), "r1"))["error"]
+    assert (error["type"], TollkeeperError.http_status) == ("api_error", 500)
     error = json.loads(anthropic_messages.refusal(UpstreamTimeout("late"), "r1"))["error"]
     assert error == {"type": "timeout_error", "message": "late", "code": "upstream_timeout"}
 

@@ -79,6 +79,7 @@ TURNS = {
     "compaction": ((2, 5), [turn("compaction", 900, 100), turn("message", 2, 5)], True),
     "fall-back": ((4, 6), [turn("message", 3, 0, "first"), turn("fallback_message", 4, 6, "second")], True),
     "unexplained": ((9, 9), [turn("message", 1, 2)], False),
+    "without input": ((0, 5), [{"type": "message", "output_tokens": 5, "input_tokens": None}], False),
     "only apart": ((0, 0), [turn("compaction", 1, 2)], False),
 }
 
@@ -88,7 +89,7 @@ def test_turns_are_priced_apart(total: tuple[int, int], turns: list[dict[str, An
     """A8: each iteration is a part at its own model; turns that do not explain the top level are marked."""
     wire = {"input_tokens": total[0], "output_tokens": total[1], "iterations": turns}
     read, inferred = parts(wire)
-    expected = [(t["model"] or "main", t["input_tokens"], t["output_tokens"]) for t in turns]
+    expected = [(t.get("model") or "main", t["input_tokens"] or 0, t["output_tokens"]) for t in turns]
     assert [(part.model, part.usage.input, part.usage.output) for part in read] == expected
     assert inferred is not explained
 

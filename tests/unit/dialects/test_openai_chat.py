@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tollkeeper.dialects import openai_chat
-from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS
-from tollkeeper.dialects.openai_chat import IMAGE_TOKENS, read_ask, write_body
-from tollkeeper.errors import BadRequest, BudgetExceeded, RateLimited, StreamBroken, UnknownModel
+from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
+from tollkeeper.dialects.openai_chat import IMAGE_TOKENS, SEARCH_TOKENS, read_ask, write_body
+from tollkeeper.errors import BadRequest, BudgetExceeded, RateLimited, StreamBroken, TollkeeperError, UnknownModel
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
 
@@ -45,6 +45,8 @@ def test_ask() -> None:
     assert (ask.dialect, ask.model, ask.stream, ask.output_cap, ask.choices) == ("openai-chat", "gpt-4o", True, 9, 3)
     assert (ask.user, ask.tier, ask.wants_usage, ask.generates) == ("bob", "flex", True, True)
     assert ask.prompt_bound == len(body) + TEMPLATE_TOKENS
+    tools = b'{"model":"gpt-4o","tools":[]}'
+    assert read_ask(tools).prompt_bound == len(tools) + TEMPLATE_TOKENS + TOOL_PREAMBLE_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,8 @@ def test_prompt_bound_covers_what_bytes_do_not() -> None:
     assert talk == size
     by_url, size = bound({"type": "image_url", "image_url": {"url": "https://x/y.png"}})
     assert by_url == size + IMAGE_TOKENS
+    body = b'{"model":"m","web_search_options": {}}'
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + SEARCH_TOKENS
     by_id, size = bound({"type": "file", "file": {"file_id": "file-1"}})
     assert by_id == size + FILE_TOKENS
 
@@ -233,6 +237,9 @@ def test_content(delta: Any, content: bool) -> None:
 def test_unknown_shapes_are_relayed_as_content() -> None:
     """A chunk that cannot be read goes on to the client and counts, since it may be content."""
     odd = read_event(b'data: {"choices":"odd"}\n\n')
+    reducer = openai_chat.reducer(stream=True, hide_usage=True, quirks=NONE)
+    reducer.event(odd)
+    assert reducer.content
     relayed, reading = replay(odd)
     assert (relayed, reading.output_bytes) == ([odd.raw], len(odd.data))
 
@@ -257,11 +264,12 @@ def test_absurd_usage_is_absent() -> None:
     """F4: usage that cannot be believed is told and not counted; an earlier count stands, later ones count."""
     absurd = chunk(choices=[], usage={**USAGE, "completion_tokens": -2})
     _, reading = replay(absurd, DONE)
-    assert (reading.parts, reading.error, reading.inferred, reading.final) == ((), "absurd usage", True, False)
+    assert (reading.parts, reading.note, reading.inferred, reading.final) == ((), "absurd usage", True, False)
+    assert reading.error is None
     _, reading = replay(text(usage=USAGE), absurd, DONE)
-    assert (reading.usage, reading.error, reading.final) == (READ, "absurd usage", False)
+    assert (reading.usage, reading.note, reading.final) == (READ, "absurd usage", False)
     _, reading = replay(absurd, chunk(choices=[], usage=USAGE), DONE)
-    assert (reading.usage, reading.error, reading.inferred) == (READ, None, False)
+    assert (reading.usage, reading.note, reading.inferred) == (READ, None, False)
 
 
 def test_end() -> None:
@@ -287,14 +295,16 @@ def test_model_and_tier_that_served() -> None:
         (b'{"model":"m","usage":{"prompt_tokens":7,"completion_tokens":2}}', (Part(READ, "m"),), None, 0),
         (b'{"model":"m"}', (), None, 13),
         (b'{"error":{"type":"t"}}', (), "t", 22),
-        (b'{"usage":{"prompt_tokens":true}}', (), "absurd usage", 32),
+        (b'{"usage":{"prompt_tokens":true}}', (), None, 32),
         (b"<html>", (), None, 6),
     ],
 )
 def test_whole(body: bytes, parts: tuple[Part, ...], error: str | None, size: int) -> None:
     """A whole body gives its usage; without one its bytes bound what was generated."""
     reducer = openai_chat.reducer(stream=False, hide_usage=False, quirks=NONE)
+    assert not reducer.ended
     reducer.whole(body)
+    assert reducer.ended
     reading = reducer.reading()
     assert (reading.parts, reading.error, reading.output_bytes, reading.ended) == (parts, error, size, True)
     assert reading.final is bool(parts)
@@ -320,6 +330,8 @@ def test_refusals() -> None:
     assert (error["scope"], error["limit"], error["resets_at"]) == ("session", 10, "1970-01-01T00:01:00Z")
     error = json.loads(openai_chat.refusal(UnknownModel("no route"), "r1"))["error"]
     assert error == {"message": "no route", "type": "not_found_error", "param": None, "code": "unknown_model"}
+    error = json.loads(openai_chat.refusal(TollkeeperError("bad"), "r1"))["error"]
+    assert (error["type"], TollkeeperError.http_status) == ("server_error", 500)
     paid = json.loads(openai_chat.refusal(BudgetExceeded(Refusal(standing=STANDING, asked=None)), "r1"))["error"]
     assert (paid["type"], paid["code"], paid["asked"]) == ("insufficient_quota", "budget_exceeded", None)
 

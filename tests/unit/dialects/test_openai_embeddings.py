@@ -17,7 +17,9 @@ NONE: frozenset[str] = frozenset()
 
 def read(body: bytes) -> Reading:
     reducer = openai_embeddings.reducer(stream=False, hide_usage=True, quirks=NONE)
+    assert (reducer.ended, reducer.content) == (False, False)
     reducer.whole(body)
+    assert (reducer.ended, reducer.content) == (True, True)
     return reducer.reading()
 
 
@@ -47,18 +49,19 @@ def test_usage(usage: bytes, expected: Usage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "error"),
+    ("body", "error", "note"),
     [
-        (b'{"usage":{"prompt_tokens":-4}}', "absurd usage"),
-        (b'{"usage":null}', None),
-        (b'{"error":{"type":"t"}}', "t"),
-        (b"<html>", None),
+        (b'{"usage":{"prompt_tokens":-4}}', None, "absurd usage"),
+        (b'{"usage":null}', None, None),
+        (b'{"error":{"type":"t"}}', "t", None),
+        (b"<html>", None, None),
     ],
 )
-def test_no_usage(body: bytes, error: str | None) -> None:
+def test_no_usage(body: bytes, error: str | None, note: str | None) -> None:
     """F4: what states no believable count has no usage, not a usage of 0."""
     reading = read(body)
-    assert (reading.parts, reading.error, reading.final) == ((), error, False)
+    assert (reading.parts, reading.error, reading.note, reading.final) == ((), error, note, False)
+    assert reading.ended
 
 
 def test_refusal_and_events() -> None:

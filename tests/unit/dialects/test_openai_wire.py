@@ -74,6 +74,10 @@ def test_habits_come_out_disjoint(wire: bytes, expected: Usage) -> None:
     ("wire", "expected"),
     [
         (usage(12, 35, 109), Usage(input=12, output=97, reasoning=62)),
+        (
+            usage(9, 1, 110, asked={"audio_tokens": 5}, given={"reasoning_tokens": 1}),
+            Usage(input=4, input_audio=5, output=101, reasoning=100),
+        ),
         (usage(None, None, 9), Usage(input=9)),
         (usage(None, 3, 9), Usage(input=6, output=3)),
         (usage(None, 3), Usage(output=3)),

@@ -112,11 +112,17 @@ FROM entry LEFT JOIN json_each(iif(:scope = 'tag', tags, NULL)) AS tag
 WHERE at_us >= :start_us AND at_us < :end_us AND id_of IS NOT NULL
 GROUP BY project_of, id_of HAVING spent <> 0;
 
--- name: latest
-SELECT max(at_us) FROM entry;
+-- name: first
+SELECT min(at_us) FROM entry WHERE at_us >= :from_us;
+
+-- name: shapes
+SELECT scope, measure, period, timezone FROM shape;
 
 -- name: marks
 SELECT name, value FROM mark;
+
+-- name: size
+SELECT (SELECT count(*) FROM entry), (SELECT count(*) FROM cell), (SELECT count(*) FROM balance);
 
 -- name: holds
 SELECT doc FROM hold;

@@ -1,0 +1,52 @@
+"""Single steps of a call, without I/O: the least of several repetitions, in microseconds."""
+
+from __future__ import annotations
+
+import timeit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from benchmarks.client import request
+from benchmarks.figures import Figure
+from benchmarks.streams import CHUNKS, events
+from tollkeeper.dialects import DIALECTS
+from tollkeeper.meter import Meter
+from tollkeeper.prices import PriceBook
+from tollkeeper.values import Part, Provider, Reading, Usage
+
+OPENAI: Final = Provider(
+    name="openai", base_url="https://api.openai.com/v1", dialects=frozenset({"openai-chat"}), prices="openai"
+)
+AT_US: Final = 1_780_000_000_000_000
+
+
+def steps(folder: Path) -> Iterator[Figure]:
+    """Pricing a call, metering a chunk, and reading and writing a request's body of 1 KB."""
+    book, chat, none = PriceBook(), DIALECTS["openai-chat"], frozenset[str]()
+    usage = Usage(input=156, cache_read=64, output=40)
+    reading = Reading(parts=(Part(usage),), model="gpt-4o-mini-2024-07-18", tier="default", final=True, ended=True)
+    charge = lambda: book.charge(reading, provider=OPENAI, model="gpt-4o-mini", at_us=AT_US)  # noqa: E731
+    yield Figure("pricing a call, compiled", micros(charge, 5000), "µs", None, 15)
+
+    chunks = events()
+
+    def metered() -> None:
+        meter = Meter(chat, stream=True, hide_usage=True, quirks=none)
+        for chunk in chunks:
+            meter.feed(chunk)
+
+    yield Figure("metering a chunk of a stream", micros(metered, 50) / CHUNKS, "µs")
+
+    body = request(stream=True).partition(b"\r\n\r\n")[2]
+
+    def rewritten() -> None:
+        chat.write_body(chat.read_ask(body), model="gpt-4o-mini-2024-07-18", output_cap=None, quirks=none)
+
+    yield Figure("reading and writing a request's body", micros(rewritten, 5000), "µs")
+
+
+def micros(work: Callable[[], object], number: int) -> float:
+    """Microseconds of one run of `work`."""
+    work()
+    return min(timeit.repeat(work, number=number, repeat=7)) / number * 1e6

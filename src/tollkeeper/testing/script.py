@@ -1,0 +1,208 @@
+"""What happens in one simulated run: calls, their clients and providers, the ledger's troubles, shutdown and death.
+
+Everything is drawn from one seed before the run begins, so that a story can be told, and told again. Times are virtual
+seconds. What the parts of a script do is in `stage`; what must hold afterwards in `judge`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tollkeeper.flow import Limits
+from tollkeeper.testing.replies import Traits
+from tollkeeper.values import Budget
+
+Trouble = Literal[
+    "none", "refuses", "breaks", "silent", "status", "status_cut", "stalls", "cut", "cut_event", "error", "error_done",
+    "error_first", "pings", "lingers",
+]  # fmt: skip
+#: What a provider does wrong, and how often of 100.
+TROUBLES: Final[dict[Trouble, int]] = {
+    "none": 34,
+    "refuses": 5,  # no connection
+    "breaks": 5,  # after the request, before the answer
+    "silent": 4,  # never answers
+    "status": 8,  # 4xx or 5xx
+    "status_cut": 3,  # the same, and its body breaks off
+    "stalls": 8,  # after some bytes, for a while or for ever
+    "cut": 10,  # at any byte
+    "cut_event": 6,  # between two events
+    "error": 6,  # an error inside the reply, and no end marker
+    "error_done": 2,  # the same, with an end marker
+    "error_first": 2,  # an error, and then the reply after all
+    "pings": 3,  # after some events, pings for ever
+    "lingers": 4,  # a good reply that does not close after its end marker
+}
+Lie = Literal["zero", "triple", "absurd", "negative"]
+Manner = Literal["stays", "leaves", "slow", "stops"]
+FOREVER_S: Final = 1e6
+PRICED: Final = "m"
+UNPRICED: Final = "mystery"
+
+
+class Provided(msgspec.Struct, frozen=True, kw_only=True):
+    """How the provider treats one call."""
+
+    trouble: Trouble
+    at: float  #: where in the reply, of 1
+    connect_s: float
+    think_s: float  #: before the answer
+    gap_s: float  #: before each chunk
+    stall_s: float
+    chunk: int  #: bytes
+    status: int
+    traits: Traits
+    lie: Lie | None  #: about its usage
+
+
+class Manners(msgspec.Struct, frozen=True, kw_only=True):
+    """How the client behaves."""
+
+    manner: Manner
+    leaves_s: float | None  #: after its start
+    slow_s: float  #: for each piece
+    stops_at: int  #: the piece that it does not take
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """One call."""
+
+    number: int
+    start_s: float
+    dialect: str
+    body: bytes
+    project: str
+    session: str
+    provided: Provided
+    client: Manners
+    cancels_s: tuple[float, ...] = ()  #: after its start; below 0: before its first step
+
+    @property
+    def model(self) -> str:
+        return UNPRICED if UNPRICED.encode() in self.body[:40] else PRICED
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger's troubles."""
+
+    latency_s: float = 0  #: up to so much before each write, and before its answer
+    refused: float = 0  #: share of writes that fail
+    unheard: float = 0  #: share of writes that are made and reported as failed
+    outages_s: tuple[tuple[float, float], ...] = ()
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """One run."""
+
+    seed: int
+    limits: Limits
+    budgets: tuple[Budget, ...]
+    ledger: Ledger
+    calls: tuple[Planned, ...]
+    death_s: float | None  #: every task is dropped; then a new process opens the same ledger
+    stop_s: float | None  #: every call is cancelled
+
+
+def draw(seed: int) -> Script:
+    """The script of a seed."""
+    rng = Random(seed)  # noqa: S311 - it has to come again
+    count = rng.choice((1, 1, 2, 3, 4, 6, 9))
+    ends = rng.random()
+    return Script(
+        seed=seed, limits=_limits(rng), budgets=_budgets(rng), ledger=_ledger(rng),
+        calls=tuple(_call(rng, number) for number in range(count)),
+        death_s=rng.uniform(0, 8) if ends < 0.15 else None, stop_s=rng.uniform(0, 8) if ends > 0.85 else None,
+    )  # fmt: skip
+
+
+def _limits(rng: Random) -> Limits:
+    total_s = rng.choice((8.0, 12.0))
+    return Limits(
+        first_byte_s=4, idle_s=3, total_s=total_s, hold_ttl_s=total_s + rng.choice((0.5, 10.0)),
+        drain_s=rng.choice((0.5, 5.0, 15.0)), drain_limit=rng.choice((0, 1, 8)),
+        on_disconnect=rng.choice(("drain", "drain", "cancel")), default_output_cap=rng.choice((64, 12)),
+        expose_cost=rng.random() < 0.5, expose_cost_in_streams=rng.random() < 0.3,
+    )  # fmt: skip
+
+
+def _budgets(rng: Random) -> tuple[Budget, ...]:
+    possible = (
+        Budget(scope="project", measure="usd", window="total", limit=rng.choice((300_000, 900_000, 3_000_000))),
+        Budget(scope="all", measure="usd", window="minute", limit=rng.choice((800_000, 2_000_000))),
+        Budget(scope="all", measure="tokens", window="total", limit=rng.choice((400, 1_200, 5_000))),
+        Budget(scope="session", measure="requests", window="minute", limit=rng.choice((1, 2, 4))),
+        Budget(scope="project", measure="usd", window="day", limit=1, hard=False),
+        Budget(scope="session", measure="usd", window="total", limit=None),
+    )
+    return tuple(budget for budget in possible if rng.random() < 0.3)
+
+
+def _ledger(rng: Random) -> Ledger:
+    if rng.random() < 0.3:
+        return Ledger()
+    begins = rng.uniform(0, 6)
+    return Ledger(
+        latency_s=rng.choice((0.001, 0.05, 0.4)),
+        refused=rng.choice((0, 0, 0.1, 0.3)),
+        unheard=rng.choice((0, 0, 0.1, 0.3)),
+        outages_s=((begins, begins + rng.choice((0.1, 1.0, 4.0, 15.0))),) if rng.random() < 0.3 else (),
+    )
+
+
+def _call(rng: Random, number: int) -> Planned:
+    dialect = rng.choices(("openai-chat", "anthropic-messages", "openai-embeddings"), (6, 4, 1))[0]
+    cancels: tuple[float, ...] = ()
+    if rng.random() < 0.12:
+        first_s = rng.choice((-1.0, rng.uniform(0, 0.2), rng.uniform(0, 6)))
+        cancels = (first_s, first_s + rng.uniform(0.001, 1))[: rng.randint(1, 2)]
+    return Planned(
+        number=number, start_s=rng.choice((0.0, rng.uniform(0, 5))), dialect=dialect, body=_body(rng, dialect),
+        project=f"p{rng.randrange(2)}", session=f"s{rng.randrange(2)}",
+        provided=_provided(rng), client=_manners(rng), cancels_s=cancels,
+    )  # fmt: skip
+
+
+def _body(rng: Random, dialect: str) -> bytes:
+    text = " ".join(["toll"] * rng.randint(1, 12))
+    body: dict[str, Any] = {"model": UNPRICED if rng.random() < 0.05 else PRICED}
+    if dialect == "openai-embeddings":
+        return msgspec.json.encode(body | {"input": text})
+    body["messages"] = [{"role": "user", "content": text}]
+    cap = rng.choice((None, None, 5, 20, 60))
+    if dialect == "anthropic-messages":
+        body["max_tokens"] = 40 if cap is None else cap
+    elif cap is not None:
+        body["max_tokens"] = cap
+    if rng.random() < 0.7:
+        body["stream"] = True
+        if dialect == "openai-chat" and rng.random() < 0.5:
+            body["stream_options"] = {"include_usage": True}
+    if dialect == "openai-chat" and rng.random() < 0.15:
+        body["n"] = 2
+    return msgspec.json.encode(body)
+
+
+def _provided(rng: Random) -> Provided:
+    trouble = rng.choices(tuple(TROUBLES), tuple(TROUBLES.values()))[0]
+    lies: tuple[Lie | None, ...] = ("zero", "triple", "absurd", "negative", *[None] * 16)
+    return Provided(
+        trouble=trouble, at=rng.random(), connect_s=rng.choice((0, 0.01, rng.uniform(0, 2))),
+        think_s=rng.choice((0, 0.02, rng.uniform(0, 5))), gap_s=rng.choice((0, 0.001, 0.05, rng.uniform(0, 1))),
+        stall_s=rng.choice((1.0, 2.9, FOREVER_S)), chunk=rng.choice((97, 400, 1500, 65536)),
+        status=rng.choice((400, 401, 404, 429, 500, 503, 529, 302)), lie=rng.choice(lies),
+        traits=Traits(
+            cached_tokens=rng.choice((0, 0, 3)), reasoning_tokens=rng.choice((0, 0, 10)), tells_usage=rng.random() < 0.9
+        ),
+    )  # fmt: skip
+
+
+def _manners(rng: Random) -> Manners:
+    manner: Manner = rng.choices(("stays", "leaves", "slow", "stops"), (6, 3, 1, 1))[0]
+    goes = manner == "leaves" or (manner == "stops" and rng.random() < 0.5)
+    return Manners(
+        manner=manner, leaves_s=rng.choice((rng.uniform(0, 0.3), rng.uniform(0, 6))) if goes else None,
+        slow_s=rng.choice((0.05, 0.7)) if manner == "slow" else 0, stops_at=rng.randrange(4),
+    )  # fmt: skip

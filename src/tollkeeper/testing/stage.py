@@ -1,0 +1,229 @@
+"""The parts of a simulated run: what a call saw, its client, and the ledger, each as its script says, in virtual time.
+
+What clients and the provider really saw stands in `Story`, beside the gateway and unknown to it: that is what `judge`
+compares with the ledger. The provider is in `scripted_provider`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from random import Random
+from typing import Any, Final, TypeVar
+
+from tollkeeper.book import Live
+from tollkeeper.errors import StoreUnavailable
+from tollkeeper.ledger import expired
+from tollkeeper.stores import Booked
+from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.testing.faults import Piece
+from tollkeeper.testing.replies import Reply
+from tollkeeper.testing.script import Ledger, Planned
+from tollkeeper.values import Budget, Entry, Grant, Hold
+
+T = TypeVar("T")
+END_MARKERS: Final = (b"data: [DONE]", b'"type":"message_stop"')
+Tell = Callable[[int, str], None]
+
+
+class Story:
+    """What became of one call, as its client and its provider saw it."""
+
+    def __init__(self, planned: Planned, default_cap: int = 64) -> None:
+        self.planned = planned
+        self.default_cap = default_cap  #: output tokens that the gateway expects where nothing bounds them
+        self.id = ""
+        self.opened = False  #: the gateway began to connect
+        self.seen = False  #: the provider has the request
+        self.refused = False  #: there was no connection
+        self.got: dict[str, Any] = {}  #: the request as the provider got it
+        self.reply: Reply | None = None  #: what a good provider answers to what it got
+        self.pieces: list[Piece] = []  #: what this one answers
+        self.delivered = bytearray()  #: of it, to the gateway
+        self.eof = False
+        self.status: int | None = None  #: what the client got
+        self.headers: dict[bytes, bytes] = {}
+        self.body = bytearray()
+        self.ended = False
+        self.left = False
+        self.left_at: int | None = None  #: bytes that the provider had delivered by then
+        self.returned = False  #: the line came back, or was cancelled
+        self.cancelled = False
+        self.died = False  #: its process went down with it
+
+
+# ── the client ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Client:
+    """Implements `flow.Reply`. `at_end(story)` is called when the client sees the end of a good reply."""
+
+    def __init__(self, story: Story, tell: Tell, at_end: Callable[[Story], None]) -> None:
+        self._story, self._tell, self._at_end = story, tell, at_end
+        self._on_left: Callable[[], None] | None = None
+        self._goes = asyncio.Event()
+        self._pieces = 0
+        self._told_end = False
+        self.left = False
+
+    def leave(self) -> None:
+        """Close the connection."""
+        if self.left or self._story.ended:
+            return
+        self._tell(self._story.planned.number, "the client leaves")
+        self.left = self._story.left = True
+        self._story.left_at = len(self._story.delivered)
+        self._goes.set()
+        if self._on_left is not None:
+            self._on_left()
+
+    def on_left(self, callback: Callable[[], None]) -> None:
+        self._on_left = callback
+        if self.left:
+            asyncio.get_running_loop().call_soon(callback)
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        story = self._story
+        assert story.status is None, "two starts"
+        story.status, story.headers = status, dict(headers)
+        self._tell(story.planned.number, f"the reply starts: {status}")
+
+    async def send(self, data: bytes) -> None:
+        await self._take(data)
+
+    async def end(self, data: bytes = b"") -> None:
+        story = self._story
+        assert story.status is not None, "an end without a start"
+        assert not story.ended, "two ends"
+        await self._take(data)
+        if not self.left:
+            story.ended = True
+            self._tell(story.planned.number, f"the reply ends with {bytes(story.body[-60:])!r}")
+            if story.status < 300:
+                self._see_end()
+
+    async def _take(self, data: bytes) -> None:
+        manners, story = self._story.planned.client, self._story
+        assert story.status is not None, "a body without a start"
+        if manners.manner == "stops" and self._pieces == manners.stops_at:
+            await self._goes.wait()
+        elif manners.slow_s and not self.left:
+            await asyncio.sleep(manners.slow_s)
+        self._pieces += 1
+        if self.left:
+            return
+        story.body += data
+        if any(marker in story.body[-len(data) - 30 :] for marker in END_MARKERS):
+            self._see_end()
+
+    def _see_end(self) -> None:
+        if not self._told_end:
+            self._told_end = True
+            self._at_end(self._story)
+
+
+# ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TroubledStore(MemoryStore):
+    """A ledger whose writes queue, come late, fail, or succeed unheard. What is in it is right: it is the model.
+
+    `down` while its process is dead: what was queued is lost, and nobody is answered.
+    """
+
+    def __init__(self, budgets: Iterable[Budget], troubles: Ledger, rng: Random, tell: Callable[[str], None]) -> None:
+        super().__init__(budgets)
+        self._troubles, self._rng, self._tell = troubles, rng, tell
+        self._busy_until_s = 0.0
+        self.failures: Counter[str] = Counter()  #: by what was asked
+        self.down = False
+        self.at_grant: Callable[[Hold], None] = lambda hold: None
+        self.at_void: Callable[[str], None] = lambda hold_id: None
+
+    async def reserve(self, hold: Hold) -> Grant:
+        def apply() -> Grant:
+            grant = _now(MemoryStore.reserve(self, hold))
+            self.at_grant(hold)
+            return grant
+
+        return await self._ask(f"reserve {hold.id}", apply)
+
+    async def void(self, hold_id: str) -> None:
+        def apply() -> None:
+            self.at_void(hold_id)
+            _now(MemoryStore.void(self, hold_id))
+
+        await self._ask(f"void {hold_id}", apply)
+
+    async def settle(self, entry: Entry) -> Booked:
+        return await self._ask(f"settle {entry.id}", lambda: _now(MemoryStore.settle(self, entry)))
+
+    async def expire(self, now_us: int) -> int:
+        due = self._book.due(now_us)
+
+        def apply() -> int:
+            for hold in due:
+                _now(MemoryStore.settle(self, expired(hold)))
+            return len(due)
+
+        return await self._ask("expire", apply) if due else 0
+
+    def booked(self) -> list[Entry]:
+        """Every entry, in the order of booking."""
+        return list(self._entries)
+
+    def holds(self) -> list[Live]:
+        """Holds that stand."""
+        return list(self._book.live.values())
+
+    def recover(self) -> None:
+        """From now on every write works at once."""
+        self._troubles = Ledger()
+        self.down = False
+
+    async def _ask(self, what: str, apply: Callable[[], T]) -> T:
+        """Queue a write; they are made in order, whoever still waits for them."""
+        loop, troubles, rng = asyncio.get_running_loop(), self._troubles, self._rng
+        if self.down:
+            raise StoreUnavailable("the process is dead")
+        told: asyncio.Future[T] = loop.create_future()
+        fate, late_s = rng.random(), rng.uniform(0, troubles.latency_s)
+        self._busy_until_s = max(loop.time(), self._busy_until_s) + rng.uniform(0, troubles.latency_s) + 1e-6
+
+        def make() -> None:
+            if self.down:
+                return
+            out = any(begin <= loop.time() < end for begin, end in troubles.outages_s)
+            if out or fate < troubles.refused:
+                self._answer(told, what, StoreUnavailable("the disk does not answer"))
+                return
+            try:
+                result = apply()
+            except Exception as error:
+                self._answer(told, what, error)
+                return
+            self._tell(f"ledger: {what} is made")
+            if fate > 1 - troubles.unheard:
+                self._answer(told, what, StoreUnavailable("the answer was lost"))
+            else:
+                loop.call_later(late_s, lambda: None if told.done() else told.set_result(result))
+
+        loop.call_at(self._busy_until_s, make)
+        return await told
+
+    def _answer(self, told: asyncio.Future[Any], what: str, error: Exception) -> None:
+        self.failures[what] += 1
+        self._tell(f"ledger: {what} fails: {error}")
+        if not told.done():
+            told.set_exception(error)
+
+
+def _now(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("the model waits for nothing")

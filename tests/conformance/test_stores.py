@@ -1,0 +1,85 @@
+"""Every store passes `tollkeeper.testing.conformance`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import apsw
+import pytest
+
+from tollkeeper.ledger import CELL_SUMS
+from tollkeeper.stores import Store
+from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.testing.conformance import StoreContract
+from tollkeeper.testing.samples import AT_US, KEEP_ALL, USD, an_entry, usd
+from tollkeeper.values import Budget
+
+What = Literal["cell", "balance"]
+SUMS = ", ".join(CELL_SUMS)
+
+
+class TestMemory(StoreContract):
+    """The model."""
+
+    async def open(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> Store:
+        return MemoryStore(budgets, scope_cap=scope_cap)
+
+    def corrupt(self, store: Store, what: What) -> None:
+        assert isinstance(store, MemoryStore)
+        if what == "cell":
+            key = next(iter(store._cells))
+            store._cells[key] = tuple(value + 1 for value in store._cells[key])
+        else:
+            store._spent[next(iter(store._spent))] += 1
+
+
+class TestSqlite(StoreContract):
+    """The embedded ledger, in a file."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.path = tmp_path / "ledger.sqlite"
+
+    async def open(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> Store:
+        return SqliteStore(self.path, budgets, scope_cap=scope_cap)
+
+    def corrupt(self, store: Store, what: What) -> None:
+        column = {"cell": "calls", "balance": "spent"}[what]
+        with apsw.Connection(str(self.path)) as other:
+            other.execute(f"UPDATE {what} SET {column} = {column} + 1")
+        other.close()
+
+
+class TestDamage:
+    """Differences that a sum too many or too few makes, in the file."""
+
+    @pytest.mark.parametrize(
+        ("sql", "what"),
+        [
+            ("DELETE FROM cell WHERE period = 'day'", "cell"),
+            ("DELETE FROM cell", "cell"),
+            (f"INSERT INTO cell SELECT period, scope, start_us, project, 'ghost', provider, model, {SUMS} FROM cell LIMIT 1", "cell"),
+            ("UPDATE cell SET model = 'ghost'", "cell"),
+            ("UPDATE cell SET reasoning = reasoning - 1 WHERE period = 'hour'", "cell"),
+            ("DELETE FROM balance", "balance"),
+            ("UPDATE balance SET id = 'ghost'", "balance"),
+            ("DELETE FROM entry WHERE id = 'a/1'", "cell"),
+            ("DELETE FROM entry", "balance"),
+        ],
+    )  # fmt: skip
+    async def test_is_found(self, tmp_path: Path, sql: str, what: str) -> None:
+        """B7: a row changed, added or gone on either side is a difference."""
+        contract = TestSqlite()
+        contract.path = tmp_path / "ledger.sqlite"
+        store = await contract.open([usd(USD)])
+        for id in ("a/1", "b/1"):
+            await store.settle(an_entry(id))
+        await store.prune(AT_US, KEEP_ALL)  # the cells are up to date
+        with apsw.Connection(str(contract.path)) as other:
+            other.execute(sql)
+        other.close()
+        assert what in {difference.what for difference in await store.verify()}
+        await store.close()

@@ -1,0 +1,103 @@
+"""D4: something happens at every point where a call waits, one run for each point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.lines import SHAPES, STAYS, STREAMS, a_call, a_run, played
+
+from tollkeeper.testing.script import Ledger, Planned
+from tollkeeper.testing.simulate import Run
+
+Act = Callable[[Run], object]
+FAILING = Ledger(latency_s=0.01, outages_s=((0.03, 0.6),))
+"""Down from the reservation on, so that the tries of a settlement have their points too."""
+
+
+def at_each_step(call: Planned, *acts: tuple[int, Act], **settings: object) -> list[Run]:
+    """One run for each step of the undisturbed one; an act is done so many steps after it."""
+    steps = played(call, **settings).loop.steps
+    assert steps > 20
+    runs = []
+    for step in range(1, steps + 1):
+        run = a_run(call, **settings)  # type: ignore[arg-type]
+        for later, act in acts:
+            run.loop.at_step(step + later, lambda act=act, run=run: act(run))  # type: ignore[misc]
+        assert run.play() == [], f"at step {step}"
+        runs.append(run)
+    return runs
+
+
+def cancel(run: Run) -> None:
+    run.cancel(0)
+
+
+def leave(run: Run) -> None:
+    if 0 in run.clients:
+        run.clients[0].leave()
+
+
+def outcomes(runs: list[Run]) -> set[str]:
+    """How the calls were booked; "" is not at all."""
+    return {found[0].outcome if (found := run.entries(0)) else "" for run in runs}
+
+
+@pytest.mark.parametrize("ledger", [Ledger(latency_s=0.01), FAILING], ids=["ledger", "failing-ledger"])
+@pytest.mark.parametrize(("dialect", "stream"), SHAPES)
+def test_cancelled_at_every_point(dialect: str, stream: bool, ledger: Ledger) -> None:
+    """D4: exactly one entry where the provider saw it, none where not, no hold left."""
+    runs = at_each_step(a_call(dialect, stream), (0, cancel), ledger=ledger)
+    seen = [run.stories[0].seen for run in runs]
+    assert {False, True} == set(seen)
+    assert {"", "cut", "ok"} <= outcomes(runs)
+    assert all(bool(run.entries(0)) or not run.stories[0].seen for run in runs)
+
+
+@pytest.mark.parametrize("apart", [1, 2, 3, 5])
+@pytest.mark.parametrize("dialect", ["openai-chat", "anthropic-messages"])
+def test_cancelled_twice(dialect: str, apart: int) -> None:
+    """D4: a second cancellation stops the putting right as little as the first."""
+    at_each_step(a_call(dialect, True), (0, cancel), (apart, cancel), ledger=FAILING)
+
+
+@pytest.mark.parametrize("policy", ["drain", "cancel"])
+@pytest.mark.parametrize(("dialect", "stream"), SHAPES)
+def test_the_client_leaves_at_every_point(dialect: str, stream: bool, policy: str) -> None:
+    """D1: one entry, never less than was delivered; a drained reply is booked exactly."""
+    runs = at_each_step(a_call(dialect, stream), (0, leave), on_disconnect=policy)
+    assert all(len(run.entries(0)) == 1 for run in runs)
+    amounts = {run.entries(0)[0].charge.amount_nanos for run in runs}
+    statuses = {run.entries(0)[0].charge.status for run in runs}
+    if policy == "drain":
+        assert len(amounts) == 1
+        assert statuses == {"priced"}
+    else:
+        assert {"left", "ok"} == outcomes(runs)
+
+
+@pytest.mark.parametrize(("dialect", "stream"), STREAMS)
+def test_leaves_and_is_cancelled(dialect: str, stream: bool) -> None:
+    """D4: a shutdown while a reply is drained; Gate.draining comes back to 0."""
+    for apart in (1, 2, 4, 8):
+        at_each_step(a_call(dialect, stream), (0, leave), (apart, cancel), ledger=FAILING)
+
+
+@pytest.mark.parametrize(("dialect", "stream"), STREAMS)
+def test_a_slow_client_leaves_at_every_point(dialect: str, stream: bool) -> None:
+    """D1: also while a piece waits for the client, and while it is told of a cut."""
+    slow = type(STAYS)(manner="slow", leaves_s=None, slow_s=0.05, stops_at=0)
+    at_each_step(a_call(dialect, stream, client=slow), (0, leave))
+    at_each_step(a_call(dialect, stream, client=slow, trouble="cut", at=0.6), (0, leave))
+
+
+@pytest.mark.parametrize(("dialect", "stream"), SHAPES)
+def test_the_process_dies_at_every_moment(dialect: str, stream: bool) -> None:
+    """B1, C2: what the provider saw is in the ledger once the hold's deadline has passed, whenever the process died."""
+    seen, number, slow = set(), 60, Ledger(latency_s=0.05)
+    lasts_s = played(a_call(dialect, stream), ledger=slow).over_s
+    for moment in range(1, number):
+        run = played(a_call(dialect, stream), ledger=slow, death_s=lasts_s * moment / number)
+        entries = run.entries(0)
+        seen.add((run.stories[0].seen, entries[0].outcome if entries else ""))
+    assert {(False, "expired"), (True, "expired"), (True, "ok")} <= seen

@@ -1,0 +1,53 @@
+"""testing/script: what is drawn from a seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tollkeeper.testing.script import TROUBLES, UNPRICED, Script, draw
+
+SCRIPTS = [draw(seed) for seed in range(2000)]
+CALLS = [call for script in SCRIPTS for call in script.calls]
+
+
+def test_a_seed_is_one_script() -> None:
+    """Everything is drawn from the seed alone."""
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+def test_the_seeds_of_a_test_run_have_all_of_it() -> None:
+    """Two thousand seeds have every trouble of a provider, manner of a client and trouble of the ledger, often."""
+    assert min(Counter(call.provided.trouble for call in CALLS).values()) > 50
+    assert {call.provided.trouble for call in CALLS} == TROUBLES.keys()
+    assert min(Counter(call.client.manner for call in CALLS).values()) > 300
+    assert min(Counter(call.dialect for call in CALLS).values()) > 300
+    assert {call.provided.lie for call in CALLS} == {None, "zero", "triple", "absurd", "negative"}
+    often: dict[str, int] = Counter()
+    for script in SCRIPTS:
+        often.update(_kinds(script))
+    assert min(often.values()) > 40, often
+    assert len(often) == 12
+
+
+def _kinds(script: Script) -> set[str]:
+    kinds = {
+        "dies": script.death_s is not None,
+        "stops": script.stop_s is not None,
+        "ledger: outage": bool(script.ledger.outages_s),
+        "ledger: unheard": script.ledger.unheard > 0,
+        "ledger: refused": script.ledger.refused > 0,
+        "ledger: good": script.ledger.latency_s == 0,
+        "cancelled": any(call.cancels_s for call in script.calls),
+        "cancelled before its first step": any(call.cancels_s[:1] == (-1.0,) for call in script.calls),
+        "unpriced": any(call.model == UNPRICED for call in script.calls),
+        "budgets": bool(script.budgets),
+        "no budgets": not script.budgets,
+        "many calls": len(script.calls) > 3,
+    }
+    return {name for name, there in kinds.items() if there}
+
+
+def test_limits_are_those_of_a_good_configuration() -> None:
+    """A hold outlives its call, as the settings demand."""
+    assert all(script.limits.hold_ttl_s > script.limits.total_s for script in SCRIPTS)

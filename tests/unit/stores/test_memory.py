@@ -1,0 +1,42 @@
+"""The model in memory, where it differs from its contract's other stores."""
+
+from __future__ import annotations
+
+from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, window_of
+from tollkeeper.stores import open_store
+from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.testing.samples import AT_US, DAY_US, DIME, USD, an_entry, booked, usd
+
+
+async def test_open_store_makes_it() -> None:
+    """`memory:` is a MemoryStore with the budgets asked for, and two of them share nothing."""
+    store, other = open_store("memory:", budgets=[usd(USD)]), open_store("memory:")
+    assert isinstance(store, MemoryStore)
+    await store.settle(an_entry("a/1"))
+    assert await booked(other) == []
+    assert len(await store.standings(an_entry("a/1").scopes, "m", AT_US)) == 1
+    assert store.trouble is None
+
+
+async def test_entries_are_a_picture() -> None:
+    """An iteration over entries is of the instant when it began."""
+    store = MemoryStore()
+    await store.settle(an_entry("a/1"))
+    seen = []
+    async for entry in store.entries(0, FOREVER_US):
+        seen.append(entry.id)
+        await store.settle(an_entry("b/1"))
+    assert seen == ["a/1"]
+
+
+async def test_spent_with_and_without_a_balance() -> None:
+    """`spent` is the same from a balance that is kept and from the window's entries where none is."""
+    kept, unkept = Shape("project", "usd", "month", "UTC"), Shape("project", "usd", "day", "Asia/Kolkata")
+    store = MemoryStore([usd(USD)])
+    for number, at_us in enumerate((AT_US, AT_US, AT_US - DAY_US)):
+        await store.settle(an_entry(f"{number}/1", at_us=at_us))
+    answers = [
+        await store.spent(BalanceKey(shape, "alpha", "", window_of(shape.window, shape.timezone, AT_US)[0]))
+        for shape in (kept, unkept)
+    ]
+    assert answers == [3 * DIME, 2 * DIME]

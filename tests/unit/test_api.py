@@ -1,0 +1,236 @@
+"""HTTP in, HTTP out: the application itself, with scripted messages and no server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway import ASKS, PROVIDERS, budget
+
+from tollkeeper import api, app, config
+from tollkeeper.api import CALLS, CLOSE, OPEN, PAGES, AsgiReply
+from tollkeeper.dialects import DIALECTS
+
+LIMIT = 2000
+GONE = {"type": "http.disconnect"}
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> app.App:
+    """A gateway whose budget is used up: every call that reaches the line is a 402."""
+    file = tmp_path / "tollkeeper.toml"
+    settings = f'store = "memory:"\nbody_limit = {LIMIT}\ndepth_limit = 8\n' + budget("all", 0, measure="requests")
+    file.write_text(settings + PROVIDERS.format(url="http://127.0.0.1:9"))
+    return app.build(config.load(file, {"PROVIDER_KEY": "sk"}))
+
+
+def part(body: bytes = b"", more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def ask(
+    built: app.App,
+    path: str,
+    *messages: dict[str, Any],
+    method: str = "POST",
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> tuple[int | None, dict[str, str], Any]:
+    """Status, headers and JSON of the reply; status None if there was none. After `messages` the client waits."""
+    arriving, sent = list(messages), []
+
+    async def receive() -> dict[str, Any]:
+        if not arriving:
+            await asyncio.Event().wait()
+        return arriving.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "method": method, "headers": list(headers)}
+    await built.api(scope, receive, send)
+    if not sent:
+        return None, {}, None
+    start, body = sent
+    told = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert len(told) == len(start["headers"])
+    assert told["content-length"] == str(len(body["body"]))
+    assert not body.get("more_body")
+    return start["status"], told, json.loads(body["body"])
+
+
+GOOD = [(path, json.dumps(body).encode()) for path, body in ASKS]
+EACH = pytest.mark.parametrize(("path", "body"), GOOD, ids=list(CALLS))
+
+
+def test_tables_agree() -> None:
+    """C6: every dialect has a path, every path a dialect, and open pages are pages."""
+    assert set(CALLS.values()) == set(DIALECTS)
+    assert set(PAGES) >= OPEN
+    assert not set(CALLS) & set(PAGES)
+    assert all(path == "/v1" + DIALECTS[name].path for path, name in CALLS.items())
+
+
+@EACH
+async def test_calls_go_to_the_line(built: app.App, path: str, body: bytes) -> None:
+    """A whole body, in one piece or many, reaches the line: here its budget refuses it."""
+    pieces = [part(body[at : at + 10], True) for at in range(0, len(body), 10)]
+    for messages in ([part(body)], [*pieces, part()], [part(b"", True), part(body)]):
+        status, told, document = await ask(built, path, *messages)
+        assert status == 402
+        assert "error" in document
+        assert CLOSE[0].decode() not in told
+
+
+@EACH
+async def test_client_that_leaves_while_it_sends(built: app.App, path: str, body: bytes) -> None:
+    """H4: half a body is no call: nothing is answered, nothing is reserved."""
+    for messages in ([GONE], [part(body, True), GONE]):
+        assert await ask(built, path, *messages) == (None, {}, None)
+    assert await built.gate.store.live() == []
+
+
+@EACH
+@pytest.mark.parametrize("declared", [b"2001", b"9" * 5000, b"-1", b"1e3", b"0x1", b"", "²".encode()], ids=repr)
+async def test_declared_lengths(built: app.App, path: str, body: bytes, declared: bytes) -> None:
+    """H4: a length that is above the limit or no number is refused before anything is read."""
+    status, told, document = await ask(built, path, headers=[(b"content-length", declared)])
+    assert status == 413
+    assert told["connection"] == "close"
+    assert str(LIMIT) in document["error"]["message"]
+
+
+@EACH
+async def test_bodies_above_the_limit(built: app.App, path: str, body: bytes) -> None:
+    """H4: the limit holds in one piece and over many; no more is read once it is passed."""
+    filled = body + b" " * (LIMIT - len(body))
+    assert (await ask(built, path, part(filled)))[0] == 402
+    assert (await ask(built, path, part(filled + b" ")))[0] == 413
+    assert (await ask(built, path, part(filled[:-1], True), part(b" ")))[0] == 402
+    assert (await ask(built, path, part(filled[:-1], True), part(b"  ", True)))[0] == 413
+
+
+@EACH
+async def test_encodings(built: app.App, path: str, body: bytes) -> None:
+    """H4: only the identity encoding is taken, whatever its letter case."""
+    for encoding, expected in (
+        (b"identity", 402),
+        (b" Identity ", 402),
+        (b"gzip", 415),
+        (b"", 415),
+        (b"identity, gzip", 415),
+    ):
+        status, told, _ = await ask(built, path, part(body), headers=[(b"content-encoding", encoding)])
+        assert status == expected
+        assert told["x-should-retry"] == "false"
+
+
+async def test_depth(built: app.App) -> None:
+    """H4: nesting up to depth_limit passes, one more is a 413."""
+    for depth, expected in ((7, 402), (8, 413)):
+        body = b'{"model": "gpt-4o", "messages": ' + b"[" * depth + b"]" * depth + b"}"
+        status, _, document = await ask(built, "/v1/chat/completions", part(body))
+        assert status == expected, document
+
+
+async def test_slow_body(built: app.App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H4: a body that stops half way is a 400 after BODY_S seconds."""
+    monkeypatch.setattr(api, "BODY_S", 0.01)
+    status, told, document = await ask(built, "/v1/messages", part(b"{", True))
+    assert (status, told["connection"]) == (400, "close")
+    assert "0.01 seconds" in document["error"]["message"]
+
+
+@EACH
+async def test_refusals_carry_their_id(built: app.App, path: str, body: bytes) -> None:
+    """A refusal before the line has a request id too, the same in its header and in its body."""
+    _, told, document = await ask(built, path, part(b" " * (LIMIT + 1)))
+    assert document["request_id"] == told["x-tollkeeper-request-id"] != ""
+
+
+async def test_other_paths_and_methods(built: app.App) -> None:
+    """An unknown path is a 404 that names the known ones, a wrong method a 405 that names the right one."""
+    status, told, document = await ask(built, "/v1/nothing", part())
+    assert (status, told["connection"]) == (404, "close")
+    assert all(path in document["error"]["message"] for path in (*CALLS, *PAGES))
+    for paths, method, right in ((CALLS, "GET", "POST"), (PAGES, "POST", "GET")):
+        for path in paths:
+            status, told, document = await ask(built, path, part(), method=method)
+            assert (status, told["connection"]) == (405, "close")
+            assert right in document["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_pages(built: app.App, method: str) -> None:
+    """The pages answer GET and HEAD alike."""
+    for path in PAGES:
+        status, told, document = await ask(built, path, method=method)
+        assert (status, told["content-type"]) == (200, "application/json")
+        assert document
+
+
+async def test_draining(built: app.App) -> None:
+    """I3: a gateway that stops takes no new call, and says so where it is asked."""
+    built.api.draining = True
+    for path, body in GOOD:
+        status, _, document = await ask(built, path, part(body))
+        assert (status, "stopping" in document["error"]["message"]) == (503, True)
+    status, _, document = await ask(built, "/readyz", method="GET")
+    assert (status, document["status"]) == (503, "unavailable")
+    assert (await ask(built, "/healthz", method="GET"))[0] == 200
+
+
+async def test_other_protocols(built: app.App) -> None:
+    """Neither a lifespan nor a websocket is answered."""
+
+    async def unused(*_: Any) -> Any:
+        raise AssertionError
+
+    for kind in ("lifespan", "websocket"):
+        await built.api({"type": kind}, unused, unused)
+
+
+# ---- the reply ------------------------------------------------------------------------------------------------------
+
+
+async def test_reply_sends_in_order() -> None:
+    """A reply is its start, its pieces, and one end."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    reply = AsgiReply(asyncio.Event().wait, send)  # type: ignore[arg-type]
+    await reply.start(200, [(b"a", b"b")])
+    await reply.send(b"one")
+    await reply.end(b"two")
+    assert [each.get("body", each.get("status")) for each in sent] == [200, b"one", b"two"]
+    assert [each.get("more_body") for each in sent] == [None, True, False]
+
+
+async def test_leaving_is_told_once() -> None:
+    """D1: the callback comes when the client leaves, once, and not for what else it sends; never after close()."""
+    arriving: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    calls: list[str] = []
+    reply = AsgiReply(arriving.get, None)  # type: ignore[arg-type]
+    reply.on_left(lambda: calls.append("left"))
+    arriving.put_nowait(part(b"late"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (calls, reply.left) == ([], False)
+    arriving.put_nowait(GONE)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (calls, reply.left) == (["left"], True)
+
+    closed = AsgiReply(arriving.get, None)  # type: ignore[arg-type]
+    closed.on_left(lambda: calls.append("late"))
+    await asyncio.sleep(0)
+    closed.close()
+    arriving.put_nowait(GONE)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert calls == ["left"]

@@ -32,9 +32,11 @@ MONEY += ("reports", "tracker")
 
 #: Modules without a test file of their own name, and the test file that covers them.
 OWNERS = {
+    "testing/conformance": "conformance/test_stores.py",
     "testing/faults": "integration/test_fake_provider.py",
     "testing/provider": "integration/test_fake_provider.py",
     "testing/replies": "integration/test_fake_provider.py",
+    "testing/samples": "conformance/test_stores.py",
     "testing/serving": "integration/test_fake_provider.py",
 }
 

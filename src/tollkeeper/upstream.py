@@ -142,7 +142,11 @@ class _Opening(AbstractAsyncContextManager[Answer]):
         except BaseException:
             self._pool.give(target.origin, connection)
             raise
-        return _HttpAnswer(connection)
+        answer = _HttpAnswer(connection)
+        if answer.is_packed:  # though we asked for it plain: nobody here could read it
+            self._pool.give(target.origin, connection)
+            raise StreamBroken(f"provider {name} answered in a compression that was not asked for")
+        return answer
 
     async def __aexit__(self, *why: object) -> None:
         assert self._connection is not None
@@ -150,7 +154,7 @@ class _Opening(AbstractAsyncContextManager[Answer]):
 
 
 class _HttpAnswer:
-    __slots__ = ("_connection", "headers", "is_stream", "status")
+    __slots__ = ("_connection", "headers", "is_packed", "is_stream", "status")
 
     def __init__(self, connection: Connection) -> None:
         self.status = connection.status
@@ -160,6 +164,9 @@ class _HttpAnswer:
             for name, value in connection.headers
             if (name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIXES)) and not _UNSENDABLE.search(value)
         ]
+        self.is_packed = any(
+            name == b"content-encoding" and value.lower() != b"identity" for name, value in connection.headers
+        )
         self.is_stream = any(
             name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in self.headers
         )

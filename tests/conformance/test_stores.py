@@ -19,6 +19,7 @@ from tollkeeper.values import Budget
 
 What = Literal["cell", "balance"]
 SUMS = ", ".join(CELL_SUMS)
+GHOST = f"INSERT INTO cell SELECT period, scope, start_us, project, 'ghost', provider, model, {SUMS} FROM cell LIMIT 1"
 
 
 class TestMemory(StoreContract):
@@ -61,7 +62,7 @@ class TestDamage:
         [
             ("DELETE FROM cell WHERE period = 'day'", "cell"),
             ("DELETE FROM cell", "cell"),
-            (f"INSERT INTO cell SELECT period, scope, start_us, project, 'ghost', provider, model, {SUMS} FROM cell LIMIT 1", "cell"),
+            (GHOST, "cell"),
             ("UPDATE cell SET model = 'ghost'", "cell"),
             ("UPDATE cell SET reasoning = reasoning - 1 WHERE period = 'hour'", "cell"),
             ("DELETE FROM balance", "balance"),

@@ -46,7 +46,10 @@ measure = "requests"
 window = "minute"
 limit = 1000000
 """
-ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "How much is the toll over the bridge?"}], "max_tokens": 30}
+ASK: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "How much is the toll over the bridge?"}],
+    "max_tokens": 30,
+}
 ASKS = (
     ("/v1/chat/completions", ASK | {"model": "gpt-4o-mini", "stream": True}),
     ("/v1/chat/completions", ASK | {"model": "gpt-4o-mini"}),

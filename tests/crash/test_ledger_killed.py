@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-import tollkeeper
 from tests.crash.worker import BUDGETS, amount
+
+import tollkeeper
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.testing.samples import ALPHA, AT_US, booked
 from tollkeeper.values import Entry

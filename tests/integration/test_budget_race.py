@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 from tests.gateway import CHAT, Gateway, gateway
+
 from tollkeeper.testing.provider import FakeProvider, Stall
 
 RUNS = 20

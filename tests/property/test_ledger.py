@@ -199,7 +199,9 @@ class Pair(RuleBasedStateMachine):
             self.both("standings", scopes, "m", self.now_us)
         live = [sorted(hold.id for hold in self.do(store.live())) for store in (self.file, self.model)]  # type: ignore[union-attr]
         assert live[0] == live[1]
-        file, model = (sorted(map(_plain, self.loop.run_until_complete(booked(each)))) for each in (self.file, self.model))
+        file, model = (
+            sorted(map(_plain, self.loop.run_until_complete(booked(each)))) for each in (self.file, self.model)
+        )
         assert file == model
 
     @invariant()
@@ -225,9 +227,7 @@ def test_the_file_equals_the_model(rounds: int) -> None:
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(
         Pair,
-        settings=settings(
-            max_examples=6 * rounds, stateful_step_count=25, deadline=None, suppress_health_check=checks
-        ),
+        settings=settings(max_examples=6 * rounds, stateful_step_count=25, deadline=None, suppress_health_check=checks),
     )
 
 

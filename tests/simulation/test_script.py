@@ -27,7 +27,7 @@ def test_the_seeds_of_a_test_run_have_all_of_it() -> None:
     for script in SCRIPTS:
         often.update(_kinds(script))
     assert min(often.values()) > 40, often
-    assert len(often) == 12
+    assert len(often) == 13
 
 
 def _kinds(script: Script) -> set[str]:
@@ -40,6 +40,7 @@ def _kinds(script: Script) -> set[str]:
         "ledger: good": script.ledger.latency_s == 0,
         "cancelled": any(call.cancels_s for call in script.calls),
         "cancelled before its first step": any(call.cancels_s[:1] == (-1.0,) for call in script.calls),
+        "cancelled while booking": any(call.booking_cancelled_s is not None for call in script.calls),
         "unpriced": any(call.model == UNPRICED for call in script.calls),
         "budgets": bool(script.budgets),
         "no budgets": not script.budgets,

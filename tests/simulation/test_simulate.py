@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from tollkeeper import book, flow
+from tollkeeper import book, chores, flow
 from tollkeeper.dialects import openai_chat
+from tollkeeper.errors import UpstreamUnreachable
 from tollkeeper.testing.simulate import Violation, main, play
 from tollkeeper.values import Entry, Hold
 
@@ -43,6 +44,14 @@ def test_a_failure_names_its_seed(monkeypatch: Patch, capsys: pytest.CaptureFixt
     assert "entries stand" in told
 
 
+def test_a_wrong_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message says what would be right."""
+    with pytest.raises(SystemExit) as stop:
+        main(["--seeds", "100"])
+    assert stop.value.code == 2
+    assert "'100' is not A:B; two whole numbers such as 0:2000" in capsys.readouterr().err
+
+
 # ── known-bad lines ──
 
 
@@ -51,7 +60,8 @@ def unshielded(patch: Patch) -> None:
 
     async def put_right(gate: flow.Gate, call: flow.Call, failure: Any) -> Entry | None:
         assert call.hold is not None
-        entry = flow._entry(gate, call, failure) if call.sent else None
+        sent = call.sent and not isinstance(failure, UpstreamUnreachable)
+        entry = flow._entry(gate, call, failure) if sent else None
         await flow._book(gate, entry if entry is not None else call.hold)
         return entry
 
@@ -188,10 +198,32 @@ def waits_for_ever(patch: Patch) -> None:
     patch.setattr(asyncio, "timeout", lambda seconds: boundless(None))
 
 
+def raises(patch: Patch) -> None:
+    """An error that is none of the gateway's own."""
+    good = flow._finish
+
+    async def finish(*told: Any) -> None:
+        await good(*told)
+        raise ZeroDivisionError
+
+    patch.setattr(flow, "_finish", finish)
+
+
+def chores_end(patch: Patch) -> None:
+    """The periodic work stops at a failing ledger."""
+
+    async def every(name: str, seconds: float, work: Any) -> None:
+        for _ in range(1000):
+            await asyncio.sleep(seconds)
+            await work()
+
+    patch.setattr(chores, "every", every)
+
+
 CONTROLS: list[Callable[[Patch], None]] = [
     unshielded, nothing_settled, released_on_leave, end_before_the_record, booked_twice, owed_forgotten,
     done_after_the_error, nothing_estimated, estimate_passed_off, a_piece_lost, cut_not_told, limits_not_checked,
-    drain_not_counted_down, waits_for_ever,
+    drain_not_counted_down, waits_for_ever, raises, chores_end,
 ]  # fmt: skip
 WITHIN = 100
 """Seeds in which each of them must show; 2,000 are played for each change."""

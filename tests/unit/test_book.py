@@ -47,7 +47,15 @@ def test_scopes_without_a_project(scope: ScopeKind, id: str) -> None:
 
 def test_shapes_do_not_stand_in_for_each_other() -> None:
     """Budgets of other windows, measures, zones or hardness count beside each other; hard and soft share one balance."""
-    book = Book([usd(USD), usd(DIME, hard=False), usd(USD, window="day"), usd(9, measure="tokens"), usd(USD, timezone="Asia/Kolkata")])
+    book = Book(
+        [
+            usd(USD),
+            usd(DIME, hard=False),
+            usd(USD, window="day"),
+            usd(9, measure="tokens"),
+            usd(USD, timezone="Asia/Kolkata"),
+        ]
+    )
     assert len(book.shapes) == 4
     book.reserve(a_hold("a/1", tokens=1))
     held = [each.held for each in book.standings(ALPHA, "m", AT_US)]
@@ -61,7 +69,11 @@ def test_the_tightest_budget_is_told() -> None:
     assert grant.tightest is not None
     assert (grant.tightest.budget.limit, grant.tightest.remaining, grant.capped) == (50, 30, True)
     assert book.reserve(a_hold("b/1", 20, scopes=FULL)).tightest is None
-    for budget, capped in ((usd(9, measure="requests"), False), (usd(9, hard=False), False), (usd(99, measure="tokens"), True)):
+    for budget, capped in (
+        (usd(9, measure="requests"), False),
+        (usd(9, hard=False), False),
+        (usd(99, measure="tokens"), True),
+    ):
         assert Book([budget]).reserve(a_hold("a/1", 1, tokens=1)).capped is capped
     zero = Book([usd(0), usd(5, window="day")]).reserve(a_hold("a/1", 0))
     assert zero.tightest is not None

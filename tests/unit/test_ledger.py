@@ -80,9 +80,10 @@ def test_cells_of() -> None:
     cells = list(cells_of(entry))
     assert len({key for key, _ in cells}) == len(cells) == 3 * 7
     for key, sums in cells:
-        assert key.start_us == {"hour": AT_US, "day": AT_US - 12 * HOUR_US, "month": AT_US - 14 * DAY_US - 12 * HOUR_US}[
-            key.period
-        ]
+        assert (
+            key.start_us
+            == {"hour": AT_US, "day": AT_US - 12 * HOUR_US, "month": AT_US - 14 * DAY_US - 12 * HOUR_US}[key.period]
+        )
         named = dict(zip(CELL_SUMS, sums, strict=True))
         assert (named["calls"], named["attempts"], named["errors"], named["amount_nanos"]) == (1, 1, 1, DIME)
     assert {key.project for key, _ in cells if key.scope == "key"} == {""}

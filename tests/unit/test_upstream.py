@@ -208,6 +208,20 @@ async def test_broken_in_the_body(framing: bytes) -> None:
         assert error.value.owed == "yes"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+async def test_compressed_replies(encoding: str) -> None:
+    """A reply that is compressed against our asking cannot be metered: it is an error, and may be owed."""
+    reply = f"HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\ncontent-length: 2\r\n\r\nhi".encode()
+    async with answering(reply) as url, upstream() as opened:
+        with pytest.raises(StreamBroken, match="compression") as error:
+            async with opened.open(route(url), "/", b"", {}):
+                pass
+        assert error.value.owed == "yes"
+    plain = reply.replace(encoding.encode(), b"Identity")
+    async with answering(plain) as url, upstream() as opened, opened.open(route(url), "/", b"", {}) as answer:
+        assert await read_all(answer) == b"hi"
+
+
 async def test_odd_header_values_do_no_harm() -> None:
     """A provider's header that could not be sent on is changed or left out, never an error."""
     reply = b"HTTP/1.1 200 OK\r\nx-request-id: a\tb\r\nopenai-model: \xe9\xff\r\ncontent-length: 2\r\n\r\nhi"

@@ -181,7 +181,11 @@ class MemoryStore:
 
     def _census_ids(self, scope: ScopeKind, project: str, month_us: int) -> list[str]:
         keys = (key for key in self._cells if (key.period, key.scope, key.start_us) == ("month", scope, month_us))
-        return [key.project if scope == "project" else key.id for key in keys if scope == "project" or key.project == project]
+        return [
+            key.project if scope == "project" else key.id
+            for key in keys
+            if scope == "project" or key.project == project
+        ]
 
     def _append(self, entry: Entry) -> None:
         self._entries.append(entry)

@@ -34,9 +34,9 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Sta
 
 #: When this many callers shared the last commit, the next one waits a moment for more: fewer, larger commits cost less.
 BUSY_SIBLINGS = 4
-BUSY_DELAY_S = 0.001
+BUSY_DELAY_S = 1 / 1000
 #: Seconds between two tries of a ledger that failed and that nobody writes to.
-PROBE_S = 1.0
+PROBE_S = 1
 _TAKEN = (apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_CONSTRAINT_PRIMARYKEY)
 
 
@@ -182,7 +182,11 @@ class SqliteStore(SqliteReader):
 
     def _let_go(self) -> None:
         with self._reading, self._lock:
-            for connection in (self._reader, self._lookups, self._writer):  # the writer last: then the file alone is whole
+            for connection in (
+                self._reader,
+                self._lookups,
+                self._writer,
+            ):  # the writer last: then the file alone is whole
                 with contextlib.suppress(apsw.Error):  # nothing is written any more
                     connection.close()
             os.close(self._owner)

@@ -163,9 +163,7 @@ def _told(path: Path) -> Iterator[None]:
         raise unusable(path, failure) from failure
 
 
-def windows_since(
-    ask: Callable[..., list[tuple[Any, ...]]], shape: Shape, from_us: int
-) -> Iterator[tuple[int, int]]:
+def windows_since(ask: Callable[..., list[tuple[Any, ...]]], shape: Shape, from_us: int) -> Iterator[tuple[int, int]]:
     """Start and end of each window of a shape that has entries, from the one of `from_us` on."""
     next_us, _ = window_of(shape.window, shape.timezone, from_us)
     while (first_us := ask("first", from_us=next_us)[0][0]) is not None:

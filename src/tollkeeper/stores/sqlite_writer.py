@@ -127,9 +127,7 @@ class Writer:
     def _fill(self, shape: Shape) -> None:
         """Balances of a new shape, from the entries of every window that still has some."""
         ask = partial(rows, self._connection)
-        self._connection.execute(
-            "INSERT INTO shape VALUES (:scope, :measure, :period, :timezone)", shape_names(shape)
-        )
+        self._connection.execute("INSERT INTO shape VALUES (:scope, :measure, :period, :timezone)", shape_names(shape))
         for start_us, end_us in windows_since(ask, shape, dict(ask("marks"))["balance"]):
             for project, id, spent in ask(
                 "spent", scope=shape.scope, measure=shape.measure, start_us=start_us, end_us=end_us

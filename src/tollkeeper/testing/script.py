@@ -79,6 +79,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     provided: Provided
     client: Manners
     cancels_s: tuple[float, ...] = ()  #: after its start; below 0: before its first step
+    booking_cancelled_s: float | None = None  #: after its hold began to be settled or let go
 
     @property
     def model(self) -> str:
@@ -162,6 +163,7 @@ def _call(rng: Random, number: int) -> Planned:
         number=number, start_s=rng.choice((0.0, rng.uniform(0, 5))), dialect=dialect, body=_body(rng, dialect),
         project=f"p{rng.randrange(2)}", session=f"s{rng.randrange(2)}",
         provided=_provided(rng), client=_manners(rng), cancels_s=cancels,
+        booking_cancelled_s=rng.choice((0, rng.uniform(0, 0.5), rng.uniform(0, 2))) if rng.random() < 0.1 else None,
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class Run:
         )  # fmt: skip
         self.store.at_grant = self._check_limits
         self.store.at_void = self._check_void
+        self.store.at_booking = self._disturb_booking
         self.gate = self._open_gate()
 
     def play(self) -> list[str]:
@@ -78,6 +79,12 @@ class Run:
             self.tell(number, "the line is cancelled")
             self.stories[number].cancelled = True
             line.cancel()
+
+    def _disturb_booking(self, hold_id: str) -> None:
+        for story in self.stories.values():
+            after_s = story.planned.booking_cancelled_s
+            if after_s is not None and f"{story.id}/1" == hold_id:
+                self.loop.call_later(after_s, self.cancel, story.planned.number)
 
     def entries(self, number: int) -> list[Entry]:
         """What is booked for a call, in that order."""
@@ -135,6 +142,8 @@ class Run:
                 story.cancelled = True
                 line.cancel()
                 await asyncio.wait([line])
+        except Exception as error:
+            self._note(story, f"the line raises {error!r}")
         story.returned, self.over_s = True, self.loop.time()
         self.tell(planned.number, "the line is over")
         if not self.store.down:
@@ -173,6 +182,8 @@ class Run:
 
     async def _settle_down(self, chore: asyncio.Task[None]) -> None:
         """The ledger recovers, time passes every deadline, and the chores are done once more."""
+        if chore.done():
+            self._note(None, "the chores have ended")
         chore.cancel()
         await asyncio.wait([chore])
         self.store.recover()
@@ -240,8 +251,8 @@ class Run:
             passed := judge.over_limit(self.script.budgets, self.store.booked(), (), None)
         ):
             self._note(None, f"overspent: {passed}")
-        if left_tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-            self._note(None, f"tasks are left: {left_tasks}")
+        if left_tasks := len(asyncio.all_tasks()) - 1:
+            self._note(None, f"{left_tasks} tasks are left")
 
     # ── the story ──
 
@@ -295,11 +306,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m tollkeeper.testing.simulate", description="Simulated runs by seed."
     )
     parser.add_argument("--seed", type=int, help="play this one")
-    parser.add_argument("--seeds", default="0:2000", help="play A:B, B excluded")
+    parser.add_argument("--seeds", type=_span, default=range(2000), metavar="A:B", help="play A to B, B excluded")
     parser.add_argument("--trace", action="store_true", help="tell the story")
     asked = parser.parse_args(argv)
-    begin, _, end = asked.seeds.partition(":")
-    seeds = range(int(begin), int(end)) if asked.seed is None else range(asked.seed, asked.seed + 1)
+    seeds = asked.seeds if asked.seed is None else range(asked.seed, asked.seed + 1)
     for seed in seeds:
         if asked.trace:
             sys.stdout.write(_told(draw(seed)))
@@ -310,6 +320,13 @@ def main(argv: list[str] | None = None) -> int:
             return 1
     sys.stdout.write(f"{len(seeds)} seeds: all holds\n")
     return 0
+
+
+def _span(text: str) -> range:
+    begin, colon, end = text.partition(":")
+    if not (colon and begin.isdecimal() and end.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B; two whole numbers such as 0:2000")
+    return range(int(begin), int(end))
 
 
 def _told(script: Script) -> str:

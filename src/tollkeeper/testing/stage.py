@@ -140,6 +140,7 @@ class TroubledStore(MemoryStore):
         self.down = False
         self.at_grant: Callable[[Hold], None] = lambda hold: None
         self.at_void: Callable[[str], None] = lambda hold_id: None
+        self.at_booking: Callable[[str], None] = lambda hold_id: None
 
     async def reserve(self, hold: Hold) -> Grant:
         def apply() -> Grant:
@@ -154,9 +155,11 @@ class TroubledStore(MemoryStore):
             self.at_void(hold_id)
             _now(MemoryStore.void(self, hold_id))
 
+        self.at_booking(hold_id)
         await self._ask(f"void {hold_id}", apply)
 
     async def settle(self, entry: Entry) -> Booked:
+        self.at_booking(entry.id)
         return await self._ask(f"settle {entry.id}", lambda: _now(MemoryStore.settle(self, entry)))
 
     async def expire(self, now_us: int) -> int:

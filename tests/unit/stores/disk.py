@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Event
-from typing import Literal
+from typing import Literal, Self
 
 import apsw
 
@@ -20,7 +20,7 @@ class Disk(apsw.VFS):
         self._gate.set()
         super().__init__("tollkeeper-tests", base="unix", makedefault=True)
 
-    def __enter__(self) -> Disk:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,7 +39,7 @@ class Disk(apsw.VFS):
             self.reached.set()
             assert self._gate.wait(30)
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 SQLite's name
         return _File(self, name, flags)
 
 
@@ -48,18 +48,18 @@ class _File(apsw.VFSFile):
         self._disk = disk
         super().__init__("unix", name, flags)
 
-    def xSync(self, flags: int) -> None:
+    def xSync(self, flags: int) -> None:  # noqa: N802
         self._disk.wait()
         if "sync" in self._disk.failing:
             raise apsw.IOError("fsync failed")
         super().xSync(flags)
 
-    def xWrite(self, data: bytes, offset: int) -> None:
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         if "write" in self._disk.failing:
             raise apsw.FullError("no space left")
         super().xWrite(data, offset)
 
-    def xRead(self, amount: int, offset: int) -> bytes:
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         if "read" in self._disk.failing:
             raise apsw.IOError("read failed")
         return super().xRead(amount, offset)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,10 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from tests.unit.stores.disk import Disk
 
-from tests.unit.stores.disk import Disk, Failing
 from tollkeeper.errors import BudgetExceeded, Conflict, StoreUnavailable
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores import sqlite
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.testing.samples import (
     ALPHA,
@@ -73,75 +71,7 @@ async def queued(*work: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
     return tasks
 
 
-# ── the disk ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("what", ["sync", "write"])
-async def test_the_disk_fails(store: SqliteStore, disk: Disk, path: Path, what: Failing) -> None:
-    """B6: on a full disk or a failing fsync nothing is acknowledged or half done; then it works again, all of it there."""
-    await store.reserve(a_hold("a/1"))
-    await store.reserve(a_hold("b/1"))
-    disk.failing.add(what)
-    for work in (store.settle(an_entry("a/1")), store.reserve(a_hold("c/1")), store.void("b/1"), store.expire(2**60)):
-        with pytest.raises(StoreUnavailable, match="check the disk"):
-            await work
-    assert store.trouble is not None
-    assert "ledger.sqlite" in store.trouble
-    assert sorted(hold.id for hold in await store.live()) == ["a/1", "b/1"]
-    assert ((await standing(store)).spent, (await standing(store)).held) == (0, 2 * DIME)
-    disk.failing.clear()
-    assert await store.settle(an_entry("a/1")) in ("booked", "repeated")
-    await store.void("b/1")
-    assert store.trouble is None
-    assert ids(await booked(store)) == ["a/1"]
-    assert ((await standing(store)).spent, (await standing(store)).held) == (DIME, 0)
-    assert await store.verify() == []
-    await store.close()
-    again = SqliteStore(path)
-    assert ids(await booked(again)) == ["a/1"]
-    assert await again.verify() == []
-    await again.close()
-
-
-async def test_a_failed_settlement_that_reached_the_file(store: SqliteStore, disk: Disk, path: Path) -> None:
-    """B6: a settlement refused for its fsync may be in the file at the next start, once, and then counts as repeated."""
-    disk.failing.add("sync")
-    with pytest.raises(StoreUnavailable):
-        await store.settle(an_entry("a/1"))
-    await store.close()
-    disk.failing.clear()
-    again = SqliteStore(path, [usd(USD)])
-    there = len(await booked(again))
-    assert await again.settle(an_entry("a/1")) == ("repeated" if there else "booked")
-    assert ids(await booked(again)) == ["a/1"]
-    assert (await standing(again)).spent == DIME
-    assert await again.verify() == []
-    await again.close()
-
-
-@pytest.mark.parametrize("what", ["sync", "write"])
-def test_the_disk_fails_at_start(disk: Disk, path: Path, what: Failing) -> None:
-    """B6: a disk that cannot be written at start is told as that, and the next start with space succeeds."""
-    disk.failing.add(what)
-    with pytest.raises(StoreUnavailable, match="check the disk"):
-        SqliteStore(path, [usd(USD)])
-    disk.failing.clear()
-    asyncio.run(SqliteStore(path, [usd(USD)]).close())
-
-
-async def test_limits_stay_when_they_cannot_be_saved(store: SqliteStore, disk: Disk) -> None:
-    """Changed budgets whose balances could not be written are not in force."""
-    disk.failing.add("write")
-    with pytest.raises(StoreUnavailable):
-        await store.set_budgets([usd(0, window="day")])
-    disk.failing.clear()
-    assert (await standing(store)).budget == usd(USD)
-    with pytest.raises(ZeroDivisionError):
-        await store.set_budgets(usd(1 // 0) for _ in range(1))
-    with pytest.raises(KeyError, match="Mars"):
-        await store.set_budgets([usd(0, window="day"), usd(0, timezone="Mars/Phobos")])
-    assert (await standing(store)).budget == usd(USD)
-    assert await store.settle(an_entry("a/1")) == "booked"
+# ── a batch ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_reservation_repeated_while_the_first_fails(store: SqliteStore, disk: Disk) -> None:
@@ -154,9 +84,6 @@ async def test_a_reservation_repeated_while_the_first_fails(store: SqliteStore, 
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [StoreUnavailable] * 2
     assert await store.live() == []
-
-
-# ── a batch ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_bad_write_does_not_harm_its_batch(store: SqliteStore, disk: Disk) -> None:
@@ -188,7 +115,21 @@ async def test_a_bad_write_does_not_harm_its_batch(store: SqliteStore, disk: Dis
 
 async def test_odd_names_come_back(store: SqliteStore) -> None:
     """A6: ids and models with any character stand in the ledger as they are."""
-    names = ["llama3:8b", "vendor/model:free", "a\x00b", "\n", "%", "'", '"', "{}", "\U0001f600", "_other", "null", "1", " "]
+    names = [
+        "llama3:8b",
+        "vendor/model:free",
+        "a\x00b",
+        "\n",
+        "%",
+        "'",
+        '"',
+        "{}",
+        "\U0001f600",
+        "_other",
+        "null",
+        "1",
+        " ",
+    ]
     for name in names:
         scopes = Scopes(project=name, agent=name, session=name, user=name, key=name, tags=(name,))
         await store.settle(an_entry("1", call=name, scopes=scopes, model=name, served=name, note=name))
@@ -389,33 +330,6 @@ async def test_what_a_pruned_window_had(store: SqliteStore) -> None:
     assert await store.verify() == []
 
 
-async def test_a_quiet_ledger_gets_well(store: SqliteStore, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """I3: after a failure the ledger finds out by itself that its disk works again, also when nobody writes."""
-    monkeypatch.setattr(sqlite, "PROBE_S", 0.001)
-    disk.failing.add("sync")
-    with pytest.raises(StoreUnavailable):
-        await store.settle(an_entry("a/1"))
-    disk.failing.clear()
-    async with asyncio.timeout(30):
-        while store.trouble is not None:  # noqa: ASYNC110 the writer's thread has no event to wait for
-            await asyncio.sleep(0)
-    assert await store.settle(an_entry("a/1")) in ("booked", "repeated")
-
-
-async def test_the_writer_goes_to_sleep_and_wakes(path: Path) -> None:
-    """B1: however a write falls between the writer's look at the queue and its sleep, it is written: none waits for ever."""
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    store = SqliteStore(path)
-    try:
-        async with asyncio.timeout(60):
-            for number in range(400):
-                assert await store.settle(an_entry(f"{number}/1")) == "booked"
-    finally:
-        sys.setswitchinterval(switch)
-        await store.close()
-
-
 def test_a_write_while_the_writer_falls_asleep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B1: a write that comes just when the writer has found its queue empty does not end it, and is written."""
     store = SqliteStore(path)
@@ -435,11 +349,13 @@ def test_a_write_while_the_writer_falls_asleep(path: Path, monkeypatch: pytest.M
                     store._submit(done=lambda safe: late.append(2))
 
     async def come() -> None:
-        monkeypatch.setattr(asyncio, "get_running_loop", lambda loop=asyncio.get_running_loop(): loop)
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)  # the writer's thread has none
         store._lock = Lock()  # type: ignore[assignment]
         for number in range(3):
             assert await store.settle(an_entry(f"{number}/1")) == "booked"
+        while late != [1, 2]:  # noqa: ASYNC110 the writer's thread has no event to wait for
+            await asyncio.sleep(0)
         await store.close()
 
     asyncio.run(asyncio.wait_for(come(), 30))
-    assert late == [1, 2]

@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Literal, Protocol
 
 import msgspec
-from msgspec import structs
 
 from tollkeeper import headers
 from tollkeeper.cancellation import to_its_end
@@ -39,9 +38,10 @@ from tollkeeper.keys import KeyRing, credential, scopes_for
 from tollkeeper.meter import Meter
 from tollkeeper.prices import PriceBook
 from tollkeeper.routing import Table
+from tollkeeper.settlement import Course, entry_of
 from tollkeeper.stores import Store
 from tollkeeper.upstream import Answer, Upstream
-from tollkeeper.values import Ask, Charge, ChargeStatus, Entry, Grant, Hold, Outcome, Part, Reading, Route, Usage
+from tollkeeper.values import Ask, Entry, Grant, Hold, Reading, Route, Usage
 
 log = logging.getLogger("tollkeeper")
 
@@ -318,54 +318,19 @@ async def _book(gate: Gate, due: Entry | Hold) -> None:
 
 
 def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
-    """The attempt as it will be booked: exact where the provider said what was used, else an estimate, marked so."""
-    hold, route, answer = call.hold, call.route, call.answer
-    assert hold is not None
-    assert route is not None
-    reading = call.meter.finish() if call.meter is not None else Reading()
-    outcome: Outcome = "left" if call.leaving else "ok" if call.complete and failure is None else "cut"
-    if call.complete and (failure is not None or reading.error is not None):
-        outcome = "error"
-    if call.complete and not reading.parts and isinstance(failure, UpstreamRefused):
-        charge = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=hold.price_version)
-    elif answer is None:  # nothing came back: what it used is not known
-        reading = Reading(parts=(Part(hold.quote_usage),) if hold.quote_usage is not None else ())
-        status: ChargeStatus = "unpriced" if hold.quote_nanos is None else "estimated"
-        charge = Charge(
-            amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, status=status,
-            price_version=hold.price_version,
-        )  # fmt: skip
-    else:
-        assert call.ask is not None
-        exact = reading.final and bool(reading.parts) and (call.complete or call.ask.choices == 1)
-        if not exact:
-            reading = _estimated(call, reading)
-        charge = gate.prices.charge(
-            reading, provider=route.provider, model=route.model, at_us=hold.at_us, estimated=not exact
-        )
-    note = failure.code if failure is not None else reading.error[:200] if reading.error is not None else reading.note
-    return Entry(
-        id=hold.id, call=hold.call, at_us=hold.at_us, scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider,
-        model=hold.model, served=(reading.model or route.model)[:256], tier=reading.tier, outcome=outcome,
-        http_status=None if answer is None else answer.status, usage=reading.usage, charge=charge, note=note,
-        latency_ms=round((gate.clock.monotonic_s() - call.started_s) * 1000),
-    )  # fmt: skip
-
-
-def _estimated(call: Call, reading: Reading) -> Reading:
-    """A reading without the provider's last word: the text seen bounds the output, the request bounds the prompt."""
+    answer, meter = call.answer, call.meter
     assert call.ask is not None
     assert call.hold is not None
-    assert call.meter is not None
-    bound, whole = call.hold.quote_usage, call.answer is not None and not call.answer.is_stream
-    seen = len(call.meter.body) if whole and not reading.output_bytes else reading.output_bytes
-    # Without all of a body, or any text of a stream, what was generated is not known.
-    told = call.complete if whole else call.meter.content or call.meter.error is not None
-    if bound is not None and (not told or call.ask.output_cap is not None or call.cap is not None):
-        seen = min(seen, bound.output) if told else bound.output
-    usage = reading.usage if reading.parts else Usage(input=call.ask.prompt_bound)
-    usage = structs.replace(usage, output=max(usage.output, seen))
-    return structs.replace(reading, parts=(Part(usage, reading.model),))
+    assert call.route is not None
+    whole = answer is not None and not answer.is_stream
+    course = Course(
+        ask=call.ask, hold=call.hold, route=call.route, status=None if answer is None else answer.status,
+        is_stream=answer is not None and answer.is_stream, reading=Reading() if meter is None else meter.finish(),
+        content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
+        complete=call.complete, left=call.leaving, capped=call.cap is not None, failure=failure,
+        latency_ms=round((gate.clock.monotonic_s() - call.started_s) * 1000),
+    )  # fmt: skip
+    return entry_of(gate.prices, course)
 
 
 # ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────

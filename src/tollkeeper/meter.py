@@ -89,16 +89,17 @@ class Meter:
     def _read_tail(self) -> int:
         """A last event without its blank line is read if it is all there; half of one is dropped.
 
-        Returns the bytes dropped: there may be text among them.
+        Returns the bytes dropped: there was text among them, or it was on its way.
         """
-        event = read_event(self._splitter.rest())
+        rest = self._splitter.rest()
+        event = read_event(rest)
         if not event.data:
-            return 0
+            return 0 if rest.startswith(b":") else len(rest.strip())
         if not event.data.startswith(b"[DONE]"):
             try:
                 _ANYTHING.decode(event.data)
             except (msgspec.DecodeError, RecursionError):
-                return len(event.data)
+                return len(rest)
         relay = self._reducer.event(event)
         if relay is not None:
             self.tail = relay.rstrip(b"\r\n") + b"\n\n"

@@ -139,15 +139,15 @@ def done_after_the_error(patch: Patch) -> None:
 
 def nothing_estimated(patch: Patch) -> None:
     """A reply that was cut is booked as if nothing had been generated."""
-    good = flow._estimated
+    good = settlement._estimated
 
-    def estimated(call: flow.Call, reading: Any) -> Any:
-        parts = good(call, reading).parts
+    def estimated(course: settlement.Course) -> Any:
+        found = good(course)
         return structs.replace(
-            reading, parts=tuple(structs.replace(p, usage=structs.replace(p.usage, output=0)) for p in parts)
+            found, parts=tuple(structs.replace(p, usage=structs.replace(p.usage, output=0)) for p in found.parts)
         )
 
-    patch.setattr(flow, "_estimated", estimated)
+    patch.setattr(settlement, "_estimated", estimated)
 
 
 def estimate_passed_off(patch: Patch) -> None:

@@ -72,6 +72,8 @@ def _of_amount(story: Story, entry: Entry) -> Iterator[str]:
         yield f"the provider said {known} = {price(known)} nanos, booked {amount} as {entry.charge.status}"
     if not exact and story.seen:  # the prompt's bound is generous: it must not hide a missing output
         true = _generated(story)
+        if entry.outcome == "expired":  # nobody looked at the reply: the quote is all that is known
+            true = structs.replace(true, output=_unbounded(story, true.output))
         if amount < price(true) or entry.usage.output < true.output:
             yield f"the provider generated {true} = {price(true)} nanos, booked {entry.usage} = {amount}"
     if known is None and amount and entry.charge.status == "priced":
@@ -110,7 +112,7 @@ def _stated(story: Story) -> Usage | None:
     # A stream's last piece is the end marker, its usage stands before it; of two choices only the end says which is last.
     two = b'"n":2' in story.planned.body
     needed = story.pieces if two or not reply.stream else story.pieces[:-1]
-    if two and not (reply.stream or story.eof):
+    if two and not (b"".join(piece.raw for piece in needed) in story.delivered if reply.stream else story.eof):
         return None
     if len(_useful(story)) < len(b"".join(piece.raw for piece in needed).rstrip()):
         return None

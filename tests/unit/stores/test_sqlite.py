@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -324,6 +325,8 @@ async def test_a_clock_far_ahead(store: SqliteStore) -> None:
 async def test_what_a_pruned_window_had(store: SqliteStore) -> None:
     """B7: a late entry for a window whose balance has been dropped is booked, and verify finds no difference."""
     await store.settle(an_entry("a/1"))
+    await store.prune(AT_US + 60 * DAY_US, KEEP_ALL)
+    assert (await standing(store)).spent == DIME, "calls reserved in it may still come in"
     later_us = AT_US + 120 * DAY_US
     await store.prune(later_us, structs.replace(KEEP_ALL, entries_s=None))
     await store.settle(an_entry("b/1"))
@@ -359,3 +362,37 @@ def test_a_write_while_the_writer_falls_asleep(path: Path, monkeypatch: pytest.M
         await store.close()
 
     asyncio.run(asyncio.wait_for(come(), 30))
+
+
+async def test_new_limits_amid_writes(store: SqliteStore, disk: Disk) -> None:
+    """What is queued when limits change is written before they count: a new balance has all of it, once."""
+    disk.stop()
+    with store._lock:  # both in one batch
+        tasks = await queued(store.settle(an_entry("a/1")), store.set_budgets([usd(USD, window="day")]))
+    await asyncio.to_thread(disk.reached.wait, 30)
+    tasks += await queued(store.settle(an_entry("b/1")))
+    disk.go()
+    await asyncio.gather(*tasks)
+    assert ids(await booked(store)) == ["a/1", "b/1"]
+    assert (await standing(store)).spent == 2 * DIME
+    assert await store.verify() == []
+
+
+def test_new_limits_before_anybody_is_told(path: Path) -> None:
+    """What is written when limits change, and nobody has been told of yet, counts once."""
+    store = SqliteStore(path, [usd(USD)])
+    loop = asyncio.new_event_loop()
+    with store._lock:
+        works = [store.settle(an_entry("a/1")), store.set_budgets([usd(USD), usd(USD, window="day")])]
+        tasks = [loop.create_task(work) for work in works]
+        loop.run_until_complete(asyncio.sleep(0))
+    while not store._news or len(store._book.shapes) < 2:
+        time.sleep(0)
+
+    async def come() -> None:
+        assert [each.spent for each in await store.standings(ALPHA, "m", AT_US)] == [DIME, DIME]
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(come(), 30))
+    loop.run_until_complete(asyncio.gather(*tasks))
+    loop.close()

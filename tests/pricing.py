@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from tollkeeper.price_file import parse
 from tollkeeper.prices import PriceBook
+from tollkeeper.prices.file import parse
 from tollkeeper.values import Charge, Part, Provider, Reading, Usage
 
 

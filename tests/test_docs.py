@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import sqlite3
 import tomllib
@@ -23,15 +24,17 @@ import pytest
 import typer.main
 
 import tollkeeper
-from tollkeeper import api, cli, config, errors, price_file, providers, upstream
+from tollkeeper import api, cli, config, errors, upstream
+from tollkeeper.config import providers
+from tollkeeper.config.settings import PREFIX, Settings, describe
 from tollkeeper.dialects import DIALECTS
-from tollkeeper.holding import CallHold
 from tollkeeper.money import parse_usd
+from tollkeeper.prices import file as price_file
 from tollkeeper.reports import Sums
-from tollkeeper.settings import PREFIX, Settings, describe
 from tollkeeper.stores.sqlite_file import MIGRATIONS
 from tollkeeper.tracker import CostTracker
-from tollkeeper.values import KINDS, Budget, Outcome, Refusal, Standing
+from tollkeeper.tracker.holding import CallHold
+from tollkeeper.values import Budget, Outcome, Refusal, Standing
 
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src" / "tollkeeper"
@@ -125,17 +128,13 @@ def test_price_file_is_told() -> None:
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _errors() -> Iterator[type[errors.TollkeeperError]]:
-    return (value for value in vars(errors).values() if isinstance(value, type) and hasattr(value, "http_status"))
-
-
 def test_errors_stand_as_they_are() -> None:
     """Each error's code, class, status and owed are in one row of the reference, and no other rows are there."""
     lines = text(REFERENCE / "errors.md").splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
     told = {(code, name, status, owed) for code, names, status, owed, *_ in rows for name in names.split(", ")}
     right = set()
-    for error in _errors():
+    for error in (value for value in vars(errors).values() if hasattr(value, "http_status")):
         relayed = "status" in inspect.signature(error.__init__).parameters
         status = "the provider's own" if relayed else str(error.http_status)
         right.add((f"`{error.code}`", f"`{error.__name__}`", status, error.owed))
@@ -167,20 +166,19 @@ def test_headers_are_told() -> None:
     assert sorted(name for name in names if not re.search(rf"`{name}[`:]", page)) == []
 
 
-def _standing(error: dict[str, Any]) -> Standing:
-    """A budget's standing from the numbers of a refusal."""
-
-    def count(name: str) -> int:
-        value = error[name]
-        return parse_usd(value, name) if isinstance(value, str) else value
-
+def _refusal(error: dict[str, Any]) -> Refusal:
+    """The refusal that an error's numbers tell of: amounts in dollars are text, counts are numbers."""
+    amount = {
+        name: parse_usd(error[name], name) if isinstance(error[name], str) else error[name]
+        for name in ("limit", "spent", "held", "asked")
+    }
     resets = error["resets_at"]
-    budget = Budget(scope=error["scope"], measure=error["measure"], window=error["window"], limit=count("limit"))
-    resets_us = None if resets is None else int(datetime.fromisoformat(resets).timestamp()) * 1_000_000
-    return Standing(
-        budget=budget, id=error["id"], project=error["project"], window_start_us=0, resets_at_us=resets_us,
-        spent=count("spent"), held=count("held"),
+    standing = Standing(
+        budget=Budget(scope=error["scope"], measure=error["measure"], window=error["window"], limit=amount["limit"]),
+        id=error["id"], project=error["project"], window_start_us=0, spent=amount["spent"], held=amount["held"],
+        resets_at_us=None if resets is None else int(datetime.fromisoformat(resets).timestamp()) * 1_000_000,
     )  # fmt: skip
+    return Refusal(standing=standing, asked=amount["asked"], reason=error["reason"])
 
 
 REFUSALS = [(where, msgspec.json.decode(code)) for where, code in blocks("json", REFERENCE / "http.md")]
@@ -190,12 +188,9 @@ REFUSALS = [(where, msgspec.json.decode(code)) for where, code in blocks("json",
 def test_refusals_are_as_shown(where: str, shown: dict[str, Any]) -> None:
     """C7: a budget's refusal in the reference is what the dialect makes of its numbers, member by member."""
     error = shown["error"]
-    asked = error["asked"]
-    asked = parse_usd(asked, "asked") if isinstance(asked, str) else asked
-    refusal = Refusal(standing=_standing(error), asked=asked, reason=error["reason"])
-    made = {"budget_exceeded": errors.BudgetExceeded, "rate_limited": errors.RateLimited}[error["code"]](refusal)
+    kind = {"budget_exceeded": errors.BudgetExceeded, "rate_limited": errors.RateLimited}[error["code"]]
     dialect = DIALECTS["anthropic-messages" if shown.get("type") == "error" else "openai-chat"]
-    assert msgspec.json.decode(dialect.refusal(made, shown["request_id"])) == shown, where
+    assert msgspec.json.decode(dialect.refusal(kind(_refusal(error)), shown["request_id"])) == shown, where
 
 
 # ── the command line ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,6 +205,12 @@ def _commands(command: Any, words: str = "tollkeeper") -> Iterator[tuple[str, An
 COMMANDS = dict(_commands(typer.main.get_command(cli.app)))
 
 
+def _options(words: str) -> set[str]:
+    """Every spelling of a command's options but --help."""
+    spoken = (each for each in COMMANDS[words].params if each.param_type_name == "option" and each.name != "help")
+    return {name for each in spoken for name in (*each.opts, *each.secondary_opts)}
+
+
 def _section(page: str, title: str) -> str:
     """The part of a page below one heading, until the next."""
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text(REFERENCE / page), re.MULTILINE | re.DOTALL)
@@ -220,14 +221,10 @@ def _section(page: str, title: str) -> str:
 def test_options_stand_as_they_are(words: str) -> None:
     """Each option and argument of a command is in its section of the reference, and no other option is."""
     section = _section("cli.md", f"`{words}`")
-    spoken = [each for each in COMMANDS[words].params if each.name != "help"]
-    options = {
-        name for each in spoken if each.param_type_name == "option" for name in (*each.opts, *each.secondary_opts)
-    }
     told = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*|-[a-z])\b", section))
     assert section != "", "no section of its own"
-    assert {name for name in options if name.startswith("--")} <= told <= options
-    arguments = [each.metavar for each in spoken if each.param_type_name == "argument"]
+    assert {name for name in _options(words) if name.startswith("--")} <= told <= _options(words)
+    arguments = [each.metavar for each in COMMANDS[words].params if each.param_type_name == "argument"]
     assert [each for each in arguments if f"`{each}`" not in section] == []
 
 
@@ -236,16 +233,9 @@ def test_commands_in_examples_exist() -> None:
     wrong = []
     for path in PAGES:
         for line in re.findall(r"(?:^ {4}|`)(?:\$ )?(?:\S*/)?(tollkeeper [a-z][^`#|\n→]*)", text(path), re.MULTILINE):
-            words = next(
-                (words for words in sorted(COMMANDS, key=len, reverse=True) if f"{line} ".startswith(f"{words} ")), ""
-            )
+            words = max((each for each in COMMANDS if f"{line} ".startswith(f"{each} ")), key=len)
             named = set(re.findall(r"(?<!\S)(--[a-z][a-z-]*)", line))
-            known = (
-                {name for each in COMMANDS[words].params for name in (*each.opts, *each.secondary_opts)}
-                if words
-                else set()
-            )
-            if words in ("", "tollkeeper") or named - known - {"--help"}:
+            if hasattr(COMMANDS[words], "commands") or named - _options(words) - {"--help"}:
                 wrong.append(f"{path.name}: {line.strip()}")
     assert wrong == []
 
@@ -297,10 +287,10 @@ def ledger() -> Iterator[sqlite3.Connection]:
 
 
 def test_tables_and_columns_are_told(ledger: sqlite3.Connection) -> None:
-    """Every table and column of the ledger is in the reference."""
+    """Every table and column of the ledger, and every sum of a cell, is in the reference."""
     tables = [name for (name,) in ledger.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
     columns = {row[1] for table in tables for row in ledger.execute(f"PRAGMA table_info({table})")}
-    assert missing({*tables, *columns}, "ledger.md") == []
+    assert missing({*tables, *columns, *Sums._fields}, "ledger.md") == []
     assert f"the schema's version: {len(MIGRATIONS)}." in text(REFERENCE / "ledger.md")
 
 
@@ -308,11 +298,6 @@ def test_tables_and_columns_are_told(ledger: sqlite3.Connection) -> None:
 def test_queries_run(ledger: sqlite3.Connection, where: str, query: str) -> None:
     """Each query in the documentation runs on a ledger."""
     assert ledger.execute(query).fetchall() == [], where
-
-
-def test_kinds_and_sums_are_told() -> None:
-    """The words of usage and of a cell's sums are in the ledger's reference."""
-    assert missing({*KINDS, *Sums._fields}, "ledger.md") == []
 
 
 # ── examples ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -378,15 +363,27 @@ def test_rooms_are_told() -> None:
     assert (sorted(there - told), sorted(told - there)) == ([], [])
 
 
+def test_places_in_the_code_are_there() -> None:
+    """Every file and every `module.name` that the internals point at is there."""
+    named = set(re.findall(r"`([\w./]+)`", text(DOCS / "internals.md")))
+    files = {name for name in named if name.endswith((".py", ".md", ".sql", ".toml"))}
+    assert [name for name in files if not (SRC / name).exists() and not (ROOT / name).exists()] == []
+    modules = {path.stem for path in SRC.glob("[!_]*")}
+    names = [name for name in named - files if name.split(".")[0] in modules and "/" not in name]
+    assert min(len(files), len(names)) > 5
+    for name in names:
+        pkgutil.resolve_name(f"tollkeeper.{name}")
+
+
 def test_declared_bounds_are_told() -> None:
     """Every declared bound of a prompt's parts is in the concepts."""
-    found = {}
-    for path in sorted((SRC / "dialects").glob("*.py")):
-        module = importlib.import_module(f"tollkeeper.dialects.{path.stem}")
-        bounds = {
-            name: value for name, value in vars(module).items() if name.endswith("_TOKENS") and name != "MAX_TOKENS"
-        }
-        found |= {f"{path.stem}.{name}": value for name, value in bounds.items()}
+    modules = [importlib.import_module(f"tollkeeper.dialects.{path.stem}") for path in (SRC / "dialects").glob("*.py")]
+    found = {
+        f"{module.__name__}.{name}": value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("_TOKENS") and name != "MAX_TOKENS"
+    }
     assert len(found) > 5
     told = set(re.findall(r"\| ([\d,]+) \|", text(DOCS / "concepts.md")))
     assert {name: value for name, value in found.items() if f"{value:,}" not in told} == {}

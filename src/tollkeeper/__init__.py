@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tollkeeper.accounts import Recorded as Recorded
     from tollkeeper.config import Config as Config
     from tollkeeper.errors import BudgetExceeded as BudgetExceeded
     from tollkeeper.errors import ConfigError as ConfigError
@@ -22,26 +21,27 @@ if TYPE_CHECKING:
     from tollkeeper.errors import StoreError as StoreError
     from tollkeeper.errors import StoreUnavailable as StoreUnavailable
     from tollkeeper.errors import TollkeeperError as TollkeeperError
-    from tollkeeper.holding import CallHold as CallHold
     from tollkeeper.tracker import CostTracker as CostTracker
     from tollkeeper.tracker import close_cost_tracker as close_cost_tracker
     from tollkeeper.tracker import get_cost_tracker as get_cost_tracker
     from tollkeeper.tracker import reset_cost_tracker as reset_cost_tracker
-    from tollkeeper.usage_report import ModelUsage as ModelUsage
-    from tollkeeper.usage_report import UsageReport as UsageReport
+    from tollkeeper.tracker.accounts import Recorded as Recorded
+    from tollkeeper.tracker.holding import CallHold as CallHold
+    from tollkeeper.tracker.usage_report import ModelUsage as ModelUsage
+    from tollkeeper.tracker.usage_report import UsageReport as UsageReport
     from tollkeeper.values import Budget as Budget
     from tollkeeper.values import Entry as Entry
     from tollkeeper.values import Usage as Usage
 
 _MODULES = {
-    "accounts": ("Recorded",),
     "config": ("Config",),
     "errors": (
         "BudgetExceeded", "ConfigError", "Conflict", "RateLimited", "StoreError", "StoreUnavailable", "TollkeeperError",
     ),
-    "holding": ("CallHold",),
     "tracker": ("CostTracker", "close_cost_tracker", "get_cost_tracker", "reset_cost_tracker"),
-    "usage_report": ("ModelUsage", "UsageReport"),
+    "tracker.accounts": ("Recorded",),
+    "tracker.holding": ("CallHold",),
+    "tracker.usage_report": ("ModelUsage", "UsageReport"),
     "values": ("Budget", "Entry", "Usage"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

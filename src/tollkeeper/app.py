@@ -10,19 +10,20 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import uvicorn
 
-from tollkeeper import chores, flow, price_data
+from tollkeeper import chores, flow
 from tollkeeper.api import Api
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.config import Config, check_listen, load
-from tollkeeper.errors import ConfigError
+from tollkeeper.errors import ConfigError, StoreError
 from tollkeeper.keys import KeyRing
 from tollkeeper.prices import PriceBook
+from tollkeeper.prices import data as price_data
 from tollkeeper.routing import Table
 from tollkeeper.server import BoundedHttp
 from tollkeeper.stores import open_store
@@ -65,6 +66,8 @@ class App:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._upstream.close()
+            with suppress(StoreError):  # what is still owed then is booked at its estimate at the next start
+                await chores.expire(gate)
             await gate.store.close()
 
 
@@ -145,6 +148,7 @@ def _limits(config: Config) -> flow.Limits:
 
 def listen(config: Config) -> socket.socket:
     """The listening socket. Raises ConfigError naming the setting that is in the way."""
+    check_listen(config)  # before the port is open to anyone
     try:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=2048)

@@ -49,6 +49,8 @@ async def every(name: str, seconds: float, work: Work) -> None:
             if not failing:
                 log.error("%s: %s", name, error)
             failing = True
+        except Exception:  # a mistake of ours must not end the chore for good
+            log.exception("%s", name)
         else:
             if failing:
                 log.warning("%s: works again", name)

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from tollkeeper import headers
-from tollkeeper.cancellation import to_its_end
+from tollkeeper.cancellation import Deadline, to_its_end
 from tollkeeper.clock import Clock
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import (
@@ -49,8 +49,6 @@ log = logging.getLogger("tollkeeper")
 SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 #: Seconds that a provider may take to close its stream after its end marker.
 AFTER_END_S = 1.0
-#: The idle timer is moved at most this often: it costs more than a chunk does.
-IDLE_GRAIN_S = 0.5
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +118,7 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
 
     id: str
     started_s: float
-    deadline: asyncio.Timeout
+    deadline: Deadline
     ask: Ask | None = None
     hold: Hold | None = None
     route: Route | None = None
@@ -139,7 +137,7 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
 
 async def run(gate: Gate, request: Request, reply: Reply) -> None:
     """Serve one call, from its bytes to the end of its reply. Raises nothing but CancelledError."""
-    call = Call(id=gate.new_id(), started_s=gate.clock.monotonic_s(), deadline=asyncio.timeout(None))
+    call = Call(id=gate.new_id(), started_s=gate.clock.monotonic_s(), deadline=Deadline())
     failure: TollkeeperError | None = None
     entry: Entry | None = None
     try:
@@ -156,7 +154,8 @@ async def run(gate: Gate, request: Request, reply: Reply) -> None:
         if call.hold is not None:
             entry = await _put_right(gate, call, failure)
     with suppress(TimeoutError):  # who does not read the end is not waited for: the connection closes
-        async with asyncio.timeout(gate.limits.idle_s):
+        async with Deadline() as patience:
+            patience.move(asyncio.get_running_loop().time() + gate.limits.idle_s)
             await _finish(gate, request, call, reply, failure, entry)
 
 
@@ -199,7 +198,7 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
     path = dict(provider.paths).get(dialect.name, dialect.path)
     ends_s = now_s() + limits.total_s
-    call.deadline.reschedule(min(ends_s, now_s() + limits.first_byte_s))
+    call.deadline.move(min(ends_s, now_s() + limits.first_byte_s))
     if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case
         reply.on_left(lambda: _leave(gate, call))
     call.sent = True
@@ -208,20 +207,19 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
         call.meter = meter = Meter(
             dialect, stream=answer.is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks
         )
-        moved_s, grain_s = now_s(), min(IDLE_GRAIN_S, limits.idle_s / 8)
-        call.deadline.reschedule(min(ends_s, moved_s + limits.idle_s))
+        if not call.leaving:
+            call.deadline.move(min(ends_s, now_s() + limits.idle_s))
         while chunk := await answer.read():
             data = meter.feed(chunk)
             if meter.ended:
                 call.complete = True
-                call.deadline.reschedule(None)
+                call.deadline.move(None)
                 call.last += data + await _rest(answer, meter)
                 break
             if data:
                 await _send(call, answer, meter, reply, data)
-            if not call.leaving and (at_s := now_s()) > moved_s + grain_s:
-                moved_s = at_s
-                call.deadline.reschedule(min(ends_s, at_s + limits.idle_s))
+            if not call.leaving:
+                call.deadline.move(min(ends_s, now_s() + limits.idle_s))
     reading = meter.finish()
     call.last += meter.tail
     call.complete = True
@@ -267,8 +265,8 @@ def _leave(gate: Gate, call: Call) -> None:
     if drain:
         call.draining = True
         gate.draining += 1
-    if not call.deadline.expired():
-        call.deadline.reschedule(asyncio.get_running_loop().time() + (gate.limits.drain_s if drain else 0))
+    if not call.deadline.expired:
+        call.deadline.move(asyncio.get_running_loop().time() + (gate.limits.drain_s if drain else 0))
 
 
 def _timed_out(call: Call) -> TollkeeperError:

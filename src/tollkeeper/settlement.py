@@ -40,8 +40,9 @@ def entry_of(prices: PriceBook, course: Course) -> Entry:
     error = course.reading.error
     note = failure.code if failure is not None else error[:200] if error is not None else course.reading.note
     return Entry(
-        id=hold.id, call=hold.call, at_us=hold.at_us, scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider,
-        model=hold.model, served=(reading.model or route.model)[:256], tier=reading.tier, outcome=_outcome(course),
+        id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us,
+        scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model,
+        served=(reading.model or route.model)[:256], tier=reading.tier, outcome=_outcome(course),
         http_status=course.status, usage=reading.usage, charge=charge, note=note, latency_ms=course.latency_ms,
     )  # fmt: skip
 
@@ -82,8 +83,10 @@ def _estimated(course: Course) -> Reading:
     seen = course.body_bytes if whole and not reading.output_bytes else reading.output_bytes
     # Without all of a body, or any text of a stream, what was generated is not known.
     told = course.complete if whole else course.content or reading.error is not None
-    if bound is not None and (not told or course.ask.output_cap is not None or course.capped):
-        seen = min(seen, bound.output) if told else bound.output
+    if bound is not None and not told:
+        seen = max(seen, bound.output)
+    if bound is not None and (course.ask.output_cap is not None or course.capped):
+        seen = min(seen, bound.output)
     usage = reading.usage if reading.parts else Usage(input=course.ask.prompt_bound)
     usage = structs.replace(usage, output=max(usage.output, seen))
     return structs.replace(reading, parts=(Part(usage, reading.model),))

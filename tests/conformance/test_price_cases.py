@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.fixtures_folder import folder
 
-from tollkeeper.price_file import parse
 from tollkeeper.prices import PriceBook
+from tollkeeper.prices.file import parse
 from tollkeeper.values import Charge, Part, Provider, Reading, Usage
 
 CASES: list[dict[str, Any]] = json.loads((folder() / "price_cases.json").read_text())

@@ -16,10 +16,11 @@ from tempfile import gettempdir
 import genai_prices
 import pytest
 
-from tollkeeper import app, config, demo
+from tollkeeper import app, config
+from tollkeeper.cli import demo
+from tollkeeper.cli.gather import gather
 from tollkeeper.clock import SystemClock
 from tollkeeper.errors import ConfigError
-from tollkeeper.gather import gather
 from tollkeeper.ledger import window_of
 from tollkeeper.money import to_nanos
 from tollkeeper.reports import plan

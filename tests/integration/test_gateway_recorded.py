@@ -25,7 +25,7 @@ from tests.conformance.test_recorded import (
 from tests.gateway import BODIES, Gateway, gateway, until
 
 from tollkeeper.api import CALLS
-from tollkeeper.providers import presets
+from tollkeeper.config.providers import presets
 from tollkeeper.testing.provider import FakeProvider, Replay
 from tollkeeper.values import Entry
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tollkeeper.money import format_nanos, parse_usd, to_nanos, to_usd
-from tollkeeper.price_file import KINDS as PRICED
-from tollkeeper.price_file import Override
 from tollkeeper.prices import PriceBook
-from tollkeeper.rates import BILLED
+from tollkeeper.prices.file import KINDS as PRICED
+from tollkeeper.prices.file import Override
+from tollkeeper.prices.rates import BILLED
 from tollkeeper.values import KINDS, Charge, Part, Provider, Reading, Usage
 
 NOON = 1_795_348_800_000_000

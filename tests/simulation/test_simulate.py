@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from tollkeeper import book, chores, flow
+from tollkeeper import book, chores, flow, settlement
 from tollkeeper.dialects import openai_chat
 from tollkeeper.errors import UpstreamUnreachable
 from tollkeeper.testing.simulate import Violation, main, play

@@ -110,16 +110,26 @@ def test_listen(tmp_path: Path, host: str) -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+#: Beyond loopback a gateway needs one.
+KEY = f'[[keys]]\nid = "k"\nproject = "p"\nhash = "sha256:{"0" * 64}"\n'
+
+
 def test_listen_refuses(tmp_path: Path) -> None:
     """I2: a port in use and a host that is not here are one line that names the settings."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for host, at in (("127.0.0.1", port), ("192.0.2.77", 0), ("no-such-host.invalid", 0)):
             with pytest.raises(ConfigError) as error:
-                app.listen(loaded(tmp_path, f'host = "{host}"\nport = {at}\n'))
+                app.listen(loaded(tmp_path, f'host = "{host}"\nport = {at}\n{KEY}'))
             assert str(error.value).startswith("host, port: ")
             assert f"{host}:{at}" in str(error.value)
             assert "\n" not in str(error.value)
+
+
+def test_an_open_gateway_is_never_listening(tmp_path: Path) -> None:
+    """H1: beyond loopback without keys the port is not even opened."""
+    with pytest.raises(ConfigError, match="add a key"):
+        app.listen(loaded(tmp_path, 'host = "0.0.0.0"\nport = 0\n'))
 
 
 async def test_running_ends_what_it_began(tmp_path: Path) -> None:

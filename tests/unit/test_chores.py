@@ -145,14 +145,20 @@ def test_every(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_another_error_is_not_hidden() -> None:
-    """A programmer's error ends the work and is seen."""
+def test_another_error_is_not_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    """A programmer's error is logged with its place, and the work goes on: holds must still expire."""
+    times = 0
 
     async def work() -> None:
+        nonlocal times
+        times += 1
+        if times == 3:
+            raise asyncio.CancelledError
         raise ValueError("a mistake")
 
-    with pytest.raises(ValueError, match="a mistake"):
+    with pytest.raises(asyncio.CancelledError):
         VirtualLoop().play(chores.every("expire", 1.0, work))
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["a mistake", "a mistake"]
 
 
 def test_a_late_settlement_corrects_the_estimate() -> None:

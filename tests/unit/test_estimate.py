@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tollkeeper.estimate import estimate, expected, output_cap
-from tollkeeper.price_file import parse
 from tollkeeper.prices import PriceBook
+from tollkeeper.prices.file import parse
 from tollkeeper.values import Ask, Provider, Quote, Route
 
 NOON = 1_795_348_800_000_000

@@ -151,7 +151,7 @@ def test_an_error_before_any_text(dialect: str, stream: bool) -> None:
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
 @pytest.mark.parametrize("chunk", [97, 65536])
 def test_an_error_and_then_the_reply(dialect: str, stream: bool, chunk: int) -> None:
-    """Nothing of it is held back for good, and it is paid for (seeds 289, 508, 927)."""
+    """Nothing of it is held back for good, and it is paid for."""
     run = played(a_call(dialect, stream, trouble="error_first", chunk=chunk))
     assert run.stories[0].status == 200
     assert (entry(run).outcome, entry(run).charge.status) == ("error", "priced")
@@ -176,7 +176,7 @@ def test_no_usage_is_an_estimate(dialect: str, stream: bool) -> None:
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
 def test_a_cut_before_any_text_is_booked_at_the_bound(dialect: str, stream: bool) -> None:
-    """What a provider reasoned before its first word leaves no trace: the most that it can be counts (seeds 95, 188)."""
+    """What a provider reasoned before its first word leaves no trace: the most that it can be counts."""
     run = played(a_call(dialect, stream, trouble="cut_event", at=0.06))
     assert run.stories[0].delivered
     assert (entry(run).charge.status, entry(run).usage.output) == ("estimated", 20)
@@ -213,7 +213,7 @@ def test_time_limits(provided: dict[str, Any], over_s: float, code: str | None) 
 @pytest.mark.parametrize("policy", ["drain", "cancel"])
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
 def test_a_finished_reply_stays_finished(dialect: str, stream: bool, policy: str) -> None:
-    """After its end marker neither the deadline nor a client that leaves cuts a reply short (seed 194)."""
+    """After its end marker neither the deadline nor a client that leaves cuts a reply short."""
     left = played(a_call(dialect, stream, trouble="lingers", leaves_s=0.5), on_disconnect=policy)
     late = played(a_call(dialect, stream, trouble="lingers", think_s=3.5), total_s=4)
     for run in (left, late):
@@ -229,7 +229,7 @@ def test_a_provider_that_does_not_close_is_not_waited_for() -> None:
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
 @pytest.mark.parametrize("stops_at", [0, 1, 2])
 def test_a_client_that_does_not_read(dialect: str, stream: bool, stops_at: int) -> None:
-    """D6: it holds its call no longer than the limits allow, at the end of the reply as in the middle (seeds 0, 62)."""
+    """D6: it holds its call no longer than the limits allow, at the end of the reply as in the middle."""
     run = played(a_call(dialect, stream, client=structs.replace(STOPS, stops_at=stops_at)))
     assert run.over_s < 2 * 3 + 1
     assert len(run.entries(0)) == 1
@@ -272,7 +272,7 @@ def test_leaving_while_the_cut_is_told() -> None:
 
 
 def test_a_hold_that_cannot_be_let_go_is_owed() -> None:
-    """A call that was never sent is not booked because the ledger was away when its hold was let go (seed 33)."""
+    """A call that was never sent is not booked because the ledger was away when its hold was let go."""
     run = played(a_call(trouble="refuses", connect_s=1), ledger=Ledger(outages_s=((0.5, 5),)))
     assert (run.stories[0].status, run.entries(0)) == (502, [])
     assert run.over_s < 2  # the client does not wait for it

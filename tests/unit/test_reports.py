@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tollkeeper import reports
+from tollkeeper.cli.gather import differences, gather
 from tollkeeper.errors import BadRequest
-from tollkeeper.gather import differences, gather
 from tollkeeper.ledger import CELL_SUMS, Period, correction, window_of
 from tollkeeper.reports import GROUPINGS, Grouping, Slice, Source, Sums, choose, plan, span
 from tollkeeper.stores import Retention

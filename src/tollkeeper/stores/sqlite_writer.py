@@ -23,7 +23,7 @@ from tollkeeper.stores.sqlite_reader import windows_since
 from tollkeeper.values import Entry, Hold
 
 #: Entries that the cells may be behind: readers add them, so this is about their speed alone.
-ROLL_EVERY: Final = 256
+ROLL_EVERY: Final = 1024
 #: Balances of windows that ended longer ago than this are dropped: nothing can be reserved in them any more.
 _BALANCE_KEEP_US: Final = 62 * 86_400_000_000
 _hold = msgspec.json.Decoder(Hold)
@@ -67,7 +67,7 @@ class Writer:
             "entries": [entry_row(entry) for write in writes for entry in write.entries],
             "balances": [(*balance_row(balance.key, balance.end_us), amount) for balance, amount in balances.items()],
         }
-        self._connection.execute("INSERT INTO batch (doc) VALUES (?)", (encode(doc).decode(),))
+        self._connection.execute("INSERT INTO batch (doc) VALUES (jsonb(?))", (encode(doc).decode(),))
         self.trouble = None
 
     def roll(self, behind: int = 0) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import structs
 
-from tollkeeper.price_file import parse
 from tollkeeper.prices import PriceBook
+from tollkeeper.prices.file import parse
 from tollkeeper.testing.faults import Piece
 from tollkeeper.testing.script import PRICED, Script
 from tollkeeper.testing.scripted_provider import PING, answer_to, stated

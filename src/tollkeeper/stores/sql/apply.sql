@@ -1,14 +1,15 @@
 -- What the writer does, each as one statement, so that it is one transaction and holds no interpreter lock meanwhile.
 
--- INSERT INTO batch(doc) VALUES (json) applies a batch: entries, balances and holds change together.
+-- INSERT INTO batch(doc) VALUES (jsonb(json)) applies a batch: entries, balances and holds change together. Binary JSON is
+-- parsed once, not again for each list in it.
 -- doc: {number, holds: [[id, json]], gone: [id], entries: [[…43 columns]], balances: [[…8 columns, amount]]}
 
 CREATE TEMP VIEW batch AS SELECT NULL AS doc;
 
 CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
-  INSERT INTO hold SELECT value ->> 0, value ->> 1 FROM json_each(NEW.doc, '$.holds');
+  INSERT INTO hold SELECT value ->> 0, value ->> 1 FROM jsonb_each(NEW.doc, '$.holds');
 
-  DELETE FROM hold WHERE id IN (SELECT value FROM json_each(NEW.doc, '$.gone'));
+  DELETE FROM hold WHERE id IN (SELECT value FROM jsonb_each(NEW.doc, '$.gone'));
 
   INSERT INTO entry (
     project, id, revision, sign, call, attempt, calls, at_us, agent, session, user, key, tags, other, dialect, provider,
@@ -26,7 +27,7 @@ CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
 
   INSERT INTO balance
   SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8
-  FROM json_each(NEW.doc, '$.balances') WHERE true
+  FROM jsonb_each(NEW.doc, '$.balances') WHERE true
   ON CONFLICT DO UPDATE SET spent = spent + excluded.spent;
 
   UPDATE mark SET value = NEW.doc ->> '$.number' WHERE name = 'batch';

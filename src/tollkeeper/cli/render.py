@@ -1,0 +1,347 @@
+"""Reports as people and programs read them: a table for the terminal, JSON and CSV.
+
+Amounts are exact decimal text everywhere; in a table they share one number of decimals, so that columns add up by eye. Names
+come from clients and providers: they are printed as text, without markup and control characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from tollkeeper.money import NANOS_PER_USD, format_nanos
+from tollkeeper.reports import Difference, Plan, Report, Row, Sums
+from tollkeeper.values import KINDS, Standing, iso_utc, show_amount
+
+if TYPE_CHECKING:
+    from tollkeeper.cli.verdict import Preview
+
+#: Characters of a full bar, from the one that looks best to the one that fits almost anywhere.
+_BARS: Final = (10, 6, 3, 0)
+_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+_WIDE: Final = 100
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_BUCKET_FORMAT: Final = {"hour": "%Y-%m-%d %H:%M", "day": "%Y-%m-%d %a", "month": "%Y-%m"}
+
+
+def local(at_us: int, timezone: str) -> datetime:
+    """An instant in a zone's own time."""
+    return (_EPOCH + timedelta(microseconds=at_us)).astimezone(ZoneInfo(timezone))
+
+
+def safe(text: str) -> str:
+    """A name without what could move the cursor."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+# ── the terminal ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def table(report: Report, width: int) -> RenderableType:
+    """A report for a terminal of `width` columns: a bar for each row's share of the cost, and the total below."""
+    plan = report.plan
+    if not report.rows:
+        named = f" with a {plan.by}" if any(report.total) else ""
+        return Text(f"No calls{named} from {_span(plan)}.")
+    title = Text.assemble(("Spend", "bold"), f" by {plan.by}" if plan.by else "", f"  {_span(plan)}")
+    drawings = (_draw(report, width, bar) for bar in _BARS)
+    drawn = next((each for each in drawings if _natural_width(each) <= width), _draw(report, width, _BARS[-1]))
+    return Group(title, drawn, *map(Text, notes(report)))
+
+
+def _natural_width(drawn: Table) -> int:
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, drawn).maximum
+
+
+def _draw(report: Report, width: int, bar: int) -> Table:
+    plan, total = report.plan, report.total
+    decimals = _decimals([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
+    inexact = any(row.sums.inexact_nanos or row.sums.unpriced for row in report.rows)
+    drawn = _grid(show_footer=True)
+    if plan.each is not None:
+        drawn.add_column(plan.each, "total" if plan.by is None else "", no_wrap=True, footer_style="bold")
+    if plan.by is not None:
+        drawn.add_column(plan.by, "total", overflow="fold", min_width=10, footer_style="bold")
+    drawn.add_column("share", no_wrap=True)
+    drawn.add_column("cost", _cost(total, decimals), justify="right", no_wrap=True, footer_style="bold")
+    drawn.add_column("calls", f"{total.calls:,}", justify="right", no_wrap=True)
+    for name, value in _tokens(total, width).items():
+        drawn.add_column(name, value, justify="right", no_wrap=True)
+    if inexact:
+        drawn.add_column("not exact", _not_exact(total), justify="right", style="yellow", footer_style="yellow")
+    start_us = None
+    for row in report.rows:
+        cells: list[RenderableType] = []
+        if plan.each is not None:
+            cells.append("" if row.start_us == start_us else _bucket(row.start_us, plan))
+            start_us = row.start_us
+        if plan.by is not None:
+            cells.append(Text(_label(row), style="dim" if row.name is None else ""))
+        cells += [_bar(row.sums, total, bar), _cost(row.sums, decimals), f"{row.sums.calls:,}"]
+        cells += _tokens(row.sums, width).values()
+        drawn.add_row(*cells, *([_not_exact(row.sums)] if inexact else []))
+    return drawn
+
+
+def _grid(*, show_footer: bool = False) -> Table:
+    """Columns with a line below the head and above the foot, and nothing else."""
+    return Table(
+        box=box.SIMPLE,
+        show_edge=False,
+        show_footer=show_footer,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="dim",
+    )
+
+
+def notes(report: Report) -> list[str]:
+    """What the table's figures do not say by themselves, a line each."""
+    total, found = report.total, list[str]()
+    if total.inexact_nanos:
+        percent = total.inexact_nanos * 100 // total.amount_nanos if total.amount_nanos else 0
+        found.append(f"${format_nanos(total.inexact_nanos)} of the total ({percent} %) is estimated or partly priced.")
+    if total.unpriced:
+        calls = "1 call has no price: its" if total.unpriced == 1 else f"{total.unpriced:,} calls have no price: their"
+        found.append(f"{calls} cost is not known and not in the total.")
+    if total.errors:
+        found.append(f"{total.errors:,} of {total.attempts:,} attempts failed or broke off.")
+    if report.overlaps:
+        found.append("A call stands in the row of each of its tags, and once in the total.")
+    return found
+
+
+def difference_table(rows: list[Difference]) -> RenderableType:
+    """Where the provider's own figures differ from ours, by model."""
+    if not rows:
+        return Text("No provider reported a cost in this time: there is nothing to compare.")
+    decimals = _decimals([amount for row in rows for amount in (row.computed_nanos, row.reported_nanos)])
+    drawn = _grid()
+    drawn.add_column("model", overflow="fold", min_width=10)
+    for name in ("reported", "differ", "computed cost", "reported cost", "difference"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        difference = _usd(row.difference_nanos, decimals)
+        drawn.add_row(
+            Text(safe(f"{row.provider}/{row.model}")), f"{row.reported:,}", f"{row.differing:,}",
+            _usd(row.computed_nanos, decimals), _usd(row.reported_nanos, decimals),
+            Text(f"+{difference}" if row.difference_nanos > 0 else difference, "yellow" if row.difference_nanos else ""),
+        )  # fmt: skip
+    uncomputed = sum(row.uncomputed for row in rows)
+    note = f"{uncomputed:,} of them have no price of ours and stand in neither sum." if uncomputed else ""
+    return Group(Text("Reported by providers and computed here", style="bold"), drawn, Text(note))
+
+
+def preview_table(preview: Preview) -> RenderableType:
+    """A call before it is made: what it may cost, and each budget's word."""
+    ask, cost, quote = preview.ask, preview.cost, preview.quote
+    cap = "no output limit" if quote.output_cap is None else f"at most {quote.output_cap:,} output tokens"
+    where = f"{preview.route.provider.name}/{preview.route.model}"
+    head = f"{safe(ask.model)} → {safe(where)} ({ask.dialect})"
+    bounds = f"at most {ask.prompt_bound:,} prompt tokens, {cap}"
+    meanings = {
+        "low": (cost.low_nanos, "four bytes a token, no output"),
+        "expected": (cost.expected_nanos, "four bytes a token, half of the output limit"),
+        "high": (cost.high_nanos, "no such call costs more: what a budget must have left"),
+    }
+    drawn = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, (nanos, meaning) in meanings.items():
+        amount = "unknown" if nanos is None else f"${format_nanos(nanos)}"
+        drawn.add_row(Text(name, "bold"), Text(amount), Text(meaning, "dim"))
+    below: list[RenderableType] = [Text(head, "bold"), Text(bounds), Text(), drawn, Text()]
+    if cost.high_nanos is None:
+        below.append(Text("No price or no output limit is known: a hard budget in usd refuses it.", "yellow"))
+    if not preview.verdicts:
+        return Group(*below, Text("No budget covers this call."))
+    table = _grid()
+    for name in ("budget", "limit", "spent", "left", "verdict"):
+        table.add_column(name, justify="right" if name in ("limit", "spent", "left") else "left", overflow="fold")
+    for verdict in preview.verdicts:
+        standing, measure = verdict.standing, verdict.standing.budget.measure
+        word = Text("pays", "green") if verdict.refusal is None else Text("refuses", "bold red")
+        amounts = (standing.budget.limit, standing.spent, standing.remaining)
+        table.add_row(Text(_standing(standing)), *(show_amount(amount, measure) for amount in amounts), word)
+    refusals = [Text(safe(verdict.refusal), "red") for verdict in preview.verdicts if verdict.refusal is not None]
+    return Group(*below, table, Text(), *refusals, Text(_NOT_HELD, "dim"))
+
+
+_NOT_HELD: Final = "What calls under way hold is known to their gateway alone and not counted here."
+
+
+def _standing(standing: Standing) -> str:
+    budget = standing.budget
+    of = f" of {standing.project}" if standing.project and budget.scope not in ("all", "project") else ""
+    return safe(f"{budget.window} {budget.scope} {standing.id}".rstrip() + of)
+
+
+def preview_json(preview: Preview) -> str:
+    """The same as one JSON object: dollars as decimal text, null where unknown."""
+    ask, cost, quote = preview.ask, preview.cost, preview.quote
+    return _json({
+        "model": ask.model, "dialect": ask.dialect, "provider": preview.route.provider.name,
+        "provider_model": preview.route.model, "prompt_tokens_max": ask.prompt_bound, "output_cap": quote.output_cap,
+        "low_usd": _dollars(cost.low_nanos), "expected_usd": _dollars(cost.expected_nanos),
+        "high_usd": _dollars(cost.high_nanos), "price_version": quote.price_version, "admitted": preview.admitted,
+        "held": None,
+        "budgets": [
+            {
+                "scope": standing.budget.scope, "id": standing.id, "project": standing.project,
+                "window": standing.budget.window, "measure": standing.budget.measure,
+                "limit": _amount(standing.budget.limit, standing.budget.measure),
+                "spent": _amount(standing.spent, standing.budget.measure),
+                "remaining": _amount(standing.remaining, standing.budget.measure),
+                "admitted": verdict.refusal is None, "refusal": verdict.refusal,
+            }
+            for verdict in preview.verdicts
+            for standing in (verdict.standing,)
+        ],
+    })  # fmt: skip
+
+
+def _dollars(nanos: int | None) -> str | None:
+    return None if nanos is None else format_nanos(nanos)
+
+
+def _amount(amount: int | None, measure: str) -> str | int | None:
+    return _dollars(amount) if measure == "usd" else amount
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def show(draw: Callable[[int], RenderableType]) -> None:
+    """Print what `draw` makes for the width at hand: in colour on a terminal, as plain text to a pipe."""
+    console = Console(highlight=False, markup=False)
+    console.print(draw(console.width))
+
+
+def _label(row: Row) -> str:
+    name = "(none)" if row.name is None else safe(row.name)
+    return name if row.project is None else f"{safe(row.project)}/{name}"
+
+
+def _bucket(start_us: int | None, plan: Plan) -> str:
+    assert start_us is not None
+    assert plan.each is not None
+    return local(start_us, plan.timezone).strftime(_BUCKET_FORMAT[plan.each])
+
+
+def _span(plan: Plan) -> str:
+    """ "2026-11-01 to 2026-11-30 (UTC)": whole days by their dates, else with times."""
+    first, after = local(plan.from_us, plan.timezone), local(plan.to_us, plan.timezone)
+    if not any((first.hour, first.minute, first.second, after.hour, after.minute, after.second)):
+        last = (after - timedelta(days=1)).date()
+        days = f"{first:%Y-%m-%d}" if last == first.date() else f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"
+    else:
+        days = f"{first:%Y-%m-%d %H:%M:%S} to {after:%Y-%m-%d %H:%M:%S}"
+    of = f", project {safe(plan.project)}" if plan.project is not None else ""
+    return f"{days} ({plan.timezone}){of}"
+
+
+def _tokens(sums: Sums, width: int) -> dict[str, str]:
+    if width < _WIDE:
+        return {"tokens": f"{sums.tokens:,}"}
+    return {"tokens in": f"{sums.input_tokens:,}", "cached": f"{sums.cache_read:,}", "out": f"{sums.output_tokens:,}"}
+
+
+def _bar(sums: Sums, total: Sums, width: int) -> Text:
+    """A row's share of the cost in eighths of a character; nothing is only nothing."""
+    whole = total.amount_nanos
+    eighths = sums.amount_nanos * width * 8 // whole if whole else 0
+    eighths = min(max(eighths, int(sums.amount_nanos > 0)), width * 8)
+    bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+    percent = (sums.amount_nanos * 200 + whole) // (2 * whole) if whole else 0
+    share = " <1" if sums.amount_nanos and not percent else f"{percent:3d}"
+    return Text.assemble((f"{bar.ljust(width)} " if width else "", "cyan"), f"{share} %")
+
+
+def _decimals(amounts: Iterable[int]) -> int:
+    """The decimals that show every one of them exactly, 2 to 9."""
+    return max((len(format_nanos(amount).partition(".")[2]) for amount in amounts), default=2) or 2
+
+
+def _usd(nanos: int, decimals: int) -> str:
+    whole, rest = divmod(abs(nanos), NANOS_PER_USD)
+    return f"{'-' if nanos < 0 else ''}${whole:,}.{f'{rest:09d}'[: max(2, decimals)]}"
+
+
+def _cost(sums: Sums, decimals: int) -> str:
+    """What is known of the cost; where nothing is, that and not a zero."""
+    return "unknown" if sums.unpriced and sums.unpriced == sums.attempts else _usd(sums.amount_nanos, decimals)
+
+
+def _not_exact(sums: Sums) -> str:
+    parts = [f"${format_nanos(sums.inexact_nanos)}"] if sums.inexact_nanos else []
+    return " + ".join([*parts, *([f"{sums.unpriced:,} unpriced"] if sums.unpriced else [])])
+
+
+# ── programs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+COUNTS: Final = ("calls", "attempts", "errors", "tokens", *KINDS)
+COLUMNS: Final = ("start", "project", "by", "name", *COUNTS, "cost_usd", "not_exact_usd", "unpriced")
+
+
+def record(row: Row, plan: Plan) -> dict[str, Any]:
+    """A row under stable names: amounts as decimal text in dollars, instants in ISO 8601, None where there is no name."""
+    start = None if row.start_us is None else local(row.start_us, plan.timezone).isoformat()
+    return {"start": start, "project": row.project, "by": plan.by, "name": row.name} | _figures(row.sums)
+
+
+def _figures(sums: Sums) -> dict[str, Any]:
+    return {name: getattr(sums, name) for name in COUNTS} | {
+        "cost_usd": format_nanos(sums.amount_nanos),
+        "not_exact_usd": format_nanos(sums.inexact_nanos),
+        "unpriced": sums.unpriced,
+    }
+
+
+def as_json(report: Report, differences: list[Difference] | None = None) -> str:
+    """The report as one JSON object; `total` counts each call once, also where tags overlap."""
+    plan = report.plan
+    whole: dict[str, Any] = {
+        "from": iso_utc(plan.from_us), "to": iso_utc(plan.to_us), "timezone": plan.timezone, "by": plan.by,
+        "each": plan.each, "project": plan.project, "overlaps": report.overlaps,
+        "rows": [record(row, plan) for row in report.rows], "total": _figures(report.total),
+    }  # fmt: skip
+    if differences is not None:
+        whole["differences"] = [_difference(row) for row in differences]
+    return _json(whole)
+
+
+def as_csv(report: Report, differences: list[Difference] | None = None) -> str:
+    """The rows under COLUMNS, without a total; the differences alone where they were asked for."""
+    if differences is not None:
+        return _csv(_DIFFERENCE, [_difference(row) for row in differences])
+    return _csv(COLUMNS, [record(row, report.plan) for row in report.rows])
+
+
+_DIFFERENCE: Final = (
+    "provider", "model", "reported", "differing", "uncomputed", "computed_usd", "reported_usd", "difference_usd",
+)  # fmt: skip
+
+
+def _difference(row: Difference) -> dict[str, Any]:
+    amounts = (row.computed_nanos, row.reported_nanos, row.difference_nanos)
+    counts = (row.provider, row.model, row.reported, row.differing, row.uncomputed)
+    return dict(zip(_DIFFERENCE, (*counts, *map(format_nanos, amounts)), strict=True))
+
+
+def _csv(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().removesuffix("\n")

@@ -1,0 +1,239 @@
+"""The configuration as one frozen value, from a TOML file and the environment, checked whole before anything starts.
+
+    environment ┐
+    TOML file   ┴─ sources.read ─→ Settings, as written ─→ load ─→ Config, resolved
+                                          presets.toml ─┘
+
+Here names are resolved, secrets fetched and limits made integers. The first mistake is a ConfigError of one line that
+names the setting and what would be right. A Config holds nothing that is still to be parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+import msgspec
+
+from tollkeeper.config.providers import configured
+from tollkeeper.config.settings import BudgetTable, KeyTable, Settings
+from tollkeeper.config.sources import Loc, Source, read, unknown
+from tollkeeper.errors import ConfigError
+from tollkeeper.keys import Key
+from tollkeeper.money import MAX_NANOS, parse_usd
+from tollkeeper.routing import is_loopback
+from tollkeeper.stores import Retention
+from tollkeeper.values import Budget, Provider, Route
+
+SQLITE: Final = "sqlite:///"
+_PER_PROJECT: Final = ("agent", "session", "user", "tag")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings, resolved. `…_s` and `drain_seconds` are seconds, `body_limit` bytes, `…_nanos` nano-dollars."""
+
+    host: str
+    port: int
+    data_dir: Path
+    store: str  #: "memory:" or "sqlite:///path", the path joined with `data_dir`
+    prices: Path | None
+    keys: tuple[Key, ...]
+    budgets: tuple[Budget, ...]
+    providers: dict[str, Provider]
+    routes: dict[str, tuple[Route, ...]]
+    allow_hosts: frozenset[str]
+    default_project: str
+    default_output_cap: int | None
+    output_caps: dict[str, int]
+    hold_ttl_s: float
+    connect_timeout_s: float
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+    total_timeout_s: float
+    body_limit: int
+    depth_limit: int
+    on_disconnect: Literal["drain", "cancel"]
+    drain_limit: int
+    drain_seconds: float
+    retention: Retention
+    scope_cap: int
+    expose_cost: bool
+    expose_cost_in_streams: bool
+    cost_tracking_enabled: bool
+    default_budget_limit_nanos: int | None  #: a month per project
+    cost_alert_threshold_nanos: int | None  #: a day per project
+
+    @property
+    def store_path(self) -> Path | None:
+        """The ledger's file, None for `memory:`."""
+        return Path(self.store.removeprefix(SQLITE)) if self.store.startswith(SQLITE) else None
+
+
+#: Fields that a Config takes from the settings as they are.
+_PLAIN: Final = tuple(name for name in Config.__struct_fields__ if name in Settings.model_fields)
+
+
+def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> Config:
+    """The configuration from `path` (else $TOLLKEEPER_CONFIG, else ./tollkeeper.toml if there is one) and `environ`.
+
+    A mapping in the place of `path` is taken as a file's contents, and no file is read.
+    Raises ConfigError: one line, the first mistake, its file or variable and setting, and what would be right.
+    """
+    settings, source = read(path, environ)
+    if settings.total_timeout_s >= settings.hold_ttl_s:
+        raise source.error(
+            ("hold_ttl_s",), f"expected more than total_timeout_s ({settings.total_timeout_s:g} seconds)"
+        )
+    providers = configured(settings, source, environ)
+    keys = _keys(settings, source)
+    resolved = {
+        "store": _store(settings, source),
+        "prices": None if settings.prices is None else source.folder / settings.prices,
+        "keys": keys,
+        "budgets": _budgets(settings, source, {key.id for key in keys}),
+        "providers": providers,
+        "routes": _routes(settings, source, providers),
+        "allow_hosts": frozenset(settings.allow_hosts),
+        "retention": Retention(**{f"{name}_s": seconds for name, seconds in settings.retention}),
+        "default_budget_limit_nanos": settings.default_budget_limit,
+        "cost_alert_threshold_nanos": settings.cost_alert_threshold,
+    }
+    return Config(**{name: getattr(settings, name) for name in _PLAIN} | resolved)
+
+
+def store_url(path: Path | None, environ: Mapping[str, str]) -> str:
+    """The ledger alone, without asking for providers' keys: for who only reads it. Raises ConfigError as `load`."""
+    return _store(*read(path, environ))
+
+
+def check_listen(config: Config) -> None:
+    """Raises ConfigError if the gateway would listen beyond loopback with no keys."""
+    if not config.keys and not is_loopback(config.host):
+        raise ConfigError(
+            f"host: {config.host} can be reached from other machines and there are no [[keys]]: "
+            "add a key, or listen on 127.0.0.1"
+        )
+
+
+# ---- routes, keys, budgets, store ------------------------------------------------------------------------------------
+
+
+def _routes(settings: Settings, source: Source, providers: Mapping[str, Provider]) -> dict[str, tuple[Route, ...]]:
+    routes: dict[str, tuple[Route, ...]] = {}
+    for name, table in settings.routes.items():
+        provider = providers.get(table.provider)
+        if provider is None:
+            raise source.error(("routes", name, "provider"), f"{table.provider!r} {unknown(table.provider, providers)}")
+        routes[name] = (Route(provider, table.model),)
+    return routes
+
+
+def _keys(settings: Settings, source: Source) -> tuple[Key, ...]:
+    keys: list[Key] = []
+    for index, table in enumerate(settings.keys):
+        key = _key(table)
+        for earlier in keys:
+            if earlier.hash == key.hash:
+                raise source.error(
+                    ("keys", index, "hash"), f"is that of key {earlier.id!r} too; each key has its own secret"
+                )
+            if earlier.id == key.id and not _same_but_secret(earlier, key):
+                raise source.error(
+                    ("keys", index, "id"),
+                    f"{key.id!r} stands twice with other scopes or models; only hash and expires may differ",
+                )
+        keys.append(key)
+    return tuple(keys)
+
+
+def _key(table: KeyTable) -> Key:
+    return Key(
+        id=table.id,
+        hash=table.hash,
+        project=table.project,
+        agent=table.agent,
+        session=table.session,
+        user=table.user,
+        models=None if table.models is None else frozenset(table.models),
+        expires_us=table.expires,
+    )
+
+
+def _same_but_secret(one: Key, other: Key) -> bool:
+    return msgspec.structs.replace(one, hash=other.hash, expires_us=other.expires_us) == other
+
+
+def _budgets(settings: Settings, source: Source, key_ids: set[str]) -> tuple[Budget, ...]:
+    budgets: list[Budget] = []
+    seen: dict[Budget, int] = {}
+    for number, table in enumerate(settings.budgets):
+        budget = _budget(table, ("budgets", number), source, key_ids)
+        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None), number)
+        if twin != number:
+            raise source.error(("budgets", number), f"limits the same as #{twin + 1}; keep one of them")
+        budgets.append(budget)
+    return tuple(budgets)
+
+
+def _budget(table: BudgetTable, loc: tuple[str, int], source: Source, key_ids: set[str]) -> Budget:
+    if table.scope == "all" and table.id != "*":
+        raise source.error((*loc, "id"), "scope 'all' has no ids; remove it")
+    if table.scope not in _PER_PROJECT and table.project != "*":
+        right = "name the project by id" if table.scope == "project" else "remove it"
+        raise source.error((*loc, "project"), f"scope {table.scope!r} belongs to no project; {right}")
+    if table.scope == "key" and table.id != "*" and key_ids and table.id not in key_ids:
+        raise source.error((*loc, "id"), f"key {table.id!r} {unknown(table.id, key_ids)}")
+    return Budget(
+        scope=table.scope,
+        id=table.id,
+        project=table.project,
+        measure=table.measure,
+        window=table.window,
+        limit=_limit(table, (*loc, "limit"), source),
+        timezone=_timezone(table.timezone, (*loc, "timezone"), source),
+        hard=table.hard,
+    )
+
+
+def _limit(table: BudgetTable, loc: Loc, source: Source) -> int | None:
+    """Nano-dollars for usd, else a count."""
+    limit = table.limit
+    if limit is None:
+        return None
+    if table.measure == "usd":
+        try:
+            return parse_usd(limit, "limit")
+        except ValueError as error:
+            raise source.error(loc, str(error).removeprefix("limit: ")) from None
+    if isinstance(limit, str) or not 0 <= limit <= MAX_NANOS:
+        raise source.error(loc, f"expected a whole number of {table.measure} from 0 to {MAX_NANOS}, got {limit!r}")
+    return limit
+
+
+def _timezone(name: str, loc: Loc, source: Source) -> str:
+    try:
+        ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        near = get_close_matches(name, available_timezones(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "expected a name such as 'UTC' or 'Europe/Amsterdam'"
+        raise source.error(loc, f"{name!r} is no time zone; {hint}") from None
+    return name
+
+
+def _store(settings: Settings, source: Source) -> str:
+    """The store's URL, its path joined with `data_dir`."""
+    url = settings.store
+    if url == "memory:":
+        return url
+    path = url.removeprefix(SQLITE)
+    if path not in ("", url) and not path.endswith("/") and path.isprintable() and "?" not in path:
+        return SQLITE + str(settings.data_dir / path)
+    scheme = url.partition(":")[0]
+    if scheme in ("redis", "rediss", "redis+sentinel", "redis+cluster", "unix"):
+        raise source.error(
+            ("store",), f"a {scheme} store comes with a later version; use 'sqlite:///path' or 'memory:'"
+        )
+    raise source.error(("store",), "expected 'sqlite:///path/of/the/file' or 'memory:'")

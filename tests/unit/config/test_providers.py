@@ -1,0 +1,104 @@
+"""Providers: presets, zero configuration, secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tollkeeper.config import load
+from tollkeeper.config.providers import presets
+from tollkeeper.config.settings import DIALECTS, QUIRKS
+from tollkeeper.errors import ConfigError
+from tollkeeper.routing import check_base_url
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_presets_are_sound() -> None:
+    """Each preset has known dialects and quirks, an allowed URL, and a price id that the price data have."""
+    from genai_prices import data
+
+    known = presets()
+    assert len(known) >= 15
+    priced = {provider.id for provider in data.providers}
+    for name, preset in known.items():
+        assert preset.dialects, name
+        assert preset.dialects <= set(DIALECTS), name
+        assert preset.quirks <= set(QUIRKS), name
+        assert preset.prices is None or preset.prices in priced, name
+        assert set(preset.paths) <= preset.dialects, name
+        if preset.base_url is not None:
+            assert check_base_url(preset.base_url) == preset.base_url, name
+            assert preset.key_env or preset.base_url.startswith("http://127.0.0.1"), name
+
+
+def test_zero_configuration() -> None:
+    """With no file each preset whose key variable is set is a provider, and no other."""
+    config = load(
+        None, {"OPENAI_API_KEY": "sk-o", "ANTHROPIC_API_KEY": " sk-a\n", "GOOGLE_API_KEY": "g", "GROQ_API_KEY": ""}
+    )
+    assert sorted(config.providers) == ["anthropic", "google", "openai"]
+    anthropic = config.providers["anthropic"]
+    assert (anthropic.credential, anthropic.credential_header) == ("sk-a", "x-api-key")
+    assert anthropic.headers == (("anthropic-version", "2023-06-01"),)
+    assert config.providers["openai"].base_url == "https://api.openai.com/v1"
+
+
+def test_every_keyed_preset_works_unconfigured() -> None:
+    """Any usual variable alone makes its provider; Azure, which has no base URL of its own, needs one."""
+    for name, preset in presets().items():
+        for variable in preset.key_env:
+            found = load(None, {variable: "k"}).providers
+            assert list(found) == ([] if preset.base_url is None else [name])
+
+
+def test_configured_providers_are_the_only_ones() -> None:
+    """Once the file names a provider, key variables add none."""
+    Path("tollkeeper.toml").write_text("[providers.ollama]\n")
+    found = load(None, {"OPENAI_API_KEY": "sk-o"}).providers
+    assert list(found) == ["ollama"]
+    assert found["ollama"].credential is None
+
+
+def test_a_table_stands_over_its_preset() -> None:
+    """What the table says wins, the rest is the preset's; header names fold."""
+    Path("secret").write_text("sk-file\n")
+    Path("tollkeeper.toml").write_text(
+        '[providers.eu]\npreset = "azure"\nbase_url = "https://eu.openai.azure.com/openai/v1/"\napi_key_file = "secret"\n'
+        'headers = { X-Team = "a" }\n'
+        '[providers.anthropic]\nheaders = { Anthropic-Version = "2024-01-01" }\nprices = "aws"\n'
+        '[providers.own]\nbase_url = "http://gpu:8000/v1"\ninsecure = true\ndialects = ["openai-chat"]\n'
+        'api_key_env = "OWN"\ncredential_header = "X-Api-Key"\npaths = { openai-chat = "/x" }\n'
+    )
+    found = load(None, {"ANTHROPIC_API_KEY": "sk-a", "OWN": "sk-own"}).providers
+    assert (found["eu"].base_url, found["eu"].credential) == ("https://eu.openai.azure.com/openai/v1", "sk-file")
+    assert (found["eu"].credential_header, found["eu"].prices) == ("api-key", "azure")
+    assert found["eu"].headers == (("x-team", "a"),)
+    assert found["anthropic"].headers == (("anthropic-version", "2024-01-01"),)
+    assert found["anthropic"].prices == "aws"
+    own = found["own"]
+    assert (own.credential, own.credential_header, own.paths) == ("sk-own", "x-api-key", (("openai-chat", "/x"),))
+
+
+@pytest.mark.parametrize(
+    ("secret", "right"), [("", "is empty"), ("a\nb", "characters that no header"), ("é", "no header")]
+)
+def test_bad_secret_files(secret: str, right: str) -> None:
+    """A key file that cannot be a header's value is refused at start, unshown."""
+    Path("secret").write_text(secret, "utf-8")
+    Path("tollkeeper.toml").write_text('[providers.openai]\napi_key_file = "secret"\n')
+    with pytest.raises(ConfigError, match=right) as caught:
+        load(None, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_allowed_hosts() -> None:
+    """H3: a metadata address is let through only where it is listed."""
+    Path("tollkeeper.toml").write_text(
+        'allow_hosts = ["169.254.1.1"]\n[providers.x]\nbase_url = "https://169.254.1.1/v1"\ndialects = ["openai-chat"]\n'
+    )
+    assert load(None, {}).providers["x"].base_url == "https://169.254.1.1/v1"

@@ -112,6 +112,15 @@ def test_names_say_what_is_inside() -> None:
     assert [part for part in parts if VAGUE & set(part.split("_"))] == []
 
 
+def test_packages_do_not_hide_their_modules() -> None:
+    """No function or class of a package's __init__ has the name of a module beside it: importing that would give the wrong one."""
+    packages = {
+        path: {beside.stem for beside in path.parent.glob("*.py")} for path in sources(SRC) if path.stem == "__init__"
+    }
+    defined = ((path, node) for path in packages for node in tree(path).body)
+    assert [at(path, node) for path, node in defined if getattr(node, "name", None) in packages[path]] == []
+
+
 def test_no_float_holds_money() -> None:
     """Money code has no float literal, annotation or conversion; refusing one by isinstance is what it may do."""
     modules = {pattern: list(SRC.glob(f"{pattern}.py")) for pattern in MONEY}

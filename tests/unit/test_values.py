@@ -16,7 +16,6 @@ from tollkeeper.testing.samples import AT_US, USD
 from tollkeeper.values import (
     KINDS,
     MAX_TOKENS,
-    SCOPE_KINDS,
     Budget,
     Measure,
     Part,
@@ -124,19 +123,21 @@ def test_a_refusal_says_why(reason: str, says: str) -> None:
     assert refusal.message() == f"The day budget of session 's' of project 'p' {says}"
 
 
-@pytest.mark.parametrize("scope", SCOPE_KINDS)
-def test_a_refusal_names_its_scope(scope: ScopeKind) -> None:
+@pytest.mark.parametrize(
+    ("scope", "id", "project", "name"),
+    [
+        ("all", "", "", "all"),
+        ("project", "p", "p", "project 'p'"),
+        ("key", "x", "", "key 'x'"),
+        ("model", "x", "", "model 'x'"),
+        *((scope, "x", "p", f"{scope} 'x' of project 'p'") for scope in ("agent", "session", "user", "tag")),
+    ],
+)
+def test_a_refusal_names_its_scope(scope: ScopeKind, id: str, project: str, name: str) -> None:
     """C8: with its project where it belongs to one; `all` has no id, and a project is its own."""
-    names = {"all": "all", "project": "project 'x'", "key": "key 'x'", "model": "model 'x'"}
-    alone = scope in ("all", "project", "key", "model")
-    standing = structs.replace(
-        STANDING, budget=structs.replace(BUDGET, scope=scope), id="" if scope == "all" else "x",
-        project="" if alone else "p",
-    )  # fmt: skip
-    name = names.get(scope, f"{scope} 'x' of project 'p'")
-    assert (
-        Refusal(standing=standing, asked=1).message().startswith(f"The day budget of {name} cannot pay for this call")
-    )
+    standing = structs.replace(STANDING, budget=structs.replace(BUDGET, scope=scope), id=id, project=project)
+    says = f"The day budget of {name} cannot pay for this call"
+    assert Refusal(standing=standing, asked=1).message().startswith(says)
 
 
 @pytest.mark.parametrize(

@@ -242,16 +242,16 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
     typer.echo(f"{checked} agree with {size.entries:,} entries")
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def play(  # named `demo` it would hide the module
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0: a free one.")] = 0,
     keep: Annotated[bool | None, typer.Option(help="Serve on until Ctrl-C; default: on a terminal.")] = None,
 ) -> None:
     """Play the whole line on this machine: official SDKs, the gateway, a fake provider, the report."""
-    from tollkeeper.cli import demo as played
+    from tollkeeper.cli import demo
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    if not played.run(port, keep if keep is not None else sys.stdout.isatty()):
+    if not demo.run(port, keep if keep is not None else sys.stdout.isatty()):
         raise typer.Exit(1)
 
 

@@ -25,7 +25,6 @@ from benchmarks import booked
 from benchmarks.figures import Figure
 from benchmarks.processes import environment, module
 from benchmarks.profilers import PROFILERS
-from tollkeeper.app import SWITCH_S
 from tollkeeper.stores import open_store
 from tollkeeper.tracker import CostTracker
 from tollkeeper.values import Charge, Entry, Scopes, Term, Usage
@@ -135,5 +134,4 @@ async def _main(how: str, folder: Path, seconds: float, kind: str | None) -> Non
 
 
 if __name__ == "__main__":
-    sys.setswitchinterval(SWITCH_S)  # as the gateway does
     uvloop.run(_main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None))

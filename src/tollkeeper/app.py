@@ -8,7 +8,6 @@ import itertools
 import logging
 import secrets
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -31,8 +30,6 @@ from tollkeeper.upstream import HttpUpstream
 
 log = logging.getLogger("tollkeeper")
 
-#: Threads take turns this often, so that the ledger's writer waits little for a busy event loop.
-SWITCH_S: Final = 0.0005
 
 #: A call makes hundreds of objects and no cycles: the collector need not look after every few of them.
 GC_THRESHOLDS: Final = (20_000, 20, 100)
@@ -196,7 +193,6 @@ def server(app: App) -> Server:
 
 async def serve(app: App, listening: socket.socket, path: Path | None, environ: Mapping[str, str]) -> None:
     """Serve until SIGINT or SIGTERM; calls under way are finished within `drain_seconds`, the rest is booked."""
-    sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()  # prices, settings and code stay: no collection needs to look at them again
     gc.set_threshold(*GC_THRESHOLDS)

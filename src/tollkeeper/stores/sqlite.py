@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,11 +31,12 @@ from tollkeeper.stores.sqlite_reader import SqliteReader
 from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, unwritable
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
-#: When this many callers shared the last commit, the next one waits a moment for more: fewer, larger commits cost less.
+#: When this many callers shared the last commit, the next one waits a moment for half as many: fewer, larger commits cost less,
+#: and the event loop prepares one while the writer writes the other.
 BUSY_SIBLINGS = 4
-BUSY_DELAY_S = 1 / 1000
-#: Seconds between two tries of a ledger that failed and that nobody writes to.
-PROBE_S = 1
+BUSY_DELAY_MS = 3
+#: Between two tries of a ledger that failed and that nobody writes to.
+PROBE_MS = 1000
 _TAKEN = (apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_CONSTRAINT_PRIMARYKEY)
 
 
@@ -60,7 +60,7 @@ class SqliteStore(SqliteReader):
         self._news: deque[tuple[list[Write], Exception | None]] = deque()  # written, and not yet told
         self._lock = RLock()  # the book, the queue and what is being settled
         self._wake = Event()
-        self._idle = False
+        self._wake_at = 0  # so long a queue wakes the writer; 0: it works
         self._closing = False
         try:
             self._writer = Writer(path)
@@ -199,8 +199,7 @@ class SqliteStore(SqliteReader):
             raise StoreUnavailable("the ledger is closed; open it again")
         told = asyncio.get_running_loop().create_future()
         self._queue.append(Write(waiters=[told], done=done, **values))
-        if self._idle:
-            self._idle = False
+        if len(self._queue) == self._wake_at:
             self._wake.set()
         return told
 
@@ -249,19 +248,17 @@ class SqliteStore(SqliteReader):
     def _run(self) -> None:
         size = 0
         while True:
-            if size >= BUSY_SIBLINGS and not self._closing:
-                time.sleep(BUSY_DELAY_S)
+            if size >= BUSY_SIBLINGS:
+                self._await(size // 2, BUSY_DELAY_MS)
+            elif not self._await(1, None if self.trouble is None else PROBE_MS):
+                if self._writer.works():  # nobody writes and the last write failed: see whether the disk works again
+                    self._writer.roll()
+                continue
             with self._lock:
                 writes, self._queue = self._queue, []
                 closing = self._closing
-                idle = self._idle = not writes and not closing
-            if idle:  # not self._idle: whoever submits now has taken that back
-                if not self._wake.wait(None if self.trouble is None else PROBE_S) and self._writer.works():
-                    self._writer.roll()  # nobody writes and the last write failed: see whether the disk works again
-                self._wake.clear()
-                continue
             size = len(writes)
-            if not writes:
+            if closing and not writes:
                 break
             self._write([write for write in writes if write.job is None])
             self._writer.roll(behind=ROLL_EVERY)
@@ -269,6 +266,18 @@ class SqliteStore(SqliteReader):
                 if write.job is not None:
                     self._do(write)
         self._writer.roll()
+
+    def _await(self, many: int, time_ms: int | None) -> bool:
+        """Wait until so many writes are queued, or the ledger closes; False: the time was over first."""
+        with self._lock:
+            if len(self._queue) >= many or self._closing:
+                return True
+            self._wake_at = many
+        woken = self._wake.wait(None if time_ms is None else time_ms / 1000)
+        with self._lock:
+            self._wake_at = 0
+            self._wake.clear()
+        return woken
 
     def _do(self, write: Write) -> None:
         error: Exception | None = None

@@ -346,7 +346,7 @@ def test_a_write_while_the_writer_falls_asleep(path: Path, monkeypatch: pytest.M
 
         def __exit__(self, *_: object) -> None:
             lock.release()
-            if threading.current_thread() is store._thread and store._idle and not late:
+            if threading.current_thread() is store._thread and store._wake_at == 1 and not late:
                 late.append(1)
                 with lock:
                     store._submit(done=lambda safe: late.append(2))

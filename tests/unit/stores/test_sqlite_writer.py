@@ -106,7 +106,7 @@ async def test_limits_stay_when_they_cannot_be_saved(store: SqliteStore, disk: D
 
 async def test_a_quiet_ledger_gets_well(store: SqliteStore, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     """I3: after a failure the ledger finds out by itself that its disk works again, also when nobody writes."""
-    monkeypatch.setattr(sqlite, "PROBE_S", 0.001)
+    monkeypatch.setattr(sqlite, "PROBE_MS", 1)
     disk.failing.add("sync")
     with pytest.raises(StoreUnavailable):
         await store.settle(an_entry("a/1"))

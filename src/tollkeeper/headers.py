@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tollkeeper.errors import RateLimited, RequestError, TollkeeperError
 from tollkeeper.money import format_nanos
 from tollkeeper.values import Charge, Route, Standing, iso_utc
@@ -18,14 +20,19 @@ def of_call(
     """Headers of any reply: the request's id, where it went, and the tightest budget."""
     found = [(b"x-tollkeeper-request-id", request_id.encode())]
     if route is not None and attempts:
-        found += [
-            (b"x-tollkeeper-provider", _text(route.provider.name)),
-            (b"x-tollkeeper-model", _text(route.model)),
-            (b"x-tollkeeper-attempts", b"%d" % attempts),
-        ]
+        found += _of_route(route.provider.name, route.model, attempts)
     if cap is not None:  # a budget made us set it: the client should know why its reply ends there
         found.append((b"x-tollkeeper-output-cap", b"%d" % cap))
     return found + (of_budget(standing) if standing is not None else [])
+
+
+@lru_cache(1024)
+def _of_route(provider: str, model: str, attempts: int) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"x-tollkeeper-provider", _text(provider)),
+        (b"x-tollkeeper-model", _text(model)),
+        (b"x-tollkeeper-attempts", b"%d" % attempts),
+    )
 
 
 def of_budget(standing: Standing) -> Headers:

@@ -110,12 +110,17 @@ class Target:
             name = provider.credential_header.lower()
             secret = f"Bearer {provider.credential}" if name == "authorization" else provider.credential
             self._fixed[name.encode()] = secret.encode()
+        self._usual = self._lines({})
 
     def head(self, client: Mapping[bytes, bytes], length: int) -> bytes:
         """A request's head: the provider's default headers, the client's that may pass, and ours, which win."""
-        fields = self._defaults | {name: client[name] for name in REQUEST_HEADERS & client.keys()} | self._fixed
-        lines = b"".join([b"%b: %b\r\n" % field for field in fields.items()])
-        return b"%b%bcontent-length: %d\r\n\r\n" % (self._line, lines, length)
+        passed = REQUEST_HEADERS & client.keys()
+        lines = self._lines({name: client[name] for name in passed}) if passed else self._usual
+        return b"%bcontent-length: %d\r\n\r\n" % (lines, length)
+
+    def _lines(self, client: Mapping[bytes, bytes]) -> bytes:
+        fields = self._defaults | dict(client) | self._fixed
+        return self._line + b"".join([b"%b: %b\r\n" % field for field in fields.items()])
 
 
 class _Opening(AbstractAsyncContextManager[Answer]):

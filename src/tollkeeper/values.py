@@ -1,6 +1,7 @@
 """Frozen values that two steps of the line or more share. No behaviour beyond reading themselves.
 
 Instants are UTC microseconds (`…_us`), amounts nano-dollars (`…_nanos`), counts tokens or units. `None` is unknown.
+They are trees of plain values, so the garbage collector need not know of them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MEASURES: Final = get_args(Measure)
 WINDOWS: Final = get_args(Window)
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Counts of one call in disjoint kinds: no token stands in two of them (`reasoning` is information only)."""
 
     input: int = 0  #: prompt tokens read neither from a cache nor written to one, text and what is not split further
@@ -70,14 +71,14 @@ KINDS: Final[tuple[str, ...]] = Usage.__struct_fields__
 """Every usage kind, in the order of the ledger's columns; the last one is `reasoning`."""
 
 
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """Usage of one model inside a call: most calls have one; Anthropic's advisor and compaction have more."""
 
     usage: Usage
     model: str | None = None  #: the model that served it, None where the reply does not say
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class Reading(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What the meter read from a reply."""
 
     parts: tuple[Part, ...] = ()  #: empty: the reply carried no usage
@@ -101,7 +102,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return Usage(**{kind: sum(getattr(part.usage, kind) for part in self.parts) for kind in KINDS})
 
 
-class Term(msgspec.Struct, frozen=True, array_like=True):
+class Term(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One product of a charge's sum: quantity × usd / per."""
 
     model: str
@@ -111,7 +112,7 @@ class Term(msgspec.Struct, frozen=True, array_like=True):
     per: int = 1_000_000
 
 
-class Charge(msgspec.Struct, frozen=True, kw_only=True):
+class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Usage × prices. `computed_nanos` is ours, `reported_nanos` the provider's own figure; `amount_nanos` is what counts."""
 
     amount_nanos: int | None
@@ -123,7 +124,7 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...] = ()  #: kinds that had no rate of their own
 
 
-class Scopes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Scopes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """For whom a call is made. Agents, sessions, users and tags belong to their project."""
 
     project: str
@@ -134,7 +135,7 @@ class Scopes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: tuple[str, ...] = ()
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A client's request as its dialect read it."""
 
     dialect: str
@@ -150,7 +151,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     tier: str | None = None  #: the service tier asked for
 
 
-class Provider(msgspec.Struct, frozen=True, kw_only=True):
+class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A place that speaks dialects at a base URL with a credential."""
 
     name: str
@@ -167,14 +168,14 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return f"Provider({self.name!r}, {self.base_url!r})"
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """One way to serve a model: a provider and its name for the model."""
 
     provider: Provider
     model: str
 
 
-class Quote(msgspec.Struct, frozen=True, kw_only=True):
+class Quote(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The upper bound of what a call can cost. `amount_nanos` None: it cannot be priced."""
 
     amount_nanos: int | None
@@ -183,7 +184,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     price_version: str = ""
 
 
-class Hold(msgspec.Struct, frozen=True, kw_only=True):
+class Hold(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A quote reserved against budgets: the record of an attempt before it goes out, named by the gateway.
 
     Everything that an entry needs is in it, so that the ledger alone can book it at its estimate when its gateway dies.
@@ -203,7 +204,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     price_version: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One attempt as booked. Immutable.
 
     A correction is two more entries: the old one again with `sign` -1, and what is right with the next `revision`.
@@ -231,7 +232,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     other: tuple[ScopeKind, ...] = ()  #: scopes whose id is past the cardinality cap: their cells count under OTHER
 
 
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
+class Budget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A limit on a scope. `id` "*" limits each of them alone; agents, sessions, users and tags name their project too."""
 
     scope: ScopeKind
@@ -244,7 +245,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     hard: bool = True  #: False: counted and shown, never refused
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class Standing(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One budget as it stands for one call."""
 
     budget: Budget
@@ -261,7 +262,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.budget.limit is None else max(0, self.budget.limit - self.spent - self.held)
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """The answer to a reservation that was granted."""
 
     tightest: Standing | None = None  #: the budget with the least share of its limit left, this hold included
@@ -270,7 +271,7 @@ class Grant(msgspec.Struct, frozen=True):
     )
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class Refusal(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """Why a call was refused by a budget, in numbers."""
 
     standing: Standing

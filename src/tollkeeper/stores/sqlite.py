@@ -33,8 +33,8 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Sta
 
 #: When this many callers shared the last commit, the next one waits a moment for half as many: fewer, larger commits cost less,
 #: and the event loop prepares one while the writer writes the other.
-BUSY_SIBLINGS = 4
-BUSY_DELAY_MS = 3
+BUSY_SIBLINGS = 8
+BUSY_DELAY_MS = 2
 #: Between two tries of a ledger that failed and that nobody writes to.
 PROBE_MS = 1000
 _TAKEN = (apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_CONSTRAINT_PRIMARYKEY)

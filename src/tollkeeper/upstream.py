@@ -32,6 +32,13 @@ RESPONSE_HEADERS: Final = frozenset({
 RESPONSE_PREFIXES: Final = (b"x-ratelimit-", b"anthropic-ratelimit-")
 _UNSENDABLE: Final = re.compile(rb"[\x00-\x1f\x7f]")
 
+#: Why there is no connection, for people.
+_REASONS: Final[dict[type[OSError], str]] = {
+    socket.gaierror: "its host name cannot be resolved",
+    ConnectionRefusedError: "the connection is refused",
+    TimeoutError: "no connection in time (connect_timeout_s)",
+}
+
 
 class Answer(Protocol):
     """A provider's reply after its headers."""
@@ -135,7 +142,8 @@ class _Opening(AbstractAsyncContextManager[Answer]):
         try:
             self._connection = connection = await self._pool.take(target.origin)
         except OSError as error:  # TimeoutError is one
-            raise UpstreamUnreachable(f"provider {name} cannot be reached: {type(error).__name__}") from error
+            reason = _REASONS.get(type(error), type(error).__name__)
+            raise UpstreamUnreachable(f"provider {name} cannot be reached: {reason}") from error
         try:
             connection.send(target.head(self._headers, len(self._body)) + self._body)
             await connection.head()

@@ -124,6 +124,11 @@ class Book:
             balance.held -= asked
         return True
 
+    def ends(self, entry: Entry) -> bool:
+        """Whether an entry ends a live hold: the one of its id, if it is its own project's."""
+        live = self.live.get(entry.id)
+        return live is not None and live.hold.scopes.project == entry.scopes.project
+
     # ── book ──
 
     def touched(self, entry: Entry) -> list[tuple[Balance, int]]:

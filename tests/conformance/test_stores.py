@@ -14,8 +14,8 @@ from tollkeeper.stores import Store
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.testing.conformance import StoreContract
-from tollkeeper.testing.samples import AT_US, KEEP_ALL, USD, an_entry, usd
-from tollkeeper.values import Budget
+from tollkeeper.testing.samples import AT_US, KEEP_ALL, USD, a_hold, an_entry, usd
+from tollkeeper.values import Budget, Scopes
 
 What = Literal["cell", "balance"]
 SUMS = ", ".join(CELL_SUMS)
@@ -84,3 +84,20 @@ class TestDamage:
         other.close()
         assert what in {difference.what for difference in await store.verify()}
         await store.close()
+
+
+@pytest.mark.parametrize("kind", [TestMemory, TestSqlite])
+async def test_a_foreign_id_ends_no_hold(kind: type[StoreContract], tmp_path: Path) -> None:
+    """C8: an entry of one project under the id of another's live hold is booked and leaves that hold alone."""
+    suite = kind()
+    if isinstance(suite, TestSqlite):
+        suite.path = tmp_path / "ledger.sqlite"
+    store = await suite.open([usd(USD)])
+    await store.reserve(a_hold("a/1"))
+    foreign = an_entry("a/1", scopes=Scopes(project="other"))
+    assert [await store.settle(foreign), await store.settle(foreign)] == ["booked", "repeated"]
+    assert [hold.id for hold in await store.live()] == ["a/1"]
+    assert await store.settle(an_entry("a/1")) == "booked"
+    assert await store.live() == []
+    assert await store.verify() == []
+    await store.close()

@@ -53,12 +53,12 @@ class MemoryStore:
 
     async def settle(self, entry: Entry) -> Booked:
         known = self._by_id.get((entry.scopes.project, entry.id))
+        late = known is not None and is_late(known, entry)
+        if self._book.ends(entry):
+            self._book.release(entry.id)
         if known is None:
             self._append(structs.replace(entry, other=self._census.place(entry)))
-            self._book.release(entry.id)
             return "booked"
-        late = is_late(known, entry)
-        self._book.release(entry.id)
         if not late:
             return "repeated"
         for each in correction(known, entry):

@@ -141,7 +141,8 @@ class SqliteStore(SqliteReader):
                 if others is None:
                     return "booked" if known is None else "late"
             known = self._known(*name)
-        await self.void(entry.id)
+        if self._book.ends(entry):
+            await self.void(entry.id)
         return "repeated"
 
     async def expire(self, now_us: int) -> int:
@@ -212,10 +213,10 @@ class SqliteStore(SqliteReader):
         def done(safe: bool) -> None:
             self._settling.pop(name, None)
             self._book.booked(touched, safe)
-            if safe:
+            if safe and gone:
                 self._book.release(entry.id)
 
-        gone = (entry.id,) if entry.id in self._book.live else ()
+        gone = (entry.id,) if self._book.ends(entry) else ()
         told = self._submit(done=done, gone=gone, entries=entries, touched=touched)
         self._settling[name] = self._queue[-1]
         return told

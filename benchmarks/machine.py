@@ -26,7 +26,9 @@ def described(folder: Path) -> Iterator[str]:
     cores = len(os.sched_getaffinity(0))
     yield f"{cores} cores of {model}, {memory_gb:.0f} GB, load {os.getloadavg()[0]:.1f} before the run"
     yield f"{platform.system()} {platform.release()}, Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}"
-    parts = ", ".join(f"{name} {version(name)}" for name in ("uvicorn", "uvloop", "httptools", "msgspec", "genai-prices"))
+    parts = ", ".join(
+        f"{name} {version(name)}" for name in ("uvicorn", "uvloop", "httptools", "msgspec", "genai-prices")
+    )
     yield f"{parts}, {_said('nginx', '-v').rpartition(' ')[2]}"
     median, p99, longest = syncs_ms(folder)
     yield (

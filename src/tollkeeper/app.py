@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import logging
-import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -17,7 +15,7 @@ import uvicorn
 
 from tollkeeper import chores, flow
 from tollkeeper.api import Api
-from tollkeeper.clock import Clock, SystemClock
+from tollkeeper.clock import Clock, SystemClock, new_id
 from tollkeeper.config import Config, check_listen, load
 from tollkeeper.errors import ConfigError, StoreError
 from tollkeeper.keys import KeyRing
@@ -110,7 +108,7 @@ def build(config: Config, clock: Clock | None = None) -> App:
     store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap)
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
-        limits=_limits(config), new_id=_ids(clock),
+        limits=_limits(config), new_id=lambda: new_id(clock.now_us()),
     )  # fmt: skip
     known = {name: provider.prices for name, provider in config.providers.items() if provider.prices}
 
@@ -119,12 +117,6 @@ def build(config: Config, clock: Clock | None = None) -> App:
 
     api = Api(gate, body_limit=config.body_limit, depth_limit=config.depth_limit, models=names)
     return App(config, gate, api, upstream)
-
-
-def _ids(clock: Clock) -> Callable[[], str]:
-    """Ids in the order of time, so that they land side by side in the ledger: milliseconds, this process, a number."""
-    process, number = secrets.token_hex(8), itertools.count()
-    return lambda: f"{clock.now_us() // 1000:012x}{process}{next(number):08x}"
 
 
 def routes(config: Config, prices: PriceBook) -> Table:

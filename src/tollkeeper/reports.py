@@ -21,7 +21,7 @@ import msgspec
 
 from tollkeeper.errors import BadRequest
 from tollkeeper.ledger import PERIODS, CellKey, Period, window_of
-from tollkeeper.values import Entry, ScopeKind, iso_utc
+from tollkeeper.values import KINDS, Entry, ScopeKind, Usage, iso_utc
 
 Grouping = Literal["project", "agent", "session", "user", "key", "model", "provider", "tag"]
 GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
@@ -60,20 +60,22 @@ class Sums(NamedTuple):
     unpriced: int = 0  #: attempts whose cost is not known, and so not in `amount_nanos`
 
     @property
+    def usage(self) -> Usage:
+        """The kinds alone: what counts as a token is said there."""
+        return Usage(**{kind: getattr(self, kind) for kind in KINDS})
+
+    @property
     def input_tokens(self) -> int:
         """The whole prompts."""
-        return (
-            self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h
-            + self.input_audio + self.cache_read_audio + self.input_image
-        )  # fmt: skip
+        return self.usage.input_tokens
 
     @property
     def output_tokens(self) -> int:
-        return self.output + self.output_audio + self.output_image
+        return self.usage.output_tokens
 
     @property
     def tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
+        return self.usage.tokens
 
     def plus(self, other: Iterable[int]) -> Sums:
         return Sums(*map(int.__add__, self, other))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tollkeeper.clock import Clock, SystemClock
+from tollkeeper.clock import Clock, SystemClock, new_id
 from tollkeeper.testing.clock import START_US, ManualClock
 
 
@@ -29,3 +29,10 @@ def test_manual_clock() -> None:
     assert (clock.now_us(), clock.monotonic_s()) == (START_US - 1, pytest.approx(1.500001))
     with pytest.raises(ValueError, match="does not go back"):
         clock.advance(-1)
+
+
+def test_ids_are_unique_and_in_order() -> None:
+    """A later call's id sorts after an earlier one's, also within one microsecond, and none comes twice."""
+    ids = [new_id(now_us) for now_us in (1, 1, 2, 1_800_000_000_000_000, 1_800_000_000_000_001)]
+    assert ids == sorted(set(ids))
+    assert {len(each) for each in ids} == {36}

@@ -19,7 +19,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
-from tollkeeper.clock import MICROS, Clock, SystemClock
+from tollkeeper.clock import MICROS, Clock, SystemClock, new_id
 from tollkeeper.config import Config, load
 from tollkeeper.config.settings import PREFIX
 from tollkeeper.ledger import PERIODS, Period
@@ -28,7 +28,7 @@ from tollkeeper.prices import PriceBook
 from tollkeeper.stores import Store
 from tollkeeper.tracker import arguments, usage_report
 from tollkeeper.tracker.accounts import Accounts, Recorded, provider_name
-from tollkeeper.tracker.holding import DIALECT, CallHold, new_id
+from tollkeeper.tracker.holding import DIALECT, CallHold
 from tollkeeper.tracker.usage_report import Span, UsageReport
 from tollkeeper.values import Entry, Hold, Part, Reading, ScopeKind, Usage
 

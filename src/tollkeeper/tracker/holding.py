@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
-from itertools import count
 from types import TracebackType
 from typing import Final, Self
 
@@ -34,17 +32,7 @@ log = logging.getLogger("tollkeeper")
 
 DIALECT: Final = "library"
 """What entries of the library name as their dialect."""
-_PROCESS: Final = secrets.token_hex(8)
-_NUMBERS: Final = count()
 _DONE: Final[dict[HoldEvent, HoldState]] = {"settle": "settled", "void": "voided", "expire": "expired"}
-
-
-def new_id(now_us: int) -> str:
-    """The id of a call that was given none: unique, and in the order of time.
-
-    Fresh random bytes for each would let go of the interpreter's lock, which the ledger's writer then holds for long.
-    """
-    return f"{now_us:014x}{_PROCESS}{next(_NUMBERS):06x}"
 
 
 class CallHold:

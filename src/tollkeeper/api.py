@@ -34,6 +34,10 @@ CALLS: Final[dict[str, str]] = {
     "/v1/embeddings": "openai-embeddings",
     "/v1/messages": "anthropic-messages",
 }
+#: The same for what costs nothing: passed through, neither held nor booked.
+FREE: Final[dict[str, str]] = {
+    "/v1/messages/count_tokens": "anthropic-messages",
+}
 #: Paths that answer a GET; those in OPEN need no key.
 PAGES: Final = ("/v1/models", "/healthz", "/readyz")
 OPEN: Final = frozenset({"/healthz", "/readyz"})
@@ -42,6 +46,11 @@ BODY_S: Final = 60.0
 #: With replies that do not wait for the request's body: what is left of it is not read.
 CLOSE: Final = (b"connection", b"close")
 _encode = msgspec.json.Encoder().encode
+
+
+def dialect_at(path: str) -> str | None:
+    """The dialect of a call's path; None: no call is taken there."""
+    return CALLS.get(path) or FREE.get(path)
 
 
 class Api:
@@ -65,7 +74,7 @@ class Api:
         if scope["type"] != "http":
             return
         path, method = scope["path"], scope["method"]
-        name = CALLS.get(path)
+        name = dialect_at(path)
         if name is not None and method == "POST":
             await self._call(DIALECTS[name], scope, receive, send)
         elif path in PAGES and method in ("GET", "HEAD"):
@@ -74,7 +83,7 @@ class Api:
             problem = _problem("method_not_allowed", f"{path} takes {'POST' if name else 'GET'}.")
             await _answer(send, 405, problem, [CLOSE])
         else:
-            known = ", ".join((*CALLS, *PAGES))
+            known = ", ".join((*CALLS, *FREE, *PAGES))
             await _answer(send, 404, _problem("not_found", f"There is no such path here; there are {known}."), [CLOSE])
 
     async def _call(self, dialect: Dialect, scope: Message, receive: Receive, send: Send) -> None:
@@ -92,7 +101,8 @@ class Api:
             return
         reply = AsgiReply(receive, send)
         try:
-            await flow.run(self._gate, flow.Request(dialect, fields, body), reply)
+            target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"
+            await flow.run(self._gate, flow.Request(dialect, fields, body, target), reply)
         finally:
             reply.close()
 

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, Protocol
+from urllib.parse import quote as quote_path
 
 import msgspec
 
@@ -69,11 +70,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A client's request: its dialect, headers (lower-case names) and body."""
+    """A client's request: its dialect, headers (lower-case names), body and target."""
 
     dialect: Dialect
     headers: Mapping[bytes, bytes]
     body: bytes
+    target: str = ""  #: the path and query that it came to: some dialects name the model there
 
 
 class Reply(Protocol):
@@ -119,11 +121,13 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     id: str
     started_s: float
     deadline: Deadline
+    prices: PriceBook  #: those at its admission: a price that changes meanwhile changes nothing
     ask: Ask | None = None
     hold: Hold | None = None
     route: Route | None = None
     grant: Grant = Grant()
     answer: Answer | None = None
+    is_stream: bool = False  #: the answer is read piece by piece
     meter: Meter | None = None
     cap: int | None = None  #: the output cap that a hard budget made us set
     sent: bool = False  #: the provider may have seen the request
@@ -137,7 +141,7 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
 
 async def run(gate: Gate, request: Request, reply: Reply) -> None:
     """Serve one call, from its bytes to the end of its reply. Raises nothing but CancelledError."""
-    call = Call(id=gate.new_id(), started_s=gate.clock.monotonic_s(), deadline=Deadline())
+    call = Call(id=gate.new_id(), started_s=gate.clock.monotonic_s(), deadline=Deadline(), prices=gate.prices)
     failure: TollkeeperError | None = None
     entry: Entry | None = None
     try:
@@ -165,14 +169,16 @@ async def run(gate: Gate, request: Request, reply: Reply) -> None:
 async def _reserve(gate: Gate, request: Request, call: Call) -> None:
     now_us, limits = gate.clock.now_us(), gate.limits
     key = gate.keys.identify(credential(request.headers), now_us)
-    call.ask = ask = request.dialect.read_ask(request.body)
+    call.ask = ask = request.dialect.read_ask(request.body, request.target)
     scopes = scopes_for(key, request.headers, ask.user, limits.default_project)
     routes = gate.table.candidates(ask.model, request.dialect.name, None if key is None else key.models)
+    call.route = routes[0]
+    if ask.free:
+        return
     quote = estimate(
-        gate.prices, ask, routes, default_output_cap=limits.default_output_cap,
+        call.prices, ask, routes, default_output_cap=limits.default_output_cap,
         model_output_caps=limits.output_caps, at_us=now_us,
     )  # fmt: skip
-    call.route = routes[0]
     bound = None
     if quote.output_cap is not None:
         bound = Usage(input=ask.prompt_bound, output=quote.output_cap * ask.choices)
@@ -188,25 +194,27 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
 
 
 async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None:
-    ask, route, hold, limits = call.ask, call.route, call.hold, gate.limits
+    ask, route, limits = call.ask, call.route, gate.limits
     assert ask is not None
     assert route is not None
-    assert hold is not None
     dialect, provider, now_s = request.dialect, route.provider, asyncio.get_running_loop().time
-    if call.grant.capped and ask.output_cap is None and ask.generates and hold.quote_usage is not None:
-        call.cap = hold.quote_usage.output // ask.choices
+    bound = None if call.hold is None else call.hold.quote_usage
+    if call.grant.capped and ask.output_cap is None and ask.generates and bound is not None:
+        call.cap = bound.output // ask.choices
     body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
-    path = dict(provider.paths).get(dialect.name, dialect.path)
+    path = dict(provider.paths).get(dialect.name, ask.path).replace("{model}", quote_path(route.model))
     ends_s = now_s() + limits.total_s
     call.deadline.move(min(ends_s, now_s() + limits.first_byte_s))
     if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case
         reply.on_left(lambda: _leave(gate, call))
     call.sent = True
-    async with gate.upstream.open(route, path, body, request.headers) as answer:
+    async with gate.upstream.open(route, dialect.name, path, body, request.headers) as answer:
         call.answer = answer
+        call.is_stream = is_stream = answer.is_stream or (ask.array and answer.status < 300)
         call.meter = meter = Meter(
-            dialect, stream=answer.is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks
-        )
+            dialect, stream=is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks,
+            array=is_stream and not answer.is_stream,
+        )  # fmt: skip
         if not call.leaving:
             call.deadline.move(min(ends_s, now_s() + limits.idle_s))
         while chunk := await answer.read():
@@ -223,13 +231,13 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     reading = meter.finish()
     call.last += meter.tail
     call.complete = True
-    if not answer.is_stream:
+    if not is_stream:
         call.last = meter.body
     if answer.status >= 300:
         raise _refused(answer, provider.name)
-    if answer.is_stream and reading.error is not None and not (call.started or meter.content):
+    if is_stream and reading.error is not None and not (call.started or meter.content):
         raise UpstreamRefused(502, f"provider {provider.name} answered with an error: {reading.error}")
-    if answer.is_stream and reading.error is None and not reading.ended:
+    if is_stream and reading.error is None and not reading.ended:
         call.complete = False
         raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
 
@@ -320,15 +328,15 @@ def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
     assert call.ask is not None
     assert call.hold is not None
     assert call.route is not None
-    whole = answer is not None and not answer.is_stream
+    whole = answer is not None and not call.is_stream
     course = Course(
         ask=call.ask, hold=call.hold, route=call.route, status=None if answer is None else answer.status,
-        is_stream=answer is not None and answer.is_stream, reading=Reading() if meter is None else meter.finish(),
+        is_stream=call.is_stream, reading=Reading() if meter is None else meter.finish(),
         content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
         complete=call.complete, left=call.leaving, capped=call.cap is not None, failure=failure,
         latency_ms=round((gate.clock.monotonic_s() - call.started_s) * 1000),
     )  # fmt: skip
-    return entry_of(gate.prices, course)
+    return entry_of(call.prices, course)
 
 
 # ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,7 +356,8 @@ async def _finish(
     if entry is not None and answer is not None and answer.is_stream and gate.limits.expose_cost_in_streams:
         last = headers.comment(entry.charge) + last
     if call.started:
-        await reply.end(last if failure is None else last + dialect.broken(failure, call.id))
+        assert call.ask is not None
+        await reply.end(last if failure is None else last + dialect.broken(failure, call.id, call.ask))
     elif failure is None or (answer is not None and call.complete and failure.http_status == answer.status):
         assert answer is not None
         await reply.start(answer.status, [*answer.headers, *told, headers.length(last)])

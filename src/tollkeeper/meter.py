@@ -14,6 +14,7 @@ from msgspec import structs
 
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import StreamBroken
+from tollkeeper.json_array import ArraySplitter
 from tollkeeper.sse import Splitter, read_event
 from tollkeeper.values import Reading
 
@@ -28,10 +29,12 @@ class Meter:
 
     __slots__ = ("_body", "_reading", "_reducer", "_size", "_splitter", "_stream", "tail")
 
-    def __init__(self, dialect: Dialect, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> None:
+    def __init__(
+        self, dialect: Dialect, *, stream: bool, hide_usage: bool, quirks: frozenset[str], array: bool = False
+    ) -> None:
         self._reducer = dialect.reducer(stream=stream, hide_usage=hide_usage, quirks=quirks)
         self._stream = stream
-        self._splitter = Splitter()
+        self._splitter = ArraySplitter() if array else Splitter()
         self._body: list[bytes] = []
         self._size = 0
         self._reading: Reading | None = None
@@ -40,7 +43,7 @@ class Meter:
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk; the bytes to relay now, of whole events. A whole body relays nothing until it is finished.
 
-        Raises StreamBroken for an event above 1 MiB or a body above WHOLE_MAX.
+        Raises StreamBroken for an event above MAX_EVENT or a body above WHOLE_MAX.
         """
         if not self._stream:
             self._size += len(chunk)

@@ -54,6 +54,8 @@ class Sums(NamedTuple):
     output_image: int = 0
     web_search: int = 0
     file_search: int = 0
+    audio_seconds: int = 0
+    code_session: int = 0
     reasoning: int = 0
     amount_nanos: int = 0
     inexact_nanos: int = 0  #: the part of `amount_nanos` that is estimated or partly priced

@@ -37,13 +37,16 @@ def entry_of(prices: PriceBook, course: Course) -> Entry:
     """The attempt as it will be booked."""
     hold, route, failure = course.hold, course.route, course.failure
     reading, charge = _charged(prices, course)
+    served = (reading.model or route.model)[:256]
     error = course.reading.error
     note = failure.code if failure is not None else error[:200] if error is not None else course.reading.note
     return Entry(
         id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us,
         scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model,
-        served=(reading.model or route.model)[:256], tier=reading.tier, outcome=_outcome(course),
-        http_status=course.status, usage=reading.usage, charge=charge, note=note, latency_ms=course.latency_ms,
+        served=served, tier=reading.tier, outcome=_outcome(course), http_status=course.status, usage=reading.usage,
+        charge=charge, note=note, latency_ms=course.latency_ms, speed=reading.speed, geo=reading.geo,
+        sent=route.model if route.model not in (hold.model, served) else None,
+        parts=reading.parts if len(reading.parts) > 1 else (),
     )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ import msgspec
 
 from tollkeeper.errors import StreamBroken
 
-MAX_EVENT: Final = 1 << 20
-"""Bytes of one event. A provider's largest (an image in base64 aside) are far below; the buffer never holds more."""
+MAX_EVENT: Final = 16 << 20
+"""Bytes of one event: an image in base64 has a few million, all others are far below; the buffer never holds more."""
 
 _BLANK: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 _BOM: Final = b"\xef\xbb\xbf"

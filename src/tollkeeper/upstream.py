@@ -56,9 +56,12 @@ class Upstream(Protocol):
     """Opens calls to providers."""
 
     def open(
-        self, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]
+        self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
     ) -> AbstractAsyncContextManager[Answer]:
-        """Send a request; the answer after its headers. Raises UpstreamUnreachable if it was not sent, else StreamBroken."""
+        """Send a request to `path` below the provider's base URL; the answer after its headers.
+
+        Raises UpstreamUnreachable if it was not sent, else StreamBroken.
+        """
         ...
 
 
@@ -71,14 +74,14 @@ class HttpUpstream:
         self._allow_hosts = frozenset(allow_hosts)
         self._pool = Pool(connect_timeout_s, self._addresses)
         self._user_agent = user_agent
-        self._targets: dict[tuple[str, str], Target] = {}  # by provider and path: configured, so few
+        self._targets: dict[tuple[str, str], Target] = {}  # by provider and dialect
 
-    def open(self, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> _Opening:
-        name = (route.provider.name, path)
+    def open(self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> _Opening:
+        name = (route.provider.name, dialect)
         target = self._targets.get(name)
         if target is None or target.provider is not route.provider:
-            target = self._targets[name] = Target(route.provider, path, self._user_agent)
-        return _Opening(self._pool, target, body, headers)
+            target = self._targets[name] = Target(route.provider, dialect, self._user_agent)
+        return _Opening(self._pool, target, target.head(path, headers, len(body)) + body)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -98,15 +101,16 @@ class HttpUpstream:
 
 
 class Target:
-    """One path of one provider: where to connect, and what every request's head has in common."""
+    """One provider in one dialect: where to connect, and what every request's head has in common."""
 
-    def __init__(self, provider: Provider, path: str, user_agent: str) -> None:
+    def __init__(self, provider: Provider, dialect: str, user_agent: str) -> None:
         self.provider = provider
-        url = urlsplit(provider.base_url + path)
+        url = urlsplit(provider.base_url)
         tls = url.scheme == "https"
         assert url.hostname is not None
         self.origin = Origin(url.hostname, url.port if url.port is not None else 443 if tls else 80, tls)
-        self._line = f"POST {url.path} HTTP/1.1\r\nhost: {url.netloc}\r\n".encode()
+        self._path = url.path
+        self._host = f"host: {url.netloc}\r\n".encode()
         self._defaults = {name.lower().encode(): value.encode() for name, value in provider.headers}
         self._fixed = {
             b"content-type": b"application/json",
@@ -114,27 +118,28 @@ class Target:
             b"user-agent": user_agent.encode(),
         }
         if provider.credential is not None:
-            name = provider.credential_header.lower()
+            name = dict(provider.credential_headers).get(dialect, provider.credential_header).lower()
             secret = f"Bearer {provider.credential}" if name == "authorization" else provider.credential
             self._fixed[name.encode()] = secret.encode()
         self._usual = self._lines({})
 
-    def head(self, client: Mapping[bytes, bytes], length: int) -> bytes:
-        """A request's head: the provider's default headers, the client's that may pass, and ours, which win."""
+    def head(self, path: str, client: Mapping[bytes, bytes], length: int) -> bytes:
+        """A request's head: its path, the provider's default headers, the client's that may pass, and ours, which win."""
         passed = REQUEST_HEADERS & client.keys()
         lines = self._lines({name: client[name] for name in passed}) if passed else self._usual
-        return b"%bcontent-length: %d\r\n\r\n" % (lines, length)
+        line = f"POST {self._path}{path} HTTP/1.1\r\n".encode()
+        return b"%b%bcontent-length: %d\r\n\r\n" % (line, lines, length)
 
     def _lines(self, client: Mapping[bytes, bytes]) -> bytes:
         fields = self._defaults | dict(client) | self._fixed
-        return self._line + b"".join([b"%b: %b\r\n" % field for field in fields.items()])
+        return self._host + b"".join([b"%b: %b\r\n" % field for field in fields.items()])
 
 
 class _Opening(AbstractAsyncContextManager[Answer]):
     """The open call as a context: its connection goes back to the pool if the reply was read to its end."""
 
-    def __init__(self, pool: Pool, target: Target, body: bytes, headers: Mapping[bytes, bytes]) -> None:
-        self._pool, self._target, self._body, self._headers = pool, target, body, headers
+    def __init__(self, pool: Pool, target: Target, request: bytes) -> None:
+        self._pool, self._target, self._request = pool, target, request
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Answer:
@@ -145,7 +150,7 @@ class _Opening(AbstractAsyncContextManager[Answer]):
             reason = _REASONS.get(type(error), type(error).__name__)
             raise UpstreamUnreachable(f"provider {name} cannot be reached: {reason}") from error
         try:
-            connection.send(target.head(self._headers, len(self._body)) + self._body)
+            connection.send(self._request)
             await connection.head()
         except Broken as error:
             self._pool.give(target.origin, connection)

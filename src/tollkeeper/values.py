@@ -48,6 +48,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=T
     output_image: int = 0
     web_search: int = 0  #: searches, not tokens
     file_search: int = 0  #: searches, not tokens
+    audio_seconds: int = 0  #: audio that is billed by its length and not by tokens
+    code_session: int = 0  #: containers in which the provider ran code
     reasoning: int = 0  #: how much of `output` was reasoning; never priced beside it
 
     @property
@@ -69,6 +71,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=T
 
 KINDS: Final[tuple[str, ...]] = Usage.__struct_fields__
 """Every usage kind, in the order of the ledger's columns; the last one is `reasoning`."""
+UNIT_KINDS: Final = ("web_search", "file_search", "audio_seconds", "code_session")
+"""Kinds that count something else than tokens."""
+TOKEN_KINDS: Final = tuple(kind for kind in KINDS if kind not in UNIT_KINDS and kind != "reasoning")
+"""Kinds that add up to `Usage.tokens`."""
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):
@@ -146,6 +152,9 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     output_cap: int | None  #: tokens that one choice may have, None where the body sets no limit
     choices: int = 1
     generates: bool = True  #: False where the reply has no output tokens (embeddings)
+    free: bool = False  #: costs nothing anywhere (counting tokens): passed through, neither held nor booked
+    path: str = ""  #: where it goes below a provider's base URL; {model} stands for the route's model
+    array: bool = False  #: its stream comes as one JSON array and not as events
     wants_usage: bool = True  #: whether the client asked for a usage event in its stream
     user: str | None = None  #: from the dialect's own user field
     tier: str | None = None  #: the service tier asked for
@@ -163,6 +172,8 @@ class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
     quirks: frozenset[str] = frozenset()
     paths: tuple[tuple[str, str], ...] = ()  #: dialect → path below the base URL where it is not the dialect's own
+    credential_headers: tuple[tuple[str, str], ...] = ()  #: dialect → credential header where it is another one
+    counts: Literal["reported", "computed"] = "reported"  #: whose figure counts where it reports what a call cost
 
     def __repr__(self) -> str:
         return f"Provider({self.name!r}, {self.base_url!r})"
@@ -229,6 +240,11 @@ class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     charge: Charge
     latency_ms: int | None = None
     note: str | None = None  #: why it is estimated, corrected or an error; never prompt text
+    speed: str | None = None
+    geo: str | None = None
+    sent: str | None = None  #: the provider's name for the model, where it is neither `model` nor `served`
+    parts: tuple[Part, ...] = ()  #: usage by model, where more than one served
+    by: str | None = None  #: who asked for a correction
     other: tuple[ScopeKind, ...] = ()  #: scopes whose id is past the cardinality cap: their cells count under OTHER
 
 

@@ -272,8 +272,8 @@ async def test_error_inside_a_stream(tmp_path: Path, path: str, body: dict[str, 
 
 @EACH
 async def test_an_event_above_the_bound(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
-    """D3: an event above 1 MiB breaks the stream off; what came before was forwarded and is booked."""
-    async with gateway(tmp_path, FakeProvider(always=Huge(2 << 20, after=5))) as gw:
+    """D3: an event above 16 MiB breaks the stream off; what came before was forwarded and is booked."""
+    async with gateway(tmp_path, FakeProvider(always=Huge(17 << 20, after=5))) as gw:
         status, through = await relayed(gw, path, body)
         entry = await gw.entry()
     assert status == 200

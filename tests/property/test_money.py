@@ -14,7 +14,7 @@ from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import KINDS as PRICED
 from tollkeeper.prices.file import Override
 from tollkeeper.prices.rates import BILLED
-from tollkeeper.values import KINDS, Charge, Part, Provider, Reading, Usage
+from tollkeeper.values import KINDS, UNIT_KINDS, Charge, Part, Provider, Reading, Usage
 
 NOON = 1_795_348_800_000_000
 WIDE = Context(prec=200, rounding=ROUND_HALF_EVEN)
@@ -29,7 +29,6 @@ MODELS = [
     ("openai", "o1"),
 ]
 BOOK = PriceBook()
-SEARCHES = ("web_search", "file_search")
 
 counts = st.one_of(st.integers(0, 50), st.integers(0, 400_000), st.integers(0, 10**9))
 amounts = st.decimals(0, 10_000, places=6)
@@ -76,7 +75,7 @@ def test_the_terms_are_the_amount(place: str, model: str, usage: Usage, tier: st
     nanos = WIDE.quantize(WIDE.multiply(exact(found), Decimal(10**9)), Decimal(1))
     assert found.computed_nanos == int(nanos)
     told = sum(term.quantity for term in found.terms if term.kind != "requests")
-    silent = sum(getattr(usage, kind) for kind in found.missing if kind in SEARCHES)
+    silent = sum(getattr(usage, kind) for kind in found.missing if kind in UNIT_KINDS)
     assert told == sum(getattr(usage, kind) for kind in BILLED) - silent
 
 
@@ -102,7 +101,7 @@ def test_flat_prices_add_up(one: Usage, two: Usage) -> None:
 @pytest.mark.parametrize(("place", "model"), MODELS)
 def test_quote_covers_every_charge(place: str, model: str, usage: Usage, tier: str | None, spare: int) -> None:
     """P3: no usage within the quote's bounds, at the tier asked or at standard, costs more than the quote."""
-    usage = structs.replace(usage, web_search=0, file_search=0)
+    usage = structs.replace(usage, **dict.fromkeys(UNIT_KINDS, 0))
     provider = Provider(name=place, base_url="", dialects=frozenset(), prices=place)
     quote = BOOK.quote_nanos(provider, model, usage.input_tokens + spare, usage.output_tokens, NOON, tier=tier)
     assert quote is not None
@@ -114,7 +113,7 @@ def test_quote_covers_every_charge(place: str, model: str, usage: Usage, tier: s
 @given(prices=price_lists(), usage=usages(), spare=st.integers(0, 400_000))
 def test_quote_covers_any_price_list(prices: Override, usage: Usage, spare: int) -> None:
     """P3: also where a higher step is cheaper, a kind is dearer than its parent, or reasoning has its price."""
-    usage, book = structs.replace(usage, web_search=0, file_search=0), PriceBook((prices,))
+    usage, book = structs.replace(usage, **dict.fromkeys(UNIT_KINDS, 0)), PriceBook((prices,))
     found = book.charge(Reading(parts=(Part(usage),)), provider=None, model="m", at_us=NOON)
     quote = book.quote_nanos(None, "m", usage.input_tokens + spare, usage.output_tokens + spare, NOON)
     assert found.amount_nanos is not None

@@ -22,7 +22,7 @@ def asked(planned: Planned, reads: int = 10_000) -> tuple[Story, bytes]:
 
     async def main() -> None:
         upstream = ScriptedUpstream({0: story}, lambda number, text: None)
-        async with upstream.open(ROUTE, "/", planned.body, {CALL: b"0"}) as answer:
+        async with upstream.open(ROUTE, planned.dialect, "/", planned.body, {CALL: b"0"}) as answer:
             for _ in range(reads):
                 chunk = await answer.read()
                 if not chunk:

@@ -50,7 +50,7 @@ async def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "path": path, "method": method, "headers": list(headers)}
+    scope = {"type": "http", "path": path, "method": method, "query_string": b"", "headers": list(headers)}
     await built.api(scope, receive, send)
     if not sent:
         return None, {}, None

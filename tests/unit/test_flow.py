@@ -305,7 +305,7 @@ class OneAnswer:
         self._body = body
 
     def open(
-        self, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]
+        self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
     ) -> AbstractAsyncContextManager[Answer]:
         return self  # type: ignore[return-value]
 

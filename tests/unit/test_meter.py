@@ -91,7 +91,7 @@ def test_half_an_event_is_dropped(size: int) -> None:
 
 
 def test_large_event_breaks_the_stream() -> None:
-    """H4: an event above 1 MiB raises StreamBroken; what was read before it stands."""
+    """H4: an event above 16 MiB raises StreamBroken; what was read before it stands."""
     meter = make()
     meter.feed(USAGE)
     with pytest.raises(StreamBroken):

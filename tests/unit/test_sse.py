@@ -75,7 +75,7 @@ def test_several_events_in_one_chunk() -> None:
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b""])
 @pytest.mark.parametrize("size", [4096, 1 << 30])
 def test_event_above_the_limit_breaks_the_stream(end: bytes, size: int) -> None:
-    """H4: an event above 1 MiB raises, ended or not; events before it come out first."""
+    """H4: an event above 16 MiB raises, ended or not; events before it come out first."""
     stream = b"data: 1\n\n" + b"data: " + b"x" * MAX_EVENT + end
     splitter = Splitter()
     events: list[Event] = []

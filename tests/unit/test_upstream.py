@@ -84,7 +84,7 @@ async def test_what_a_provider_gets(credential_header: str, expected: str) -> No
     }  # fmt: skip
     async with serving(app) as url, upstream() as opened:
         there = route(url + "/v1", credential="sk-1", credential_header=credential_header)
-        async with opened.open(there, "/chat", b'{"a": 1 }', client) as answer:
+        async with opened.open(there, "openai-chat", "/chat", b'{"a": 1 }', client) as answer:
             assert await read_all(answer) == b"{}"
     sent = {name.decode(): value.decode() for name, value in app.scopes[0]["headers"]}
     assert len(sent) == len(app.scopes[0]["headers"])
@@ -105,7 +105,7 @@ async def test_configured_headers() -> None:
     async with serving(app) as url, upstream() as opened:
         there = route(url, headers=(("anthropic-version", "2023-06-01"), ("x-team", "tolls")))
         for headers in ({}, {b"anthropic-version": b"2024-01-01"}):
-            async with opened.open(there, "/m", b"", headers) as answer:
+            async with opened.open(there, "openai-chat", "/m", b"", headers) as answer:
                 await read_all(answer)
     sent = [dict(scope["headers"]) for scope in app.scopes]
     assert [each[b"anthropic-version"] for each in sent] == [b"2023-06-01", b"2024-01-01"]
@@ -124,7 +124,11 @@ async def test_what_comes_back() -> None:
         (b"application/json", False),
     ):
         app = Application(b"ab", b"cd", headers=((b"content-type", kind), *shown, *limits, *hidden))
-        async with serving(app) as url, upstream() as opened, opened.open(route(url), "/", b"", {}) as answer:
+        async with (
+            serving(app) as url,
+            upstream() as opened,
+            opened.open(route(url), "openai-chat", "/", b"", {}) as answer,
+        ):
             assert answer.status == 200
             assert answer.is_stream == streams
             assert sorted(answer.headers) == sorted(((b"content-type", kind), *shown, *limits))
@@ -135,7 +139,11 @@ async def test_what_comes_back() -> None:
 async def test_long_replies_come_in_pieces() -> None:
     """D6: a reply is read in pieces of at most PIECE bytes, whatever has arrived."""
     app = Application(b"x" * 3_000_000)
-    async with serving(app) as url, upstream() as opened, opened.open(route(url), "/", b"", {}) as answer:
+    async with (
+        serving(app) as url,
+        upstream() as opened,
+        opened.open(route(url), "openai-chat", "/", b"", {}) as answer,
+    ):
         assert len(await read_all(answer)) == 3_000_000
 
 
@@ -144,7 +152,7 @@ async def test_connections_are_kept_if_read_to_the_end() -> None:
     app = Application(b"x" * 1_000_000)
     async with serving(app) as url, upstream() as opened:
         for whole in (True, True, False, True):
-            async with opened.open(route(url), "/", b"", {}) as answer:
+            async with opened.open(route(url), "openai-chat", "/", b"", {}) as answer:
                 await (read_all(answer) if whole else answer.read())
     ports = [scope["client"][1] for scope in app.scopes]
     assert ports[0] == ports[1] == ports[2] != ports[3]
@@ -155,7 +163,7 @@ async def test_redirects_are_answers() -> None:
     async with (
         answering(b"HTTP/1.1 307 X\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 2\r\n\r\nhi") as url,
         upstream() as opened,
-        opened.open(route(url), "/", b"{}", {}) as answer,
+        opened.open(route(url), "openai-chat", "/", b"{}", {}) as answer,
     ):
         assert (answer.status, answer.headers) == (307, [])
         assert await read_all(answer) == b"hi"
@@ -168,7 +176,7 @@ async def test_unreachable() -> None:
         async with upstream() as opened:
             for url in (f"http://127.0.0.1:{taken.getsockname()[1]}", "https://no-such-host.invalid"):
                 with pytest.raises(UpstreamUnreachable) as error:
-                    async with opened.open(route(url), "/", b"", {}):
+                    async with opened.open(route(url), "openai-chat", "/", b"", {}):
                         pass
                 assert error.value.owed == "no"
                 assert str(error.value).startswith("provider p cannot be reached: ")
@@ -179,7 +187,7 @@ async def test_no_tls_where_it_should_be() -> None:
     """An https provider that does not speak TLS was not sent anything."""
     async with answering(b"HTTP/1.1 200 OK\r\n\r\n") as url, upstream() as opened:
         with pytest.raises(UpstreamUnreachable):
-            async with opened.open(route(url.replace("http:", "https:")), "/", b"", {}):
+            async with opened.open(route(url.replace("http:", "https:")), "openai-chat", "/", b"", {}):
                 pass
 
 
@@ -190,7 +198,7 @@ async def test_broken_before_the_answer(reply: bytes) -> None:
     """A request that was sent and got no answer may be owed."""
     async with answering(reply) as url, upstream() as opened:
         with pytest.raises(StreamBroken) as error:
-            async with opened.open(route(url), "/", b"", {}):
+            async with opened.open(route(url), "openai-chat", "/", b"", {}):
                 pass
         assert error.value.owed == "unknown"
 
@@ -202,7 +210,7 @@ async def test_broken_before_the_answer(reply: bytes) -> None:
 async def test_broken_in_the_body(framing: bytes) -> None:
     """D3: what came before a break is read; then the break is told."""
     async with answering(b"HTTP/1.1 200 OK\r\n" + framing) as url, upstream() as opened:
-        async with opened.open(route(url), "/", b"", {}) as answer:
+        async with opened.open(route(url), "openai-chat", "/", b"", {}) as answer:
             with pytest.raises(StreamBroken) as error:
                 await read_all(answer)
         assert error.value.owed == "yes"
@@ -214,18 +222,26 @@ async def test_compressed_replies(encoding: str) -> None:
     reply = f"HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\ncontent-length: 2\r\n\r\nhi".encode()
     async with answering(reply) as url, upstream() as opened:
         with pytest.raises(StreamBroken, match="compression") as error:
-            async with opened.open(route(url), "/", b"", {}):
+            async with opened.open(route(url), "openai-chat", "/", b"", {}):
                 pass
         assert error.value.owed == "yes"
     plain = reply.replace(encoding.encode(), b"Identity")
-    async with answering(plain) as url, upstream() as opened, opened.open(route(url), "/", b"", {}) as answer:
+    async with (
+        answering(plain) as url,
+        upstream() as opened,
+        opened.open(route(url), "openai-chat", "/", b"", {}) as answer,
+    ):
         assert await read_all(answer) == b"hi"
 
 
 async def test_odd_header_values_do_no_harm() -> None:
     """A provider's header that could not be sent on is changed or left out, never an error."""
     reply = b"HTTP/1.1 200 OK\r\nx-request-id: a\tb\r\nopenai-model: \xe9\xff\r\ncontent-length: 2\r\n\r\nhi"
-    async with answering(reply) as url, upstream() as opened, opened.open(route(url), "/", b"", {}) as answer:
+    async with (
+        answering(reply) as url,
+        upstream() as opened,
+        opened.open(route(url), "openai-chat", "/", b"", {}) as answer,
+    ):
         for name, value in answer.headers:
             assert not [byte for byte in name + value if byte < 32 or byte == 127]
         assert await read_all(answer) == b"hi"

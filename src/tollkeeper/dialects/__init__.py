@@ -40,13 +40,11 @@ class Dialect(Protocol):
         """As in Provider.dialects and Ask.dialect."""
         ...
 
-    @property
-    def path(self) -> str:
-        """Its path below Provider.base_url."""
-        ...
+    def read_ask(self, body: bytes, target: str = "") -> Ask:
+        """A request as an Ask: its body, and the path and query that it came to.
 
-    def read_ask(self, body: bytes) -> Ask:
-        """A request body as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
+        Raises BadRequest naming the field, or RequestTooLarge.
+        """
         ...
 
     def write_body(self, ask: Ask, *, model: str, output_cap: int | None, quirks: frozenset[str]) -> bytes:
@@ -61,8 +59,8 @@ class Dialect(Protocol):
         """A JSON body in the dialect's own error shape, with a budget's numbers beside."""
         ...
 
-    def broken(self, error: TollkeeperError, request_id: str) -> bytes:
-        """The event that ends a stream which broke after content."""
+    def broken(self, error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
+        """What ends a stream that broke after content, in the form that the ask's stream has."""
         ...
 
 

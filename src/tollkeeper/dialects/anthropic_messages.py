@@ -41,6 +41,7 @@ from tollkeeper.values import Ask, Reading
 
 name: Final = "anthropic-messages"
 path: Final = "/messages"
+COUNT_PATH: Final = "/messages/count_tokens"
 
 IMAGE_TOKENS: Final = 5_000
 """An image, by URL, id or inline: high resolution counts at most 4,784."""
@@ -74,15 +75,18 @@ class _Metadata(msgspec.Struct):
 _METADATA: Final = msgspec.json.Decoder(_Metadata | None)
 
 
-def read_ask(body: bytes) -> Ask:
-    """A request body as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
+def read_ask(body: bytes, target: str = "") -> Ask:
+    """A request as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
     fields = read_object(body)
     model, cap = read_model(fields), read_count(fields, "max_tokens")
-    if cap is None:
+    counting = target.partition("?")[0].endswith(COUNT_PATH)
+    if cap is None and not counting:
         raise BadRequest("max_tokens: this dialect needs it; give the most tokens that the reply may have.")
     metadata = read_field(fields, "metadata", _METADATA, "an object with user_id as text")
     return Ask(
         dialect=name,
+        path=COUNT_PATH if counting else path,
+        free=counting,
         model=model,
         stream=read_flag(fields, "stream"),
         body=fields,
@@ -291,8 +295,9 @@ def refusal(error: TollkeeperError, request_id: str) -> bytes:
     return msgspec.json.encode({"type": "error", "error": _error(error), "request_id": request_id})
 
 
-def broken(error: TollkeeperError, request_id: str) -> bytes:
+def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
     """The event that ends a stream which broke after content; no message_stop follows it."""
+    del ask
     return b"event: error\ndata: " + refusal(error, request_id) + b"\n\n"
 
 

@@ -65,8 +65,9 @@ _STREAM_OPTIONS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 _TRUE: Final = msgspec.Raw(b"true")
 
 
-def read_ask(body: bytes) -> Ask:
-    """A request body as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
+def read_ask(body: bytes, target: str = "") -> Ask:
+    """A request as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
+    del target
     fields = read_object(body)
     new_cap, old_cap = read_count(fields, "max_completion_tokens"), read_count(fields, "max_tokens")
     choices = read_count(fields, "n", 1, MAX_CHOICES)
@@ -74,6 +75,7 @@ def read_ask(body: bytes) -> Ask:
     options = read_field(fields, "stream_options", _STREAM_OPTIONS, "an object") or {}
     return Ask(
         dialect=name,
+        path=path,
         model=read_model(fields),
         stream=stream,
         body=fields,

@@ -18,14 +18,16 @@ name: Final = "openai-embeddings"
 path: Final = "/embeddings"
 
 
-def read_ask(body: bytes) -> Ask:
-    """A request body as an Ask. Raises BadRequest naming the field, or RequestTooLarge.
+def read_ask(body: bytes, target: str = "") -> Ask:
+    """A request as an Ask. Raises BadRequest naming the field, or RequestTooLarge.
 
     The prompt bound is the body's bytes: text has no more tokens, and a token given by number takes two bytes.
     """
+    del target
     fields = read_object(body)
     return Ask(
         dialect=name,
+        path=path,
         model=read_model(fields),
         stream=False,
         body=fields,

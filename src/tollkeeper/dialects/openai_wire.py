@@ -23,7 +23,7 @@ import msgspec
 from tollkeeper.dialects.json_reply import ABSENT, Count, is_there, read_members, read_usd, refusal_numbers
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.money import CONTEXT
-from tollkeeper.values import Usage
+from tollkeeper.values import Ask, Usage
 
 _TICK: Final = Decimal("1e-10")  # dollars
 _ERROR_TYPES: Final = {
@@ -167,8 +167,9 @@ def refusal(error: TollkeeperError, request_id: str) -> bytes:
     return msgspec.json.encode({"error": _error(error), "request_id": request_id})
 
 
-def broken(error: TollkeeperError, request_id: str) -> bytes:
+def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
     """The event that ends a stream which broke after content; no [DONE] follows it."""
+    del ask
     return b"data: " + refusal(error, request_id) + b"\n\n"
 
 

@@ -40,6 +40,7 @@ _KEYS: Final = {
     "output_image": ("output_image_mtok",),
     "web_search": ("web_searches_kcount",),
     "file_search": ("storage_searches_kcount",),
+    "audio_seconds": ("input_audio_hours", "audio_hours"),
     "reasoning": ("output_reasoning_mtok",),
     "requests": ("requests_kcount",),
 }

@@ -39,7 +39,9 @@ PARENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "output_audio": ("output",),
     "output_image": ("output",),
 }
-_PER: Final[Mapping[str, int]] = {"web_search": 1000, "file_search": 1000, "requests": 1000}
+_PER: Final[Mapping[str, int]] = {
+    "web_search": 1000, "file_search": 1000, "audio_seconds": 3600, "code_session": 1000, "requests": 1000,
+}  # fmt: skip
 _INPUT_SIDE: Final = frozenset(kind for kind in BILLED if kind.startswith(("input", "cache")))
 _OUTPUT_SIDE: Final = frozenset(kind for kind in KINDS if kind.startswith(("output", "reasoning")))
 #: How replies and requests say "as usual": no context at all.
@@ -62,7 +64,7 @@ def call_context(tier: str | None, speed: str | None, geo: str | None) -> dict[s
 
 
 def per(kind: str) -> int:
-    """How many units a price of this kind is for: a million tokens, a thousand searches or requests."""
+    """How many units a price of this kind is for: a million tokens, an hour, a thousand of anything else."""
     return _PER.get(kind, 1_000_000)
 
 

@@ -12,22 +12,47 @@ import apsw
 import msgspec
 
 from tollkeeper.errors import StoreCorrupt, StoreError, StoreOwned, StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Shape
-from tollkeeper.values import KINDS, Charge, Entry, Scopes, Term, Usage
+from tollkeeper.ledger import CELL_SUMS, BalanceKey, Shape
+from tollkeeper.values import KINDS, TOKEN_KINDS, Charge, Entry, Part, Scopes, Term, Usage
 
 #: Pages of the write-ahead log between two checkpoints: 16 MB.
 _CHECKPOINT_PAGES: Final = 4000
 #: Marks a file as a ledger of ours: "toll".
 APPLICATION_ID: Final = 0x746F6C6C
+#: The columns of an entry, without `seq`, in the order of `entry_row`.
+COLUMNS: Final = (
+    "project", "id", "revision", "sign", "call", "attempt", "calls", "at_us", "agent", "session", "user", "key", "tags",
+    "other", "dialect", "provider", "model", "served", "tier", "outcome", "http_status", *KINDS, "amount_nanos",
+    "computed_nanos", "reported_nanos", "status", "price_version", "terms", "missing", "latency_ms", "note", "more",
+)  # fmt: skip
+#: What {name} stands for in the SQL files: the lists that follow from the usage kinds.
+_LISTS: Final = {
+    "columns": ", ".join(COLUMNS),
+    "values": ", ".join(f"value ->> {number}" for number in range(len(COLUMNS))),
+    "names": ", ".join(CELL_SUMS),
+    "sums": ", ".join(f"sum({name}) AS {name}" for name in CELL_SUMS),
+    "added": ", ".join(f"{name} = {name} + excluded.{name}" for name in CELL_SUMS),
+    "signed": ", ".join(f"sign * {kind} AS {kind}" for kind in KINDS),
+    "tokens": " + ".join(TOKEN_KINDS),
+}
 _SQL: Final = files("tollkeeper.stores") / "sql"
-VIEWS: Final = (_SQL / "views.sql").read_text()
-APPLY: Final = (_SQL / "apply.sql").read_text()
+
+
+def _read_sql(name: str) -> str:
+    text = (_SQL / name).read_text()
+    for each, sql in _LISTS.items():
+        text = text.replace(f"{{{each}}}", sql)
+    return text
+
+
+VIEWS: Final = _read_sql("views.sql")
+APPLY: Final = _read_sql("apply.sql")
 MIGRATIONS: Final = tuple(
     path.read_text() for path in sorted(_SQL.iterdir(), key=lambda path: path.name) if path.name[0].isdigit()
 )
 QUERIES: Final[dict[str, str]] = {
     name.strip(): sql
-    for name, _, sql in (part.partition("\n") for part in (_SQL / "queries.sql").read_text().split("-- name:")[1:])
+    for name, _, sql in (part.partition("\n") for part in _read_sql("queries.sql").split("-- name:")[1:])
 }
 
 #: Errors of the disk and of rights; any other is about the contents.
@@ -41,6 +66,20 @@ _terms = msgspec.json.Decoder(tuple[Term, ...])
 _strings = msgspec.json.Decoder(tuple[str, ...])
 
 
+class _More(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What few entries have: one column for all of it, NULL for the others."""
+
+    speed: str | None = None
+    geo: str | None = None
+    sent: str | None = None
+    parts: tuple[Part, ...] = ()
+    by: str | None = None
+
+
+_NO_MORE: Final = _More()
+_more = msgspec.json.Decoder(_More)
+
+
 def entry_row(entry: Entry) -> tuple[Any, ...]:
     """An entry as the columns of the table, without `seq`."""
     scopes, usage, charge = entry.scopes, entry.usage, entry.charge
@@ -48,12 +87,15 @@ def entry_row(entry: Entry) -> tuple[Any, ...]:
         scopes.project, entry.id, entry.revision, entry.sign, entry.call, entry.attempt, entry.calls, entry.at_us,
         scopes.agent, scopes.session, scopes.user, scopes.key, _array(scopes.tags), _array(entry.other), entry.dialect,
         entry.provider, entry.model, entry.served, entry.tier, entry.outcome, entry.http_status,
-        usage.input, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.output, usage.input_audio,
-        usage.cache_read_audio, usage.output_audio, usage.input_image, usage.output_image, usage.web_search,
-        usage.file_search, usage.reasoning, charge.amount_nanos, charge.computed_nanos, charge.reported_nanos,
+        *msgspec.structs.astuple(usage), charge.amount_nanos, charge.computed_nanos, charge.reported_nanos,
         charge.status, charge.price_version, encode(charge.terms).decode(), _array(charge.missing), entry.latency_ms,
-        entry.note,
+        entry.note, _more_text(entry),
     )  # fmt: skip
+
+
+def _more_text(entry: Entry) -> str | None:
+    more = _More(speed=entry.speed, geo=entry.geo, sent=entry.sent, parts=entry.parts, by=entry.by)
+    return None if more == _NO_MORE else encode(more).decode()
 
 
 def _array(values: tuple[str, ...]) -> str | None:
@@ -68,7 +110,8 @@ def row_entry(row: tuple[Any, ...]) -> Entry:
     """A row of the table, `seq` first, as an entry."""
     first = 22
     last = first + len(KINDS)
-    amount, computed, reported, status, version, terms, missing, latency_ms, note = row[last:]
+    amount, computed, reported, status, version, terms, missing, latency_ms, note, text = row[last:]
+    more = _NO_MORE if text is None else _more.decode(text)
     return Entry(
         id=row[2], revision=row[3], sign=row[4], call=row[5], attempt=row[6], calls=row[7], at_us=row[8],
         scopes=Scopes(project=row[1], agent=row[9], session=row[10], user=row[11], key=row[12], tags=_tuple(row[13])),
@@ -78,7 +121,7 @@ def row_entry(row: tuple[Any, ...]) -> Entry:
             amount_nanos=amount, computed_nanos=computed, reported_nanos=reported, status=status, price_version=version,
             terms=_terms.decode(terms), missing=_tuple(missing),
         ),
-        latency_ms=latency_ms, note=note,
+        latency_ms=latency_ms, note=note, speed=more.speed, geo=more.geo, sent=more.sent, parts=more.parts, by=more.by,
     )  # fmt: skip
 
 

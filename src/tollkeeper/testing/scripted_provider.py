@@ -80,7 +80,7 @@ class ScriptedUpstream:
         self._tell = tell
 
     def open(
-        self, route: Route, path: str, body: bytes, headers: Mapping[bytes, bytes]
+        self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
     ) -> AbstractAsyncContextManager[Answer]:
         return _Opening(self._stories[int(headers[CALL])], body, self._tell)
 

@@ -146,7 +146,7 @@ def test_report_csv_has_stable_columns(run: Run, ledger: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(out)))
     assert out.splitlines()[0] == (
         "start,project,by,name,calls,attempts,errors,tokens,input,cache_read,cache_write_5m,cache_write_1h,output,"
-        "input_audio,cache_read_audio,output_audio,input_image,output_image,web_search,file_search,reasoning,cost_usd,"
+        "input_audio,cache_read_audio,output_audio,input_image,output_image,web_search,file_search,audio_seconds,code_session,reasoning,cost_usd,"
         "not_exact_usd,unpriced"
     )
     assert [(row["name"], row["cost_usd"], row["calls"]) for row in rows] == [

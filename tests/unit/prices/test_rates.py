@@ -29,7 +29,8 @@ def test_every_kind_is_billed_but_reasoning() -> None:
     assert {*BILLED, "reasoning"} == set(KINDS)
     assert KINDS[-1] == "reasoning"
     assert {*PARENTS, *(parent for parents in PARENTS.values() for parent in parents)} <= set(BILLED)
-    assert [kind for kind in BILLED if per(kind) == 1000] == ["web_search", "file_search"]
+    assert [kind for kind in BILLED if per(kind) == 1000] == ["web_search", "file_search", "code_session"]
+    assert [kind for kind in BILLED if per(kind) == 3600] == ["audio_seconds"]
 
 
 @pytest.mark.parametrize(("prompt", "usd"), [(0, "1"), (99, "1"), (100, "2"), (101, "2"), (199, "2"), (200, "3")])

@@ -22,7 +22,7 @@ from tollkeeper.errors import StoreCorrupt, StoreError, StoreOwned, StoreUnavail
 from tollkeeper.stores import open_reader, open_store, sqlite_file
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.testing.samples import AT_US, USD, a_hold, an_entry, booked, standing, usd
-from tollkeeper.values import KINDS, Charge, Entry, Scopes, Term, Usage
+from tollkeeper.values import KINDS, Charge, Entry, Part, Scopes, Term, Usage
 
 OWNER = """
 import sys
@@ -269,7 +269,9 @@ entries = st.builds(
     Entry, id=texts, call=texts, at_us=st.integers(0, 2**53), attempt=counts, calls=st.sampled_from([0, 1]),
     revision=counts, sign=st.sampled_from([1, -1]), dialect=texts, provider=texts, model=texts, served=texts, tier=some,
     outcome=st.sampled_from(["ok", "error", "cut", "left", "expired"]), http_status=st.none() | counts, note=some,
-    latency_ms=st.none() | counts, other=st.lists(st.sampled_from(["agent", "tag"]), max_size=2).map(tuple),
+    latency_ms=st.none() | counts, speed=some, geo=some, sent=some, by=some,
+    parts=st.lists(st.builds(Part, st.builds(Usage, input=counts, output=counts), some), max_size=2).map(tuple),
+    other=st.lists(st.sampled_from(["agent", "tag"]), max_size=2).map(tuple),
     scopes=st.builds(Scopes, project=texts, agent=some, session=some, user=some, key=some, tags=st.lists(texts).map(tuple)),
     usage=st.fixed_dictionaries(dict.fromkeys(KINDS, counts)).map(lambda kinds: Usage(**kinds)),
     charge=st.builds(
@@ -296,15 +298,18 @@ def test_an_entry_comes_back(table: apsw.Connection, entry: Entry) -> None:
     document = {"number": 1, "holds": [], "gone": [], "entries": [sqlite_file.entry_row(entry)], "balances": []}
     table.execute("DELETE FROM entry")
     table.execute("INSERT INTO batch (doc) VALUES (?)", (sqlite_file.encode(document).decode(),))
-    (row,) = table.execute("SELECT * FROM entry").fetchall()
+    (row,) = table.execute(f"SELECT seq, {', '.join(sqlite_file.COLUMNS)} FROM entry").fetchall()
     assert sqlite_file.row_entry(row) == entry
 
 
 def test_the_columns_are_the_kinds() -> None:
-    """The table has a column for every usage kind, in the order of the values."""
+    """The table has a column for every value of an entry's row, the usage kinds in their order, and no other."""
     connection = apsw.Connection(":memory:")
-    connection.execute(sqlite_file.MIGRATIONS[0])
+    for migration in sqlite_file.MIGRATIONS:
+        connection.execute(migration)
     columns = [row[1] for row in connection.execute("PRAGMA table_info(entry)")]
-    assert columns[22 : 22 + len(KINDS)] == list(KINDS)
-    assert len(columns) == 1 + len(sqlite_file.entry_row(an_entry("a/1", at_us=AT_US)))
+    assert set(columns) == {"seq", *sqlite_file.COLUMNS}
+    first = sqlite_file.COLUMNS.index(KINDS[0])
+    assert sqlite_file.COLUMNS[first : first + len(KINDS)] == KINDS
+    assert len(sqlite_file.COLUMNS) == len(sqlite_file.entry_row(an_entry("a/1", at_us=AT_US)))
     connection.close()

@@ -1,10 +1,10 @@
 -- Named queries of the readers and the owner. `-- name: x` starts each one.
 
 -- name: entry
-SELECT * FROM entry WHERE project = :project AND id = :id ORDER BY revision DESC, sign DESC LIMIT 1;
+SELECT seq, {columns} FROM entry WHERE project = :project AND id = :id ORDER BY revision DESC, sign DESC LIMIT 1;
 
 -- name: entries
-SELECT * FROM entry
+SELECT seq, {columns} FROM entry
 WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) AND seq > :after
 ORDER BY seq LIMIT :most;
 
@@ -12,10 +12,7 @@ ORDER BY seq LIMIT :most;
 -- What no cell holds yet.
 DELETE FROM part;
 INSERT INTO part
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
-  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
-  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
-  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
 FROM booked WHERE seq > (SELECT value FROM mark WHERE name = 'rolled')
 GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
 
@@ -23,28 +20,19 @@ GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, mod
 -- What the cells hold.
 DELETE FROM part;
 INSERT INTO part
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
-  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
-  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
-  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
 FROM booked WHERE seq <= (SELECT value FROM mark WHERE name = 'rolled')
 GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
 
 -- name: part_between
 DELETE FROM part;
 INSERT INTO part
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
-  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
-  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
-  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
 FROM booked WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project)
 GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
 
 -- name: cells
-SELECT period, start_us, scope, project, id, provider, model,
-  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
-  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
-  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+SELECT period, start_us, scope, project, id, provider, model, {sums}
 FROM (SELECT * FROM cell UNION ALL SELECT * FROM piece)
 WHERE period = :period AND scope = :scope AND start_us >= :from_us AND start_us < :to_us
   AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
@@ -52,10 +40,7 @@ GROUP BY period, start_us, scope, project, id, provider, model
 ORDER BY start_us, project, id, provider, model;
 
 -- name: tally
-SELECT 'hour', :from_us, scope, project, id, provider, model,
-  sum(calls), sum(attempts), sum(errors), sum(input), sum(cache_read), sum(cache_write_5m), sum(cache_write_1h),
-  sum(output), sum(input_audio), sum(cache_read_audio), sum(output_audio), sum(input_image), sum(output_image),
-  sum(web_search), sum(file_search), sum(reasoning), sum(amount_nanos), sum(inexact_nanos), sum(unpriced)
+SELECT 'hour', :from_us, scope, project, id, provider, model, {sums}
 FROM piece
 WHERE period = 'hour' AND scope = :scope AND (:project IS NULL OR project = :project) AND (:id IS NULL OR id = :id)
 GROUP BY scope, project, id, provider, model
@@ -65,13 +50,7 @@ ORDER BY project, id, provider, model;
 -- Cells that differ from their entries, in either direction.
 WITH since AS (SELECT name AS period, max(value, (SELECT value FROM mark WHERE name = 'entry')) AS start_us FROM mark),
 right AS (
-  SELECT period, scope, start_us, project, id, provider, model,
-    sum(calls) AS calls, sum(attempts) AS attempts, sum(errors) AS errors, sum(input) AS input, sum(cache_read) AS
-    cache_read, sum(cache_write_5m) AS cache_write_5m, sum(cache_write_1h) AS cache_write_1h, sum(output) AS output,
-    sum(input_audio) AS input_audio, sum(cache_read_audio) AS cache_read_audio, sum(output_audio) AS output_audio,
-    sum(input_image) AS input_image, sum(output_image) AS output_image, sum(web_search) AS web_search, sum(file_search)
-    AS file_search, sum(reasoning) AS reasoning, sum(amount_nanos) AS amount_nanos, sum(inexact_nanos) AS inexact_nanos,
-    sum(unpriced) AS unpriced
+  SELECT period, scope, start_us, project, id, provider, model, {sums}
   FROM piece GROUP BY period, scope, start_us, project, id, provider, model
 ),
 stored_only AS (SELECT 'stored' AS side, * FROM (SELECT * FROM cell EXCEPT SELECT * FROM right)),
@@ -105,8 +84,7 @@ SELECT
     WHEN 'user' THEN user WHEN 'key' THEN entry.key WHEN 'model' THEN model WHEN 'tag' THEN tag.value END AS id_of,
   sum(sign * CASE :measure
     WHEN 'usd' THEN ifnull(amount_nanos, 0)
-    WHEN 'tokens' THEN input + cache_read + cache_write_5m + cache_write_1h + input_audio + cache_read_audio + input_image
-      + output + output_audio + output_image
+    WHEN 'tokens' THEN {tokens}
     ELSE 1 END) AS spent
 FROM entry LEFT JOIN json_each(iif(:scope = 'tag', tags, NULL)) AS tag
 WHERE at_us >= :start_us AND at_us < :end_us AND id_of IS NOT NULL

@@ -6,20 +6,14 @@ CREATE TEMP VIEW booked AS SELECT
   seq, at_us, project, agent, session, user, key, tags, other, provider, served AS model,
   at_us - at_us % 3600000000 AS hour_us,
   sign * calls AS calls, sign AS attempts, sign * (outcome IN ('error', 'cut')) AS errors,
-  sign * input AS input, sign * cache_read AS cache_read, sign * cache_write_5m AS cache_write_5m,
-  sign * cache_write_1h AS cache_write_1h, sign * output AS output, sign * input_audio AS input_audio,
-  sign * cache_read_audio AS cache_read_audio, sign * output_audio AS output_audio, sign * input_image AS input_image,
-  sign * output_image AS output_image, sign * web_search AS web_search, sign * file_search AS file_search,
-  sign * reasoning AS reasoning, sign * ifnull(amount_nanos, 0) AS amount_nanos,
+  {signed}, sign * ifnull(amount_nanos, 0) AS amount_nanos,
   sign * iif(status = 'priced', 0, ifnull(amount_nanos, 0)) AS inexact_nanos, sign * (amount_nanos IS NULL) AS unpriced
 FROM entry;
 
 -- The entries under consideration, summed by hour and by all that they are counted by. Filled before `piece` is read:
 -- many entries become few rows here, and only then many cells.
 CREATE TEMP TABLE part AS
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model,
-  calls, attempts, errors, input, cache_read, cache_write_5m, cache_write_1h, output, input_audio, cache_read_audio,
-  output_audio, input_image, output_image, web_search, file_search, reasoning, amount_nanos, inexact_nanos, unpriced
+SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {names}
 FROM booked LIMIT 0;
 
 -- The same once for each scope that it has; `tag` has one row a tag.
@@ -40,7 +34,5 @@ CREATE TEMP VIEW piece AS SELECT
     ELSE unixepoch(hour_us / 1000000, 'unixepoch', 'start of month') * 1000000 END AS start_us,
   CASE WHEN scope = 'key' THEN '' WHEN other LIKE '%"project"%' THEN '_other' ELSE project END AS project,
   CASE WHEN name <> '' AND other LIKE '%"' || scope || '"%' THEN '_other' ELSE name END AS id,
-  provider, model, calls, attempts, errors, input, cache_read, cache_write_5m, cache_write_1h, output, input_audio,
-  cache_read_audio, output_audio, input_image, output_image, web_search, file_search, reasoning, amount_nanos,
-  inexact_nanos, unpriced
+  provider, model, {names}
 FROM scoped CROSS JOIN (SELECT column1 AS period FROM (VALUES ('hour'), ('day'), ('month'))) p;

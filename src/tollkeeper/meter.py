@@ -27,7 +27,7 @@ _ANYTHING: Final = msgspec.json.Decoder(msgspec.Raw)
 class Meter:
     """Reads one reply of one dialect."""
 
-    __slots__ = ("_body", "_reading", "_reducer", "_size", "_splitter", "_stream", "tail")
+    __slots__ = ("_body", "_read", "_reading", "_reducer", "_size", "_split", "_splitter", "_stream", "tail")
 
     def __init__(
         self, dialect: Dialect, *, stream: bool, hide_usage: bool, quirks: frozenset[str], array: bool = False
@@ -35,6 +35,7 @@ class Meter:
         self._reducer = dialect.reducer(stream=stream, hide_usage=hide_usage, quirks=quirks)
         self._stream = stream
         self._splitter = ArraySplitter() if array else Splitter()
+        self._read, self._split = self._reducer.event, self._splitter.feed  # looked up once, not for each chunk
         self._body: list[bytes] = []
         self._size = 0
         self._reading: Reading | None = None
@@ -52,8 +53,10 @@ class Meter:
                 raise StreamBroken(f"The provider sent a body of more than {WHOLE_MAX} bytes.")
             self._body.append(chunk)
             return b""
-        read = self._reducer.event
-        return b"".join([relay for event in self._splitter.feed(chunk) if (relay := read(event)) is not None])
+        events, read = self._split(chunk), self._read
+        if len(events) == 1:
+            return read(events[0]) or b""
+        return b"".join([relay for event in events if (relay := read(event)) is not None])
 
     def finish(self) -> Reading:
         """The bytes are over: what they said. Again: the same."""

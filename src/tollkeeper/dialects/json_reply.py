@@ -36,14 +36,15 @@ _DECIMAL: Final = msgspec.json.Decoder(Decimal)
 
 def is_there(raw: msgspec.Raw) -> bool:
     """Whether a member was given and is not null."""
-    return len(raw) > 0 and raw != _NULL
+    size = len(raw)
+    return size > 0 and (size != 4 or raw != _NULL)
 
 
 def generated_bytes(members: Mapping[str, msgspec.Raw], beside: frozenset[str]) -> int:
     """Bytes of everything in a delta but the members `beside`: JSON text, so at least as many as the text itself."""
     total = 0
     for name, value in members.items():
-        if (size := len(value)) > 2 and name not in beside and value != _NULL:
+        if (size := len(value)) > 2 and (size != 4 or value != _NULL) and name not in beside:
             total += size - 2
     return total
 

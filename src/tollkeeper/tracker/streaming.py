@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -30,6 +30,12 @@ class RecordedStream(Generic[T]):
     """A stream that is booked when it ends. Made by `CostTracker.record_stream`; read it once."""
 
     def __init__(self, recording: Recording, chunks: AsyncIterable[T] | Iterable[T]) -> None:
+        whole = isinstance(chunks, (str, bytes, Mapping)) or hasattr(chunks, "model_dump_json")
+        if whole or not isinstance(chunks, (AsyncIterable, Iterable)):
+            raise ValueError(
+                f"chunks: expected a stream's chunks to iterate over, got {type(chunks).__name__}; a whole reply goes to "
+                "record_response, and of boto3's answers the 'stream' or 'body' in it is the stream"
+            )
         self._account = _Account(recording)
         self._chunks = _relay(chunks, self._account)
 

@@ -14,6 +14,7 @@ from msgspec import structs
 
 from tollkeeper.clock import new_id
 from tollkeeper.dialects import HOMES, METERED
+from tollkeeper.prices.names import is_placed
 from tollkeeper.settlement import Course, entry_of
 from tollkeeper.tracker import arguments
 from tollkeeper.tracker.accounts import Accounts, provider_name
@@ -102,8 +103,16 @@ def course_of(
     left: bool = False,
     latency_ms: int | None = None,
 ) -> Course:
-    """How a call went, from its reply. A `tier` that the caller knows counts: no reply says that it came in a batch."""
+    """How a call went, from its reply. A `tier` that the caller knows counts: no reply says that it came in a batch.
+
+    So does the name asked for, where it has the place that decides the price and the reply's has not: InvokeModel's replies
+    are the vendor's own, which knows nothing of Bedrock's profiles.
+    """
     reading = heard.reading if tier is None else structs.replace(heard.reading, tier=tier)
+    served = reading.model
+    if served is not None and is_placed(hold.model, served):
+        parts = tuple(structs.replace(part, model=None) if part.model == served else part for part in reading.parts)
+        reading = structs.replace(reading, model=None, parts=parts)
     return Course(
         hold=hold, provider=provider, sent=hold.model, prompt_bound=prompt_bound, http_status=http_status,
         is_stream=heard.is_stream, reading=reading, content=heard.content, body_bytes=heard.body_bytes,

@@ -109,6 +109,18 @@ async def test_a_dialects_home_is_its_provider(tmp_path: Path) -> None:
         assert told.entry.provider == "openai"
 
 
+async def test_a_profile_decides_the_price(tmp_path: Path) -> None:
+    """A4: InvokeModel's reply names the vendor's model; the price is that of the profile that was called."""
+    body = {"model": "claude-sonnet-4-5-20250929", "usage": {"input_tokens": 10, "output_tokens": 1}}
+    async with tracker(tmp_path) as costs:
+        for place, usd in (("us.", "3.3"), ("global.", "3"), ("eu.", "3.3")):
+            asked = f"{place}anthropic.claude-sonnet-4-5-20250929-v1:0"
+            told = await costs.record_response(
+                "anthropic-messages", body, project_id="p", model=asked, provider="bedrock"
+            )
+            assert (told.status, told.entry.served, told.entry.charge.terms[0].usd) == ("priced", asked, usd)
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from anthropic import types as anthropic
+from google.genai.types import GenerateContentResponse
 from openai.types import CreateEmbeddingResponse, chat, responses
 from tests.fixtures_folder import reader
 
@@ -167,16 +168,25 @@ WHOLE = {
 }  # fmt: skip
 
 
+def google(documents: list[dict[str, Any]]) -> list[object] | None:
+    """As google-genai makes it of replies: what its version does not know is dropped, a serviceTier for one."""
+    try:
+        return [GenerateContentResponse._from_response(response=document, kwargs={}) for document in documents]
+    except AttributeError:  # an enumeration as a number: recorded of another SDK, this one cannot read it
+        return None
+
+
 def sdk_body(exchange: Any) -> object | None:
     """A reply as its SDK gives it; None where it raises the reply as an error, or where there is no SDK to ask."""
     document = json.loads(exchange.body)
     if exchange.status >= 300 or document.get("error"):
         return None
     dialect = str(dialect_of(exchange))
+    if dialect == "bedrock-converse":
+        return document | {"ResponseMetadata": {"RequestId": "r", "RetryAttempts": 0}}
     if dialect == "google-generate":
-        from google.genai.types import GenerateContentResponse
-
-        return GenerateContentResponse.model_validate(document)
+        read = google([document])
+        return None if read is None else read[0]
     return WHOLE[dialect].construct(**document) if dialect in WHOLE else None
 
 
@@ -195,9 +205,7 @@ def sdk_events(exchange: Any) -> list[object] | None:
 
             return [construct_type(type_=responses.ResponseStreamEvent, value=event) for event in found]
         case "google-generate":
-            from google.genai.types import GenerateContentResponse
-
-            return [GenerateContentResponse.model_validate(event) for event in found]
+            return google(found)
         case "bedrock-converse":
             return list(found)
     return None
@@ -218,9 +226,9 @@ async def test_sdk_objects_are_the_same_entry(tmp_path: Path, exchange: Any) -> 
 
     for form in [given] if is_whole(exchange) else [given, iter(given), stream()]:
         entry = (await recorded(tmp_path, exchange, form)).entry
-        for name in ("served", "tier", "speed", "geo", "outcome", "parts", "note"):
+        told = ("served", "tier", "speed", "geo", "outcome", "parts", "note")
+        for name in told if b'"serviceTier"' not in exchange.body else set(told) - {"tier"}:
             assert getattr(entry, name) == getattr(expected, name), name
-        if expected.charge.status != "estimated":
+        assert entry.charge.status == expected.charge.status
+        if metered(exchange, frozenset()).final:  # else the bytes of the text count, and its blanks
             assert (entry.usage, entry.charge) == (expected.usage, expected.charge)
-        else:
-            assert entry.charge.status == "estimated"

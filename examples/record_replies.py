@@ -39,7 +39,7 @@ async def main() -> None:
 
         async with tracker.record_stream("openai-chat", chunks(), **call) as stream:
             async for _ in stream:
-                break  # what was seen is an estimate from above
+                break  # estimated by what was seen
         print(f"left early: ${stream.recorded.amount_usd}, {stream.recorded.status}")
 
         usage = {"inputTokens": 1200, "outputTokens": 300, "totalTokens": 1500}

@@ -15,7 +15,7 @@ from msgspec import structs
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import StreamBroken
 from tollkeeper.json_array import ArraySplitter
-from tollkeeper.sse import Splitter, read_event
+from tollkeeper.sse import Event, Splitter, read_event
 from tollkeeper.values import Reading
 
 WHOLE_MAX: Final = 64 << 20
@@ -93,20 +93,25 @@ class Meter:
         return self._reducer.error
 
     def _read_tail(self) -> int:
-        """A last event without its blank line is read if it is all there; half of one is dropped.
-
-        Returns the bytes dropped: there was text among them, or it was on its way.
-        """
-        rest = self._splitter.rest()
-        event = read_event(rest)
-        if not event.data:
-            return 0 if rest.startswith(b":") else len(rest.strip())
-        if not event.data.startswith(b"[DONE]"):
-            try:
-                _ANYTHING.decode(event.data)
-            except (msgspec.DecodeError, RecursionError):
-                return len(rest)
-        relay = self._reducer.event(event)
+        """A last event without its blank line is read if it is all there; half of one is dropped: how many bytes."""
+        event, lost = last_event(self._splitter.rest())
+        relay = None if event is None else self._reducer.event(event)
         if relay is not None:
             self.tail = relay.rstrip(b"\r\n") + b"\n\n"
-        return 0
+        return lost
+
+
+def last_event(rest: bytes) -> tuple[Event | None, int]:
+    """The event in what follows the last blank line, if it is all there; else how many bytes are of no use.
+
+    There was text among them, or it was on its way.
+    """
+    event = read_event(rest)
+    if not event.data:
+        return None, 0 if rest.startswith(b":") else len(rest.strip())
+    if not event.data.startswith(b"[DONE]"):
+        try:
+            _ANYTHING.decode(event.data)
+        except (msgspec.DecodeError, RecursionError):
+            return None, len(rest)
+    return event, 0

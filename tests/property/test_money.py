@@ -12,7 +12,7 @@ from msgspec import structs
 from tollkeeper.money import format_nanos, parse_usd, to_nanos, to_usd
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import KINDS as PRICED
-from tollkeeper.prices.file import Override
+from tollkeeper.prices.override import Override
 from tollkeeper.prices.rates import BILLED
 from tollkeeper.values import KINDS, UNIT_KINDS, Charge, Part, Provider, Reading, Usage
 

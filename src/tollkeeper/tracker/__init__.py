@@ -127,7 +127,9 @@ class CostTracker:
         entry = Entry(
             id=f"{call}/1", call=call, at_us=at_us, scopes=scopes, dialect=DIALECT,
             provider=provider_name(provider, model, prices), model=model, served=model, tier=tier, usage=used,
-            charge=prices.charge(reading, provider=accounts.provider(provider), model=model, at_us=at_us),
+            charge=prices.charge(
+                reading, provider=accounts.provider(provider), model=model, at_us=at_us, key=scopes.key, route=model
+            ),
         )  # fmt: skip
         return await accounts.book(entry)
 
@@ -167,7 +169,9 @@ class CostTracker:
             return Hold(
                 id=f"{call}/1", call=call, attempt=1, scopes=scopes, dialect=DIALECT,
                 provider=provider_name(provider, model, prices), model=model,
-                quote_nanos=None if cap is None else prices.quote_nanos(place, model, prompt, cap, at_us),
+                quote_nanos=None if cap is None else prices.quote_nanos(
+                    place, model, prompt, cap, at_us, key=scopes.key, route=model
+                ),
                 quote_usage=bound, at_us=at_us, deadline_us=at_us + int(config.hold_ttl_s * MICROS),
                 price_version=prices.version,
             )  # fmt: skip
@@ -250,7 +254,7 @@ class CostTracker:
         place = self._accounts.provider(arguments.optional(provider, "provider"))
         default = arguments.cost(default_usd, "default_usd")
         prices = await self._accounts.prices()
-        nanos = prices.quote_nanos(place, model, prompt, output, self._clock.now_us())
+        nanos = prices.quote_nanos(place, model, prompt, output, self._clock.now_us(), route=model)
         return default if nanos is None else to_usd(nanos)
 
     async def calculate_cost(
@@ -273,7 +277,7 @@ class CostTracker:
         reading = Reading(parts=(Part(used),), tier=arguments.optional(tier, "tier"), final=True)
         at_us = arguments.instant(timestamp, "timestamp", self._clock.now_us())
         prices = await self._accounts.prices()
-        nanos = prices.charge(reading, provider=place, model=model, at_us=at_us).amount_nanos
+        nanos = prices.charge(reading, provider=place, model=model, at_us=at_us, route=model).amount_nanos
         return None if nanos is None else to_usd(nanos)
 
 

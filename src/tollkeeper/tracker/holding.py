@@ -126,7 +126,8 @@ class CallHold:
             model=hold.model, served=served, tier=reading.tier, usage=used,
             latency_ms=round((accounts.clock.monotonic_s() - self._started_s) * 1000),
             charge=prices.charge(
-                reading, provider=accounts.provider(self._provider), model=hold.model, at_us=hold.at_us
+                reading, provider=accounts.provider(self._provider), model=hold.model, at_us=hold.at_us,
+                key=hold.scopes.key, route=hold.model,
             ),
         )  # fmt: skip
         return await to_its_end(self._book("settle", entry))

@@ -10,7 +10,7 @@ from tests.pricing import charge, overridden, provider, us
 
 from tollkeeper.errors import ConfigError
 from tollkeeper.prices import PriceBook
-from tollkeeper.prices.data import VERSION
+from tollkeeper.prices.file import parse
 from tollkeeper.values import Term, Usage
 
 DAY_US = 86_400_000_000
@@ -85,11 +85,12 @@ def test_override_without_a_provider_told() -> None:
 
 
 def test_load(tmp_path: Path) -> None:
-    """A5: a book of a file has its prices; a negative price is refused at load; no file is the data alone."""
+    """A5: a book of a file or of entries has its prices; a negative price is refused at load; None is without any."""
     path = tmp_path / "prices.toml"
     path.write_text('[[price]]\nmodel = "m"\ninput = "2.50"\noutput = "10"\n')
     assert charge(Usage(input=1_000_000), "m", book=PriceBook.load(path)).amount_nanos == 2_500_000_000
+    assert PriceBook.load(parse(path.read_text())).version == PriceBook.load(path).version
     path.write_text('[[price]]\nmodel = "m"\ninput = "-2.50"\n')
     with pytest.raises(ConfigError, match="negative"):
         PriceBook.load(path)
-    assert PriceBook.load(None).version == VERSION
+    assert PriceBook.load(None).version == PriceBook().version

@@ -355,7 +355,8 @@ def with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str]
         tables = read(config, environ)[0].providers
     except ConfigError as error:
         raise blamed(error, environ) from None
-    if not tables and load(config, environ).providers:
+    usable = [preset for preset in presets().values() if preset.base_url]
+    if not tables and any(environ.get(name, "").strip() for preset in usable for name in preset.key_env):
         return environ
     names = [name for preset in presets().values() for name in preset.key_env]
     names += [table.api_key_env for table in tables.values() if table.api_key_env is not None]

@@ -44,15 +44,16 @@ class App:
     async def running(self, path: Path | None = None, environ: Mapping[str, str] | None = None) -> AsyncIterator[App]:
         """Open the pool and start the chores; at the end stop them and close the ledger.
 
-        With the configuration's `path`, changed budgets, keys and prices are taken while it runs.
+        With the configuration's `path`, changed budgets, keys and prices are taken while it runs; without, changed prices.
         """
         gate = self.gate
         works: list[tuple[str, float, chores.Work]] = [
             ("expire", chores.EXPIRE_EVERY_S, lambda: chores.expire(gate)),
             ("prune", chores.PRUNE_EVERY_S, lambda: chores.prune(gate, self.config.retention)),
         ]
-        if path is not None or isinstance(self.config.prices, Path):
-            works.append(("reload", chores.RELOAD_EVERY_S, Reload(path, environ or {}, gate, self.config.prices)))
+        prices = _price_file(self.config)
+        if path is not None or prices is not None:
+            works.append(("reload", chores.RELOAD_EVERY_S, Reload(path, environ or {}, gate, prices)))
         tasks = [asyncio.create_task(chores.every(*work)) for work in works]
         try:
             yield self
@@ -69,9 +70,11 @@ class App:
 class Reload:
     """Takes budgets, keys and prices when the configuration or price file changes; one with a mistake changes nothing."""
 
-    def __init__(self, path: Path | None, environ: Mapping[str, str], gate: flow.Gate, prices: object = None) -> None:
+    def __init__(
+        self, path: Path | None, environ: Mapping[str, str], gate: flow.Gate, prices: Path | None = None
+    ) -> None:
         self._path, self._environ, self._gate = path, environ, gate
-        self._prices = prices if isinstance(prices, Path) else None
+        self._prices = prices
         self._seen = _stamp(path), _stamp(self._prices)
 
     async def __call__(self) -> None:
@@ -81,7 +84,7 @@ class Reload:
         try:
             config = load({} if self._path is None else self._path, self._environ)
             check_listen(config)
-            self._prices = config.prices if isinstance(config.prices, Path) else None
+            self._prices = _price_file(config)
             stamps = stamps[0], _stamp(self._prices)  # watched from now on, also if it has a mistake
             prices = PriceBook.load(config.prices)
         except ConfigError as error:
@@ -94,6 +97,11 @@ class Reload:
             self._gate.prices = prices  # calls under way keep the book of their admission
         self._seen = stamps  # only now: what the ledger did not take is tried again
         log.warning("changed budgets, keys and prices are taken; other settings at the next start")
+
+
+def _price_file(config: Config) -> Path | None:
+    """The price file to watch; None: there is none, or the prices stand in the settings."""
+    return config.prices if isinstance(config.prices, Path) else None
 
 
 def _stamp(path: Path | None) -> tuple[int, int] | None:

@@ -191,9 +191,8 @@ async def test_reload_prices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         return built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, built.gate.clock.now_us())
 
     write('[[price]]\nmodel = "mine"\ninput = 2\n')
-    settings = loaded(tmp_path, 'prices = "prices.toml"')
-    built = app.build(settings)
-    reload = app.Reload(tmp_path / "tollkeeper.toml", {}, built.gate, settings.prices)
+    built = app.build(loaded(tmp_path, 'prices = "prices.toml"'))
+    reload = app.Reload(tmp_path / "tollkeeper.toml", {}, built.gate, prices)
     admitted = built.gate.prices
     assert cost() == 2_000_000_000
     write('[[price]]\nmodel = "mine"\ninput = 3\n')
@@ -213,11 +212,25 @@ async def test_reload_prices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     await built.gate.store.close()
 
 
+async def test_reload_without_a_configuration_file(tmp_path: Path) -> None:
+    """A price file that a variable names is watched as well."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "mine"\ninput = 2\n')
+    environ = {"TOLLKEEPER_PRICES": str(prices), "TOLLKEEPER_STORE": "memory:"}
+    built = app.build(config.load({}, environ))
+    before = asyncio.all_tasks()
+    async with built.running(None, environ):
+        assert len(asyncio.all_tasks() - before) == 3  # expire, prune, reload
+    reload = app.Reload(None, environ, built.gate, prices)
+    prices.write_text('[[price]]\nmodel = "mine"\ninput = "2.5"\n')
+    await reload()
+    assert built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, 0) == 2_500_000_000
+
+
 async def test_reload_follows_the_setting(tmp_path: Path) -> None:
     """Prices in the settings are taken too, and a price file that is named only later is watched, also with a mistake."""
-    settings = loaded(tmp_path, '[[prices]]\nmodel = "mine"\ninput = 2\n')
-    built = app.build(settings)
-    reload = app.Reload(tmp_path / "tollkeeper.toml", {}, built.gate, settings.prices)
+    built = app.build(loaded(tmp_path, '[[prices]]\nmodel = "mine"\ninput = 2\n'))
+    reload = app.Reload(tmp_path / "tollkeeper.toml", {}, built.gate)
     assert built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, 0) == 2_000_000_000
     book = built.gate.prices
     loaded(tmp_path, 'drain_limit = 7\n[[prices]]\nmodel = "mine"\ninput = 2\n')

@@ -30,6 +30,10 @@ from tollkeeper.values import Charge, ChargeStatus, Provider, Reading, Term
 
 _MAX_TABLES: Final = 4096
 _MAX_USD: Final = Decimal(MAX_NANOS // 10**9)
+_Way = tuple[str | None, str | None, str | None]
+"""How a call is served: tier, speed, place."""
+_Name = tuple[str | _Way | None, ...]
+"""What a table is kept under: provider, its id in the price data, model, way; key and route where entries name some."""
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -46,7 +50,7 @@ class PriceBook:
     def __init__(self, overrides: tuple[Override, ...] = ()) -> None:
         self.layers = Layers(overrides)
         self.version: str = f"{price_data.VERSION}+{fingerprint(price_file.shipped(), overrides)}"
-        self._tables: dict[tuple[str | None, ...], _Table] = {}
+        self._tables: dict[_Name, _Table] = {}
         self._keys, self._routes = self.layers.keys, self.layers.routes
         self._scoped = bool(self._keys or self._routes)
 
@@ -83,17 +87,22 @@ class PriceBook:
 
         `key` is the virtual key of a call, `route` the name that its client asked for: entries may be for them alone.
         """
+        return self._rates(provider, model, at_us, (tier, speed, geo), key, route)
+
+    def _rates(
+        self, provider: Provider | None, model: str, at_us: int, way: _Way, key: str | None, route: str | None
+    ) -> Rates | None:
         name, place = (None, None) if provider is None else (provider.name, provider.prices)
-        asked: tuple[str | None, ...] = (name, place, model, tier, speed, geo)
-        if self._scoped:
+        asked: _Name = (name, place, model, way)
+        if self._scoped:  # only what entries name: the cache does not grow with callers
             key = key if key in self._keys else None
             route = route.lower() if route is not None and route.lower() in self._routes else None
-            asked = (*asked, key, route)
+            asked = (name, place, model, way, key, route)
         table = self._tables.get(asked)
         if table is None or not table.from_us <= at_us < table.until_us:
-            if max(len(model), len(tier or ""), len(speed or ""), len(geo or "")) > MAX_NAME:
+            if max(len(model), *(len(each or "") for each in way)) > MAX_NAME:
                 return None  # not a name; and no room for it in the cache
-            stack = self.layers.stack(Asked(name, place, model, call_context(tier, speed, geo), key, route), at_us)
+            stack = self.layers.stack(Asked(name, place, model, call_context(*way), key, route), at_us)
             table = _Table(stack.from_us, stack.until_us, compile_sheet(stack.sheet, stack.gaps))
             if len(self._tables) >= _MAX_TABLES:
                 self._tables.clear()
@@ -117,23 +126,13 @@ class PriceBook:
         `key` and `route` as in `rates`.
         """
         total, terms, missing, unpriced = ZERO, list[Term](), list[str](), not reading.parts
+        way = (reading.tier, reading.speed, reading.geo)
         for number, part in enumerate(reading.parts):
             served = part.model if part.model is not None else reading.model if reading.model is not None else model
-            rates = self.rates(
-                provider, served, at_us, tier=reading.tier, speed=reading.speed, geo=reading.geo, key=key, route=route
-            )
+            rates = self._rates(provider, served, at_us, way, key, route)
             if rates is None and served != model and (part.model is None or part.model == reading.model):
                 # The price of the asked name: the served one is a form of it, or is said to have a stand-in.
-                rates = self.rates(
-                    provider,
-                    model,
-                    at_us,
-                    tier=reading.tier,
-                    speed=reading.speed,
-                    geo=reading.geo,
-                    key=key,
-                    route=route,
-                )
+                rates = self._rates(provider, model, at_us, way, key, route)
                 if rates is not None and not is_form(served, model):
                     missing.append(f"model={served[:MAX_NAME]}")
             if rates is None:
@@ -181,7 +180,7 @@ class PriceBook:
         usual = tier is speed is geo is None
         ways = ((None, None, None),) if usual else product({None, tier}, {None, speed}, {None, geo})
         for way in ways:
-            rates = self.rates(provider, model, at_us, tier=way[0], speed=way[1], geo=way[2], key=key, route=route)
+            rates = self._rates(provider, model, at_us, way, key, route)
             if rates is None:
                 return None
             bound = rates.bound(prompt_tokens, output_tokens)

@@ -177,7 +177,7 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
         return
     quote = estimate(
         call.prices, ask, routes, default_output_cap=limits.default_output_cap,
-        model_output_caps=limits.output_caps, at_us=now_us,
+        model_output_caps=limits.output_caps, at_us=now_us, key=scopes.key,
     )  # fmt: skip
     bound = None
     if quote.output_cap is not None:

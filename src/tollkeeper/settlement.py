@@ -102,7 +102,8 @@ def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
     if not exact:
         reading = _estimated(course)
     charge = prices.charge(
-        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, estimated=not exact
+        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, estimated=not exact, key=hold.scopes.key,
+        route=hold.model,
     )  # fmt: skip
     return reading, charge
 

@@ -194,6 +194,23 @@ def test_several_models_in_one_call() -> None:
     assert estimate.charge.amount_nanos == 90 * INPUT + 12 * OUTPUT
 
 
+def test_priced_for_its_key_and_its_route() -> None:
+    """A4: entries for the call's key and for the name that its client asked for are those of its charge."""
+    book = overridden(
+        '[[price]]\nmodel = "m"\ninput = 1\noutput = 2\n[[price]]\nroute = "smart"\ninput = 3\noutput = 4\n'
+        '[[price]]\nkey = "ci"\nmodels = ["*"]\nmultiplier = "0.5"'
+    )
+
+    def amount(model: str, key: str | None) -> int | None:
+        scopes = structs.replace(HOLD.scopes, key=key)
+        course = structs.replace(GOOD, hold=structs.replace(HOLD, model=model, scopes=scopes))
+        return entry_of(book, course).charge.amount_nanos
+
+    plain, route = 90 * 1000 + 7 * 2000, 90 * 3000 + 7 * 4000
+    assert [amount("m", None), amount("m", "ci"), amount("smart", None)] == [plain, plain // 2, route]
+    assert [amount("Smart", "ci"), amount("m", "other")] == [route // 2, plain]
+
+
 def test_an_entry_is_the_holds() -> None:
     """Who, when and which attempt are the hold's; what served is the reply's, within bounds."""
     scopes = Scopes(project="p", session="s", tags=("t",))

@@ -129,7 +129,9 @@ class CostTracker:
         accounts = self._accounts
         prices = await accounts.prices()
         reading = Reading(parts=(Part(used),), tier=tier, reported_usd=reported, final=True)
-        charge = prices.charge(reading, provider=accounts.provider(provider), model=model, at_us=at_us)
+        charge = prices.charge(
+            reading, provider=accounts.provider(provider), model=model, at_us=at_us, key=scopes.key, route=model
+        )
         attempt = unheld(call, scopes, DIALECT, provider_name(provider, model, prices), model, at_us)
         return await accounts.book(entry_for(attempt, reading, charge, sent=model))
 
@@ -238,7 +240,9 @@ class CostTracker:
             return Hold(
                 id=f"{call}/1", call=call, attempt=1, scopes=scopes, dialect=DIALECT,
                 provider=provider_name(provider, model, prices), model=model,
-                quote_nanos=None if cap is None else prices.quote_nanos(place, model, prompt, cap, at_us),
+                quote_nanos=None if cap is None else prices.quote_nanos(
+                    place, model, prompt, cap, at_us, key=scopes.key, route=model
+                ),
                 quote_usage=bound, at_us=at_us, deadline_us=at_us + int(config.hold_ttl_s * MICROS),
                 price_version=prices.version,
             )  # fmt: skip
@@ -321,7 +325,7 @@ class CostTracker:
         place = self._accounts.provider(arguments.optional(provider, "provider"))
         default = arguments.cost(default_usd, "default_usd")
         prices = await self._accounts.prices()
-        nanos = prices.quote_nanos(place, model, prompt, output, self._clock.now_us())
+        nanos = prices.quote_nanos(place, model, prompt, output, self._clock.now_us(), route=model)
         return default if nanos is None else to_usd(nanos)
 
     async def calculate_cost(
@@ -344,7 +348,7 @@ class CostTracker:
         reading = Reading(parts=(Part(used),), tier=arguments.optional(tier, "tier"), final=True)
         at_us = arguments.instant(timestamp, "timestamp", self._clock.now_us())
         prices = await self._accounts.prices()
-        nanos = prices.charge(reading, provider=place, model=model, at_us=at_us).amount_nanos
+        nanos = prices.charge(reading, provider=place, model=model, at_us=at_us, route=model).amount_nanos
         return None if nanos is None else to_usd(nanos)
 
 

@@ -127,7 +127,9 @@ class CallHold:
             parts=(Part(used),), model=served, tier=arguments.optional(tier, "tier"), reported_usd=reported, final=True
         )
         prices, provider = await accounts.prices(), accounts.provider(self._provider)
-        charge = prices.charge(reading, provider=provider, model=hold.model, at_us=hold.at_us)
+        charge = prices.charge(
+            reading, provider=provider, model=hold.model, at_us=hold.at_us, key=hold.scopes.key, route=hold.model
+        )
         entry = entry_for(hold, reading, charge, sent=hold.model, latency_ms=self._latency_ms)
         return await to_its_end(self._book("settle", entry))
 

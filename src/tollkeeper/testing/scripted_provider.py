@@ -13,7 +13,8 @@ import msgspec
 
 from tollkeeper.errors import StreamBroken, UpstreamUnreachable
 from tollkeeper.testing.faults import Piece, Refuse
-from tollkeeper.testing.replies import PATHS, Reply, error_body, error_piece
+from tollkeeper.testing.paths import PATHS
+from tollkeeper.testing.replies import Reply, error_body, error_piece
 from tollkeeper.testing.script import Planned
 from tollkeeper.testing.stage import Story, Tell
 from tollkeeper.upstream import Answer

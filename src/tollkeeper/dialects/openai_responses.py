@@ -241,7 +241,7 @@ class Reducer:
             return event.raw
         match kind:
             case "response.output_item.added":
-                self.content = self.content or read_members(chunk.item).get("type", b"") not in _FRAMES
+                self.content = self.content or bytes(read_members(chunk.item).get("type", b"")) not in _FRAMES
             case "response.output_item.done":
                 self._finish_item(read_members(chunk.item))
             case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":

@@ -110,7 +110,7 @@ def _calls(items: list[_Item], *, every_search_item: bool) -> dict[str, int]:
     for item in items:
         match item.type:
             case "web_search_call":
-                searches += every_search_item or read_members(item.action).get("type", b"") == b'"search"'
+                searches += every_search_item or bytes(read_members(item.action).get("type", b"")) == b'"search"'
             case "file_search_call":
                 files += 1
             case "code_interpreter_call":

@@ -38,7 +38,6 @@ OWNERS = {
     "testing/paths": "integration/test_fake_provider.py",
     "testing/provider": "integration/test_fake_provider.py",
     "testing/replies": "integration/test_fake_provider.py",
-    "testing/responses_replies": "integration/test_fake_provider.py",
     "testing/samples": "conformance/test_stores.py",
     "testing/serving": "integration/test_fake_provider.py",
 }

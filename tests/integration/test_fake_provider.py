@@ -1,4 +1,4 @@
-"""The fake provider, asked by the official SDKs and byte by byte: what every other integration test stands on."""
+"""The fake provider and its replies, asked by the official SDKs and byte by byte: what every other integration test stands on."""
 
 from __future__ import annotations
 

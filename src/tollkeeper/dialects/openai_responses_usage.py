@@ -18,7 +18,7 @@ from tollkeeper.dialects.json_reply import ABSENT, UNREADABLE, Count, is_there, 
 from tollkeeper.dialects.openai_wire import read_response_usage
 from tollkeeper.values import Part, Usage
 
-DRAWN_TOKENS: Final = 6_240
+DRAWN_MOST: Final = 6_240
 """An image that was drawn and whose tokens are not stated: the most that gpt-image-1 takes for one."""
 IMAGE_MODEL: Final = "gpt-image-1"
 """The model that draws where the tool names none: the documented default."""
@@ -124,7 +124,7 @@ def _drawn(raw: msgspec.Raw, images: int) -> tuple[Usage | None, bool]:
     """Tokens of the images that a tool drew, None where it drew none; and whether they are assumed."""
     counted = read_response_usage(raw)[0] if is_there(raw) else None
     if counted is None:
-        return (Usage(output_image=DRAWN_TOKENS * images), True) if images else (None, False)
+        return (Usage(output_image=DRAWN_MOST * images), True) if images else (None, False)
     usage = counted.usage
     if b'"output_tokens_details"' not in bytes(raw):  # what a drawing model gives is pixels
         usage = structs.replace(usage, output=0, output_image=usage.output)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tollkeeper.dialects.json_reply import UNREADABLE
-from tollkeeper.dialects.openai_responses_usage import DRAWN_TOKENS, IMAGE_MODEL, Spent, read_response, read_spent
+from tollkeeper.dialects.openai_responses_usage import DRAWN_MOST, IMAGE_MODEL, Spent, read_response, read_spent
 from tollkeeper.values import Part, Usage
 
 
@@ -123,7 +123,7 @@ def test_drawn_images() -> None:
 def test_images_without_tokens() -> None:
     """An image whose tokens are not stated is never free: the most that one takes, marked as inferred."""
     found = spent(output=[{"type": "image_generation_call", "result": "AAAA"}] * 2)
-    assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_TOKENS), IMAGE_MODEL)
+    assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_MOST), IMAGE_MODEL)
     assert found.inferred
 
 

@@ -62,7 +62,7 @@ def _response(body: dict[str, Any], number: int, model: str) -> dict[str, Any]:
     return {
         "id": f"resp_{number:08d}", "object": "response", "created_at": CREATED, "status": "in_progress",
         "background": False, "error": None, "incomplete_details": None, "instructions": body.get("instructions"),
-        "max_output_tokens": body.get("max_output_tokens"), "model": model, "output": [], "parallel_tool_calls": True,
+        "model": model, "output": [], "parallel_tool_calls": True,
         "previous_response_id": None, "reasoning": {"effort": None, "summary": None},
         "service_tier": "default" if body.get("service_tier") in (None, "auto") else body["service_tier"],
         "store": True, "temperature": 1.0, "text": {"format": {"type": "text"}}, "tool_choice": "auto",

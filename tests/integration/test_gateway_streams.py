@@ -104,9 +104,8 @@ async def test_usage_on_any_chunk(tmp_path: Path, last: bytes) -> None:
 async def test_messages_stream_is_booked_as_billed(tmp_path: Path) -> None:
     """A3: message_start and message_delta overlay each other; the SDK's final message agrees with the ledger."""
     async with gateway(tmp_path, FakeProvider(cached_tokens=5, reasoning_tokens=2)) as gw:
-        async with gw.anthropic() as client:
-            async with client.messages.stream(**BODIES["anthropic-messages"]) as stream:
-                message = await stream.get_final_message()
+        async with gw.anthropic() as client, client.messages.stream(**BODIES["anthropic-messages"]) as stream:
+            message = await stream.get_final_message()
         entry = await gw.entry()
     assert entry.usage == gw.fake.bill[0].usage
     assert (message.usage.output_tokens, message.usage.cache_read_input_tokens) == (entry.usage.output, 5)

@@ -5,6 +5,8 @@ the stream: completed, incomplete, failed or cancelled. Searches, containers and
 counted once, in that last object: by the provider's own count where it states one, else by the items of `output`.
 
 A response that failed before anything was generated costs nothing; one that failed later and tells no usage is estimated.
+Content is text that was seen, because that is what bounds an estimate: a thought or an image that leaves no text behind is
+none, and then the hold's own bound counts.
 """
 
 from __future__ import annotations
@@ -179,6 +181,7 @@ _NOT_GENERATED: Final = frozenset((
     "type", "id", "status", "role", "result", "results", "output", "outputs", "tools", "container_id",
 ))  # fmt: skip
 """Members of an item that name it or that a tool brought."""
+_ENDS: Final = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
 _FRAMES: Final = (b'"message"', b'"reasoning"')
 """Items that open empty."""
 
@@ -197,6 +200,7 @@ class Reducer:
 
     __slots__ = (
         "_absurd",
+        "_begun",
         "_done_bytes",
         "_every_search_item",
         "_inferred",
@@ -215,6 +219,7 @@ class Reducer:
         self.content = False
         self.error: str | None = None
         self._absurd = False
+        self._begun = False  # something was generated or done, also where none of it can be seen
         self._done_bytes = 0  # of finished items
         self._every_search_item = every_search_item
         self._inferred = False
@@ -246,18 +251,18 @@ class Reducer:
             return event.raw
         match kind:
             case "response.output_item.added":
-                self.content = self.content or bytes(read_members(chunk.item).get("type", b"")) not in _FRAMES
+                self._begun = self._begun or bytes(read_members(chunk.item).get("type", b"")) not in _FRAMES
             case "response.output_item.done":
                 self._finish_item(read_members(chunk.item))
-            case "response.completed" | "response.incomplete" | "response.failed" | "response.cancelled":
+            case _ if kind in _ENDS:
                 self.ended = True
                 self._finish(chunk.response, kind.removeprefix("response."))
             case "response.created" | "response.in_progress" | "response.queued":
                 self._begin(chunk.response)
             case "response.image_generation_call.partial_image":
-                self.content = True
+                self._begun = True
             case _ if kind.endswith(".done"):
-                self.content = True
+                self._begun = True
             case _:  # a tool's progress, annotations, empty parts, and what may come
                 pass
         return event.raw
@@ -297,9 +302,10 @@ class Reducer:
 
     def _finish_item(self, item: dict[str, msgspec.Raw]) -> None:
         """An item counts by its deltas or as it stands, whichever is more: reasoning may come sealed and without deltas."""
-        self.content = True
+        self._begun = True
         self._done_bytes += max(self._open_bytes, generated_bytes(item, _NOT_GENERATED))
         self._open_bytes = 0
+        self.content = self.content or self._done_bytes > 0
 
     def _finish(self, raw: msgspec.Raw | bytes, status: str | None) -> None:
         """Read the last response object: of the event `status`, or a whole body, which says its own."""
@@ -314,7 +320,7 @@ class Reducer:
             self.error = self.error or (error_label(response.error) if is_there(response.error) else "failed")
         if is_there(response.usage):
             self._count(response)
-        elif status == "failed" and not self.content and len(response.output) <= 2:
+        elif status == "failed" and not (self.content or self._begun) and len(response.output) <= 2:
             self._parts = (Part(Usage(), self._model),)
 
     def _count(self, response: Response) -> None:
@@ -331,7 +337,9 @@ class Reducer:
         """Relayed, and counted as content, because it may be: what was relayed cannot be called back."""
         self.content = True
         self._open_bytes += len(event.data)
-        if event.name == b"error":
+        name = event.name.decode("latin-1")
+        self.ended = self.ended or name in _ENDS
+        if name == "error":
             self.error = "error"
 
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from tollkeeper.testing.faults import Piece
 from tollkeeper.testing.replies import CREATED, SERVED, BadAskError, Reply, Traits, _cap, _check, _words, encode, tokens
 from tollkeeper.values import Usage
+
+FAILED: Final = Piece(
+    b'event: response.failed\ndata: {"type":"response.failed","response":{"status":"failed","error":'
+    b'{"code":"server_error","message":"The model failed."},"output":[],"usage":null}}\n\n'
+)
+"""How a stream ends after an error."""
 
 
 def openai_responses(body: dict[str, Any], number: int, traits: Traits) -> Reply:

@@ -179,6 +179,8 @@ def test_type_without_a_name() -> None:
     assert replay(event("response.completed", named=False, response=response)).parts == (Part(READ, None),)
     named = read_event(b'event: response.completed\ndata: {"response":' + json.dumps(response).encode() + b"}\n\n")
     assert replay(named).ended
+    unreadable = replay(delta(), read_event(b"event: response.completed\ndata: {\n\n"))
+    assert (unreadable.ended, unreadable.parts) == (True, ())
 
 
 def test_broken_off() -> None:
@@ -212,14 +214,18 @@ CONTENT = {
     "an empty message": (event("response.output_item.added", item={"type": "message", "content": []}), False),
     "an empty thought": (event("response.output_item.added", item={"type": "reasoning", "summary": []}), False),
     "an empty part": (event("response.content_part.added", part={"type": "output_text", "text": ""}), False),
-    "a call": (event("response.output_item.added", item={"type": "function_call", "name": "f"}), True),
-    "a search": (event("response.output_item.added", item={"type": "web_search_call"}), True),
+    "a call": (event("response.output_item.added", item={"type": "function_call", "name": "f"}), False),
+    "a search": (event("response.output_item.added", item={"type": "web_search_call"}), False),
     "text": (delta(), True),
     "no text": (delta(""), False),
     "null": (delta(None), False),
-    "a part of an image": (event("response.image_generation_call.partial_image", partial_image_b64="AAAA"), True),
-    "text as a whole": (event("response.output_text.done", text="Hi"), True),
+    "a part of an image": (event("response.image_generation_call.partial_image", partial_image_b64="AAAA"), False),
+    "text as a whole": (event("response.output_text.done", text="Hi"), False),
     "an item": (event("response.output_item.done", item=MESSAGE), True),
+    "a thought that is not told": (
+        event("response.output_item.done", item={"type": "reasoning", "summary": []}),
+        False,
+    ),
     "what may come, with a delta": (event("response.smell.delta", delta={"rose": 1}), True),
     "what may come": (event("response.smell.sensed", x=1), False),
     "not JSON": (read_event(b"data: {\n\n"), True),
@@ -228,7 +234,7 @@ CONTENT = {
 
 @pytest.mark.parametrize(("one", "content"), CONTENT.values(), ids=CONTENT)
 def test_content(one: Event, content: bool) -> None:
-    """D5: frames and progress are not content; text, calls, images and what cannot be read are."""
+    """D5: content is generated text, and what cannot be read; frames, progress and what leaves no text are not."""
     reducer = openai_responses.reducer(stream=True, hide_usage=False, quirks=NONE)
     assert reducer.event(one) == one.raw
     assert reducer.content is content
@@ -254,7 +260,10 @@ def test_errors_in_the_stream(one: Event, error: str) -> None:
 
 
 def test_failed() -> None:
-    """Failed before anything was generated is zero, and the provider's last word; after that it is not known."""
+    """Failed before anything was generated is zero, and the provider's last word; after that it is not known.
+
+    Also where it was nothing that can be seen: a call that opened, a search, a thought, a part of an image.
+    """
     failed = ends("failed", None, error={"code": "server_error"}, output=[])
     reading = replay(CREATED, failed)
     assert (reading.parts, reading.final, reading.ended) == ((Part(Usage(), "gpt-5-2025-08-07"),), True, True)
@@ -264,6 +273,8 @@ def test_failed() -> None:
         replay(ends("completed", None)),
     ):
         assert (reading.parts, reading.final, reading.ended) == ((), False, True)
+    for begun in ("a call", "a search", "a part of an image", "text as a whole", "a thought that is not told"):
+        assert replay(CREATED, CONTENT[begun][0], failed).parts == ()
     assert replay(delta(), ends("failed")).parts == (Part(READ, "gpt-5-2025-08-07"),)
 
 

@@ -17,8 +17,9 @@ from tollkeeper import app, config
 from tollkeeper.api import CALLS
 from tollkeeper.clock import Clock
 from tollkeeper.server import BoundedHttp
+from tollkeeper.testing.paths import PATHS
 from tollkeeper.testing.provider import FakeProvider, serving
-from tollkeeper.testing.replies import PATHS, Traits
+from tollkeeper.testing.replies import Traits
 from tollkeeper.values import Entry, Hold
 
 CREDENTIAL = "sk-provider-3f1c9a77"
@@ -28,10 +29,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "openai-chat": CHAT,
     "openai-embeddings": {"model": "text-embedding-3-small", "input": "toll"},
     "anthropic-messages": CHAT | {"model": "claude-haiku-4-5", "max_tokens": 20},
+    "openai-responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
 }
 """A small good request in each dialect. A new dialect needs one here: the tests go through api.CALLS."""
 ASKS = [(path, BODIES[name]) for path, name in CALLS.items()]
-STREAMS = [(path, body | {"stream": True}) for path, body in ASKS if "messages" in body]
+STREAMS = [(path, body | {"stream": True}) for path, body in ASKS if "embeddings" not in path]
 
 PROVIDERS = """
 [providers.openai]

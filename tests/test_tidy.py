@@ -35,6 +35,7 @@ MONEY += ("reports", "tracker/*")
 OWNERS = {
     "testing/conformance": "conformance/test_stores.py",
     "testing/faults": "integration/test_fake_provider.py",
+    "testing/paths": "integration/test_fake_provider.py",
     "testing/provider": "integration/test_fake_provider.py",
     "testing/replies": "integration/test_fake_provider.py",
     "testing/samples": "conformance/test_stores.py",

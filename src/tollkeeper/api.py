@@ -33,6 +33,7 @@ CALLS: Final[dict[str, str]] = {
     "/v1/chat/completions": "openai-chat",
     "/v1/embeddings": "openai-embeddings",
     "/v1/messages": "anthropic-messages",
+    "/v1/responses": "openai-responses",
 }
 #: The same for what costs nothing: passed through, neither held nor booked.
 FREE: Final[dict[str, str]] = {

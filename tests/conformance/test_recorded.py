@@ -18,7 +18,7 @@ from tollkeeper.dialects import DIALECTS
 from tollkeeper.meter import Meter
 from tollkeeper.values import Reading, Usage
 
-OTHER_DIALECTS = ("responses", "gemini", "bedrock", "cohere", "ollama native")
+OTHER_DIALECTS = ("gemini", "bedrock", "cohere", "ollama native")
 
 
 def dialect_of(tag: str) -> str | None:
@@ -27,6 +27,8 @@ def dialect_of(tag: str) -> str | None:
         return None
     if "anthropic" in tag:
         return "anthropic-messages"
+    if "responses" in tag:
+        return "openai-responses"
     return "openai-embeddings" if "embeddings" in tag else "openai-chat"
 
 
@@ -105,6 +107,35 @@ def anthropic_expected(docs: list[dict[str, Any]]) -> dict[str, int] | None:
     }
 
 
+def responses_expected(docs: list[dict[str, Any]]) -> dict[str, int] | None:
+    """The usage of the last response object, and the searches that it counts or lists; one that failed used nothing."""
+    response = next((doc.get("response", doc) for doc in reversed(docs) if doc.get("response", doc).get("status")), {})
+    usage = response.get("usage")
+    if not usage:
+        nothing = ("input_tokens", "output_tokens", "cache_read", "cache_write", "reasoning", "web_search")
+        return dict.fromkeys(nothing, 0) if response.get("status") == "failed" else None
+    items = [item for item in response["output"] if item["type"] == "web_search_call"]
+    told = (response.get("tool_usage") or {}).get("web_search", {}).get("num_requests")
+    asked, given = usage["input_tokens_details"], usage["output_tokens_details"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    return {
+        "input_tokens": usage["input_tokens"],
+        "output_tokens": usage["output_tokens"],
+        "cache_read": asked["cached_tokens"],
+        "cache_write": asked.get("cache_write_tokens") or 0,
+        "reasoning": given["reasoning_tokens"],
+        "web_search": sum(item["action"]["type"] == "search" for item in items) if told is None else told,
+    }
+
+
+EXPECTED = {
+    "anthropic-messages": anthropic_expected,
+    "openai-chat": openai_expected,
+    "openai-embeddings": openai_expected,
+    "openai-responses": responses_expected,
+}
+
+
 def inclusive(usage: Usage) -> dict[str, int]:
     """What was read, counted the way the expectations are."""
     return {
@@ -143,7 +174,7 @@ def test_corpus_is_there() -> None:
 def test_usage_is_what_the_body_states(exchange: Any) -> None:
     """A9: the usage read is the usage stated; a body that states none has none."""
     docs = payloads(exchange.body)
-    expected = (anthropic_expected if "anthropic" in exchange.tag else openai_expected)(docs)
+    expected = EXPECTED[str(dialect_of(exchange.tag))](docs)
     _, reading = metered(exchange, len(exchange.body))
     if expected is None:
         assert reading.parts == ()
@@ -191,7 +222,8 @@ def test_ends_and_errors_are_recognised(exchange: Any) -> None:
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=IDS)
 def test_served_model_is_read(exchange: Any) -> None:
     """The model that served is the one that the body names last."""
-    models = [doc.get("model") or (doc.get("message") or {}).get("model") for doc in payloads(exchange.body)]
+    docs = payloads(exchange.body)
+    models = [doc.get("model") or (doc.get("message") or doc.get("response") or {}).get("model") for doc in docs]
     _, reading = metered(exchange, 1000)
     assert reading.model == next((model for model in reversed(models) if model), None)
 
@@ -210,15 +242,21 @@ def test_prompt_bound_holds() -> None:
     assert compared >= 50
 
 
+def stated_costs(docs: list[dict[str, Any]]) -> list[Decimal]:
+    """What a provider says that it charged, in dollars."""
+    usages = [doc.get("response", doc).get("usage") or {} for doc in docs]
+    costs = [usage["cost"] for usage in usages if usage.get("cost") is not None]
+    ticks = [Decimal(usage["cost_in_usd_ticks"]) / 10**10 for usage in usages if "cost_in_usd_ticks" in usage]
+    return [Decimal(cost["total_cost"] if isinstance(cost, dict) else cost) for cost in costs] + ticks
+
+
 def test_reported_costs_are_exact() -> None:
-    """Provider-reported cost is read as written, to the last digit."""
+    """Provider-reported cost is read as written, to the last digit; xAI's ticks are 1e-10 dollars."""
     reported = {}
     for exchange in EXCHANGES:
-        costs = [(doc.get("usage") or {}).get("cost") for doc in payloads(exchange.body)]
-        stated = [cost["total_cost"] if isinstance(cost, dict) else cost for cost in costs if cost is not None]
-        if stated:
-            reported[exchange.file] = (Decimal(stated[-1]), metered(exchange, 1000)[1].reported_usd)
-    assert len(reported) >= 5
+        if stated := stated_costs(payloads(exchange.body)):
+            reported[exchange.file, exchange.index] = (stated[-1], metered(exchange, 1000)[1].reported_usd)
+    assert len(reported) >= 8
     assert all(stated == read for stated, read in reported.values()), reported
 
 

@@ -59,6 +59,8 @@ BAD_FIELDS = {
 @pytest.mark.parametrize("text", BAD_FIELDS.values(), ids=BAD_FIELDS.keys())
 async def test_bad_fields(tmp_path: Path, path: str, body: dict[str, Any], text: str) -> None:
     """H4: duplicate keys, what is not JSON, and counts that no call can have are a 400 in the dialect's shape."""
+    if "responses" in path:
+        text = text.replace("max_tokens", "max_output_tokens")
     without = {name: value for name, value in body.items() if not (name == "max_tokens" and name in text)}
     harmless = ("embeddings" in path and ("max_tokens" in text or "stream" in text)) or text == BAD_FIELDS[
         "half a surrogate"

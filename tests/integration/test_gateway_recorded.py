@@ -6,7 +6,6 @@ What must be booked is worked out from the recorded bodies alone (tests/conforma
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 import pytest
 from tests.conformance.test_recorded import (
     EXCHANGES,
+    EXPECTED,
     IDS,
-    anthropic_expected,
     dialect_of,
     inclusive,
     is_stream,
-    openai_expected,
     payloads,
+    stated_costs,
 )
 from tests.gateway import BODIES, Gateway, gateway, until
 
@@ -45,7 +44,9 @@ NO_RATE = {
 def vendor(exchange: Any) -> str:
     """Who answered, by the name of its preset: the first word of the tag, such as "groq"."""
     word = str(exchange.tag.partition(" ")[0])
-    return {"openai-chat": "openai", "z.ai": "zai", "llama.cpp": "llamacpp"}.get(word, word)
+    return {"openai-chat": "openai", "openai-responses": "openai", "z.ai": "zai", "llama.cpp": "llamacpp"}.get(
+        word, word
+    )
 
 
 @cache
@@ -115,10 +116,14 @@ async def test_recorded_traffic(tmp_path: Path, exchange: Any) -> None:
 
 
 def check_relayed(exchange: Any, status: int, relayed: bytes, ask_usage: bool) -> None:
-    """Status and bytes as the provider sent them: its own 401 alone becomes our 502."""
+    """Status and bytes as the provider sent them: its own 401 alone, and an error before all content, become our 502."""
     if exchange.status == 401:
         assert status == 502
         assert b"check its base_url and key" in relayed
+        return
+    if status == 502:
+        assert b"answered with an error: insufficient_quota" in relayed
+        assert exchange.tag == "openai-responses stream error"
         return
     assert status == exchange.status
     if is_stream(exchange.body) and exchange.status == 200 and not ask_usage:
@@ -137,7 +142,7 @@ def check_entry(exchange: Any, entry: Entry) -> None:
         assert (entry.outcome, charge.amount_nanos, entry.usage.tokens) == ("error", 0, 0)
         return
     docs = payloads(exchange.body)
-    expected = (anthropic_expected if "anthropic" in exchange.tag else openai_expected)(docs)
+    expected = EXPECTED[str(dialect_of(exchange.tag))](docs)
     failed = any(doc.get("error") for doc in docs)
     assert entry.outcome == ("error" if failed else "ok")
     if expected is None:
@@ -150,13 +155,11 @@ def check_entry(exchange: Any, entry: Entry) -> None:
     assert charge.missing == without
     partial = without and charge.reported_nanos is None  # what the provider says that it charged is all of it
     assert charge.status == ("unpriced" if (entry.provider, name) in NO_PRICE else "partial" if partial else "priced")
-    if charge.status == "priced":
+    if charge.status == "priced" and any(expected.values()):
         assert charge.terms or charge.reported_nanos is not None
         assert (charge.amount_nanos or 0) > 0 or ":free" in entry.model
-    costs = [(doc.get("usage") or {}).get("cost") for doc in docs]
-    stated = [cost["total_cost"] if isinstance(cost, dict) else cost for cost in costs if cost is not None]
-    if stated:
-        assert charge.reported_nanos == int((Decimal(stated[-1]) * 10**9).to_integral_value())
+    if stated := stated_costs(docs):
+        assert charge.reported_nanos == int((stated[-1] * 10**9).to_integral_value())
 
 
 def test_corpus_is_there() -> None:

@@ -73,7 +73,40 @@ anthropic_chunk = st.fixed_dictionaries(
         "error": st.sampled_from([{"type": "overloaded_error"}, None]),
     },
 )
-CHUNKS = {"openai-chat": openai_chunk, "anthropic-messages": anthropic_chunk}
+responses_usage = openai_usage.map(
+    lambda usage: (
+        usage and {name.replace("prompt", "input").replace("completion", "output"): n for name, n in usage.items()}
+    )
+)
+response = st.fixed_dictionaries(
+    {"usage": responses_usage},
+    optional={
+        "status": st.sampled_from(["completed", "failed", "queued", 7]),
+        "model": st.sampled_from(["gpt-5", "", None]),
+        "error": st.sampled_from([None, {"code": "server_error"}, "boom"]),
+        "output": st.sampled_from([None, [], [{"type": "web_search_call", "action": {"type": "search"}}], [7]]),
+        "tool_usage": st.fixed_dictionaries({"web_search": st.fixed_dictionaries({"num_requests": counts})}),
+    },
+)
+responses_kinds = [
+    "created",
+    "completed",
+    "failed",
+    "output_item.added",
+    "output_item.done",
+    "output_text.delta",
+    "new",
+]
+responses_chunk = st.fixed_dictionaries(
+    {"type": st.sampled_from([*(f"response.{kind}" for kind in responses_kinds), "error"])},
+    optional={
+        "response": response,
+        "delta": st.sampled_from(["hé\u2028", "", None, {}, 7]),
+        "item": st.sampled_from([{"type": "message", "content": []}, {"type": "function_call", "name": "f"}, 7]),
+        "error": st.sampled_from([None, {"type": "t"}]),
+    },
+)
+CHUNKS = {"openai-chat": openai_chunk, "anthropic-messages": anthropic_chunk, "openai-responses": responses_chunk}
 line_end = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 

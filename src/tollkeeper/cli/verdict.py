@@ -97,17 +97,22 @@ def _fields(draft: Draft) -> dict[str, Any]:
 
 
 def _speakable(fields: dict[str, Any]) -> list[str]:
-    if "input" in fields and "messages" not in fields:
-        return ["openai-embeddings"]
+    if "input" in fields and "messages" not in fields:  # one name means an embedding, every other one a reply
+        both = ["openai-embeddings", "openai-responses"]
+        return both if "embed" in str(fields["model"]) else both[::-1]
+    if isinstance(fields.get("prompt"), dict):  # stored at the provider
+        return ["openai-responses"]
     return [name for name in DIALECTS if name != "openai-embeddings"]
 
 
 def _body(fields: dict[str, Any], dialect: str) -> dict[str, Any]:
-    """A bare prompt as its dialect would carry it."""
-    if "prompt" not in fields:
+    """A bare prompt, and the cap of --max-tokens, as the dialect would carry them."""
+    if dialect == "openai-responses" and "max_tokens" in fields:
+        fields = {"max_output_tokens" if name == "max_tokens" else name: value for name, value in fields.items()}
+    if "prompt" not in fields or isinstance(fields["prompt"], dict):
         return fields
     rest = {name: value for name, value in fields.items() if name != "prompt"}
-    if dialect == "openai-embeddings":
+    if dialect in ("openai-embeddings", "openai-responses"):
         return rest | {"input": fields["prompt"]}
     return rest | {"messages": [{"role": "user", "content": fields["prompt"]}]}
 

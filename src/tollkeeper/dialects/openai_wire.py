@@ -11,6 +11,8 @@ numbers, not by a provider's name (facts/usage-and-prices.md §2 rule 4), with p
 DeepSeek's `prompt_cache_hit_tokens` and Mistral's `num_cached_tokens` are read where the details lack cached tokens.
 A provider's own cost: OpenRouter `cost` (with the upstream's where the key is the caller's own), Perplexity
 `cost.total_cost`, xAI `cost_in_usd_ticks` of 1e-10 dollars.
+
+Responses have the same object with other names for prompt (`input_tokens`) and completion (`output_tokens`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from tollkeeper.dialects.json_reply import ABSENT, Count, is_there, read_members
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.money import CONTEXT
 from tollkeeper.values import Ask, Usage
+
+IMAGE_TOKENS: Final = 50_000
+"""An image in a prompt, by URL or inline: gpt-4o-mini counts the most, 2,833 + 8 tiles of 5,667 = 48,169."""
 
 _TICK: Final = Decimal("1e-10")  # dollars
 _ERROR_TYPES: Final = {
@@ -47,6 +52,14 @@ class _Tools(msgspec.Struct):
     web_search_requests: Count | None = None
 
 
+class _XaiTools(msgspec.Struct):
+    web_search_calls: Count | None = None
+    x_search_calls: Count | None = None
+    file_search_calls: Count | None = None
+    document_search_calls: Count | None = None
+    code_interpreter_calls: Count | None = None
+
+
 class _Wire(msgspec.Struct):
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
@@ -66,6 +79,14 @@ class _Wire(msgspec.Struct):
     cost_in_usd_ticks: msgspec.Raw = ABSENT
 
 
+class _ResponseWire(_Wire):
+    prompt_tokens: Count | None = msgspec.field(default=None, name="input_tokens")
+    completion_tokens: Count | None = msgspec.field(default=None, name="output_tokens")
+    prompt_tokens_details: _Details | None = msgspec.field(default=None, name="input_tokens_details")
+    completion_tokens_details: _Details | None = msgspec.field(default=None, name="output_tokens_details")
+    server_side_tool_usage_details: _XaiTools | None = None
+
+
 class Counted(msgspec.Struct, frozen=True):
     """A usage object as read."""
 
@@ -77,6 +98,7 @@ class Counted(msgspec.Struct, frozen=True):
 
 _NOTHING: Final = _Details()
 _WIRE: Final = msgspec.json.Decoder(_Wire)
+_RESPONSE_WIRE: Final = msgspec.json.Decoder(_ResponseWire)
 
 
 def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
@@ -84,7 +106,24 @@ def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
 
     Raises one of UNREADABLE for an object of another shape or with a count that no call can have.
     """
-    wire = _WIRE.decode(raw)
+    return _counted(_WIRE.decode(raw))
+
+
+def read_response_usage(raw: msgspec.Raw | bytes) -> tuple[Counted | None, dict[str, int]]:
+    """The usage object of a response, and the tools' calls that it states, by usage kind. Raises as `read_usage`."""
+    wire = _RESPONSE_WIRE.decode(raw)
+    counted, xai = _counted(wire), wire.server_side_tool_usage_details
+    if xai is not None:
+        return counted, {
+            "web_search": _first(xai.web_search_calls) + _first(xai.x_search_calls),
+            "file_search": _first(xai.file_search_calls) + _first(xai.document_search_calls),
+            "code_session": _first(xai.code_interpreter_calls),
+        }
+    stated = _searches(wire)
+    return counted, {} if stated is None else {"web_search": stated}
+
+
+def _counted(wire: _Wire) -> Counted | None:
     prompt, completion, total = wire.prompt_tokens, wire.completion_tokens, wire.total_tokens
     if prompt is None and completion is None and total is None:
         return None
@@ -126,7 +165,7 @@ def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
         output_audio=spoken,
         input_image=image,
         output_image=drawn,
-        web_search=_searches(wire),
+        web_search=_first(_searches(wire)),
         reasoning=min(reasoning, completion),
     )
     return Counted(usage, inferred or text < 0 or said < 0, wire.service_tier, _reported(wire))
@@ -140,11 +179,11 @@ def _first(*counts: int | None) -> int:
     return 0
 
 
-def _searches(wire: _Wire) -> int:
+def _searches(wire: _Wire) -> int | None:
     for tools in (wire.server_tool_use, wire.server_tool_use_details):
         if tools is not None and tools.web_search_requests is not None:
             return tools.web_search_requests
-    return _first(wire.num_search_queries)
+    return wire.num_search_queries
 
 
 def _reported(wire: _Wire) -> Decimal | None:
@@ -164,7 +203,7 @@ def _reported(wire: _Wire) -> Decimal | None:
 
 def refusal(error: TollkeeperError, request_id: str) -> bytes:
     """The body of a refused or failed call, as OpenAI shapes errors, with a budget's numbers beside."""
-    return msgspec.json.encode({"error": _error(error), "request_id": request_id})
+    return msgspec.json.encode({"error": shown_error(error), "request_id": request_id})
 
 
 def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
@@ -173,7 +212,8 @@ def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> b
     return b"data: " + refusal(error, request_id) + b"\n\n"
 
 
-def _error(error: TollkeeperError) -> dict[str, object]:
+def shown_error(error: TollkeeperError) -> dict[str, object]:
+    """An error as OpenAI shapes it."""
     kind = _ERROR_TYPES.get(error.http_status) or (
         "invalid_request_error" if error.http_status < 500 else "server_error"
     )

@@ -109,9 +109,11 @@ def _stated(story: Story) -> Usage | None:
         return None
     if provided.trouble.startswith("status"):
         return Usage() if provided.trouble == "status" and story.eof else None
-    # A stream's last piece is the end marker, its usage stands before it; of two choices only the end says which is last.
+    # A stream's last piece is the end marker, its usage stands before it, or, in a response, in it; of two choices only the
+    # end says which is last.
     two = b'"n":2' in story.planned.body
-    needed = story.pieces if two or not reply.stream else story.pieces[:-1]
+    in_the_end = two or not reply.stream or story.planned.dialect == "openai-responses"
+    needed = story.pieces if in_the_end else story.pieces[:-1]
     if two and not (b"".join(piece.raw for piece in needed) in story.delivered if reply.stream else story.eof):
         return None
     if len(_useful(story)) < len(b"".join(piece.raw for piece in needed).rstrip()):
@@ -126,7 +128,7 @@ def _useful(story: Story) -> bytes:
     return bytes(story.delivered).replace(PING, b"").strip()
 
 
-_CAPS: Final = ("max_tokens", "max_completion_tokens")
+_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 def _asked(story: Story) -> dict[str, Any]:

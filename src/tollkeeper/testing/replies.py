@@ -7,7 +7,7 @@ one word. So a reader of the reply, a reader of the bill and a reader of the req
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from struct import pack
 from typing import Any, Final
 from zlib import crc32
@@ -288,12 +288,7 @@ def error_piece(refusal: Refuse, dialect: str, request_id: str, *, stream: bool)
     body = error_body(refusal, dialect, request_id)
     if not stream:
         return Piece(body)
-    name = b"event: error\n" if dialect == "anthropic-messages" else b""
+    if dialect == "openai-responses":
+        body = b'{"type":"error",' + body[1:]
+    name = b"" if dialect == "openai-chat" else b"event: error\n"
     return Piece(name + b"data: " + body + b"\n\n")
-
-
-PATHS: Final[dict[str, tuple[str, Callable[[dict[str, Any], int, Traits], Reply]]]] = {
-    "/v1/chat/completions": ("openai-chat", openai_chat),
-    "/v1/embeddings": ("openai-embeddings", openai_embeddings),
-    "/v1/messages": ("anthropic-messages", anthropic_messages),
-}

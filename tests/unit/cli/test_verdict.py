@@ -44,6 +44,9 @@ def text(model: str = "gpt-4o-mini", **more: Any) -> Draft:
         (text("anthropic/claude-haiku-4-5", max_tokens=9), "anthropic-messages", "anthropic"),
         (text("text-embedding-3-small", dialect="openai-embeddings"), "openai-embeddings", "openai"),
         (Draft(data=b'{"model":"text-embedding-3-small","input":"x"}'), "openai-embeddings", "openai"),
+        (Draft(data=b'{"input":"x"}', model="gpt-4o", max_tokens=9), "openai-responses", "openai"),
+        (Draft(data=b'{"prompt":{"id":"p"}}', model="gpt-4o", max_tokens=9), "openai-responses", "openai"),
+        (text(dialect="openai-responses", max_tokens=9), "openai-responses", "openai"),
         (Draft(data=b'{"model":"m","messages":[{"role":"user","content":"x"}]}', model="gpt-4o"), "openai-chat", "openai"),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ def test_every_dialect_has_its_name_and_path() -> None:
         "openai-chat": "/chat/completions",
         "openai-embeddings": "/embeddings",
         "anthropic-messages": "/messages",
+        "openai-responses": "/responses",
     }
     assert all(dialect.name == name for name, dialect in DIALECTS.items())
 

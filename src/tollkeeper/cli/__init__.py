@@ -367,3 +367,10 @@ def _content(file: Path) -> bytes:
         return sys.stdin.buffer.read() if file == Path("-") else file.read_bytes()
     except OSError as error:
         raise BadRequest(f"FILE: {file} cannot be read: {error.strerror}; name a prompt or a request's body") from None
+
+
+# ---- commands with a module of their own ----------------------------------------------------------------------------
+
+from tollkeeper.cli import imports  # noqa: E402 it takes the options above
+
+app.command("import")(imports.bring)

@@ -195,6 +195,7 @@ class _Run:
         """Import one file; without a format it is guessed."""
         source, self._name, self._line, self._seen = Source(name), name, 0, Occurrences()
         cutter: Cutter | None = None
+        pieces: list[Piece] = []  # cut, and not booked: until it is clear what they are
         try:
             while self.summary.stopped is None:
                 chunk = await source.read(self._stop)
@@ -204,11 +205,16 @@ class _Run:
                 if cutter is None:
                     chunk = chunk.removeprefix(_BOM)
                     cutter = _cutter(chunk, form)
-                pieces = cutter.feed(chunk) if chunk else cutter.rest()
-                if pieces:
-                    form = form or _guess(name, pieces)
+                pieces += cutter.feed(chunk) if chunk else cutter.rest()
+                form = form or _guess(pieces)
+                if form is None and pieces and (not chunk or len(pieces) >= _LOOKED_AT):
+                    raise BadRequest(
+                        f"FILE: {name} is in none of the formats {', '.join(FORMATS)}; name the one that is meant with --format"
+                    )
+                if form is not None:
                     self.summary.formats[name] = form.name
                     await self._pieces(pieces, form)
+                    pieces = []
                 self._progress(self._taken + source.position, self.summary)
                 if not chunk:
                     break
@@ -328,8 +334,8 @@ def _cutter(start: bytes, form: Format | None) -> Cutter:
     return CsvCutter() if may_be_rows and not start.startswith(b"{") else LineCutter()
 
 
-def _guess(name: str, pieces: list[Piece]) -> Format:
-    """The format of a file by its first records. Raises BadRequest."""
+def _guess(pieces: list[Piece]) -> Format | None:
+    """The format of a file by its first records; None: they do not tell."""
     for piece in pieces[:_LOOKED_AT]:
         try:
             found = members(piece.raw)
@@ -338,6 +344,4 @@ def _guess(name: str, pieces: list[Piece]) -> Format:
         for each in _GUESSES:
             if each.fits(found):
                 return each
-    raise BadRequest(
-        f"FILE: {name} is in none of the formats {', '.join(FORMATS)}; name the one that is meant with --format"
-    )
+    return None

@@ -112,6 +112,7 @@ def read(raw: bytes, given: Given) -> Record:
     used = metadata.usage_object or metadata.additional_usage_values or _Used()
     usage = None if is_hit else _usage(row, used)
     is_free = is_hit or (is_failure and usage is None)
+    spend = arguments.cost(row.spend, "spend")
     asked = row.model_group or row.model or ("unknown" if is_failure else "")
     return Record(
         at_us=instant(row.startTime, "startTime", given, UTC), dialect=name,
@@ -120,14 +121,14 @@ def read(raw: bytes, given: Given) -> Record:
         scopes=Scopes(
             project=fitting(row.team_id) or given.project, agent=fitting(row.agent_id) or given.agent,
             session=fitting(row.session_id), user=fitting(row.end_user or row.user), key=_key(row.api_key),
-            tags=tags(_decoded(_TAGS, _inner(row.request_tags), "request_tags") or (), "request_tags"),
+            tags=tags(_tags(row), "request_tags"),
         ),
         reading=Reading(
             parts=() if usage is None else (Part(usage),), model=row.model or None, final=True,
             tier="batch" if row.call_type in _BATCHES else used.service_tier, speed=used.speed, geo=used.inference_geo,
         ),
-        outcome="error" if is_failure else "ok", is_free=is_free, note=_note(row, metadata, is_hit, is_failure),
-        other_usd=arguments.cost(row.spend, "spend"),
+        outcome="error" if is_failure else "ok", is_free=is_free, note=_note(spend, metadata, is_hit, is_failure),
+        other_usd=spend,
     )  # fmt: skip
 
 
@@ -153,28 +154,34 @@ def _usage(row: _Row, used: _Used) -> Usage | None:
     )  # fmt: skip
 
 
-def _note(row: _Row, metadata: _Metadata, is_hit: bool, is_failure: bool) -> str | None:
+def _note(spend: Decimal | None, metadata: _Metadata, is_hit: bool, is_failure: bool) -> str | None:
     """What the entry's figures do not say: codes and figures, never text of a prompt or an error."""
     said = ["answered from LiteLLM's cache"] if is_hit else []
     if is_failure:
         error = (metadata.error_information or {}).get("error_class")
         said.append(error[:100] if isinstance(error, str) and error else "failure")
-    if row.spend is not None:
-        said.append(f"LiteLLM computed ${format_nanos(to_nanos(row.spend))}")
+    if spend is not None:
+        said.append(f"LiteLLM computed ${format_nanos(to_nanos(spend))}")
     return "; ".join(said) or None
+
+
+def _tags(row: _Row) -> list[str]:
+    """Its tags, of which it makes some itself from headers of any length."""
+    found = _decoded(_TAGS, _inner(row.request_tags), "request_tags") or ()
+    return [name for tag in found if (name := fitting(tag)) is not None]
 
 
 def _key(hashed: str | None) -> str | None:
     """The key's id: its hash as LiteLLM keeps it. Anything else might be a secret, and is not stored."""
-    return hashed if not hashed or _HASHED.fullmatch(hashed) else digest(hashed)
+    if not hashed:
+        return None
+    return hashed if _HASHED.fullmatch(hashed) else digest(hashed)
 
 
 def _inner(raw: msgspec.Raw) -> bytes:
     """A column of JSON: as such, or as text, as CSV and some exports have it."""
-    if not raw.startswith(b'"'):
-        return bytes(raw)
-    text: str = _TEXT.decode(raw)
-    return text.encode() or b"null"
+    column = bytes(raw)
+    return _TEXT.decode(column).encode() or b"null" if column.startswith(b'"') else column
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], raw: bytes, what: str) -> Any:

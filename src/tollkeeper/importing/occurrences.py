@@ -30,7 +30,9 @@ class Occurrences:
             self._seen = apsw.Connection("")
             self._seen.execute(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{CACHE_KIB}")
             self._seen.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, times INTEGER) WITHOUT ROWID; BEGIN")
-        return int(self._seen.execute(_SEEN, (_digest(thing),)).fetchall()[0][0])
+        ((times,),) = self._seen.execute(_SEEN, (_digest(thing),)).fetchall()
+        assert isinstance(times, int)
+        return times
 
     def call_id(self, raw: bytes) -> str:
         """The id of the next line of such bytes; blanks around them do not count."""

@@ -101,7 +101,7 @@ def _reading(body: Members, logged: _Logged, dialect: str) -> Reading:
         raise ValueError(f"status: the response is {_text(body, 'status')}; log it when it is done")
     if is_there(usage := body.get("usage", ABSENT)):
         for part, value in members(usage, "usage").items():
-            if value.startswith(b"{"):
+            if bytes(value).startswith(b"{"):
                 members(value, f"usage.{part}")
     reducer = DIALECTS[dialect].reducer(stream=False, hide_usage=False, quirks=frozenset())
     reducer.whole(bytes(logged.body))
@@ -115,7 +115,7 @@ def _time(body: Members, around: Members, given: Given) -> int:
     for place in (body, around):
         for field in _TIMES:
             if is_there(place.get(field, ABSENT)):
-                value = values(b'{"at":%s}' % place[field])["at"]
+                value = values(b'{"at":%s}' % bytes(place[field]))["at"]
                 return instant(value, field, given) if isinstance(value, str) else since_1970(value, field, given)
     if given.at_us is None:
         raise ValueError(f"{_TIMES[0]}: the response does not say when it was made; give the time beside the file")

@@ -78,7 +78,7 @@ class Format(Protocol):
 def members(raw: bytes, what: str = "the line") -> Members:
     """An object's members, unread. Raises ValueError where it is no JSON object in UTF-8, or names a member twice."""
     try:
-        return read_object(raw)
+        return read_object(bytes(raw))
     except RequestError as error:  # its text is about the body of a request
         raise ValueError(str(error).replace("The body", what).replace("the body", what).rstrip(".")) from None
 

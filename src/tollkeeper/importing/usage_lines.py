@@ -35,7 +35,7 @@ def read(raw: bytes, given: Given) -> Record:
     """A line's object. Raises ValueError: why it cannot be booked."""
     fields = values(raw)
     for field in fields.keys() - _KNOWN:
-        near = get_close_matches(field, FIELDS, n=1, cutoff=0.6)
+        near = get_close_matches(field, FIELDS, n=1)
         raise ValueError(
             f"{field[:60]!r} is not a field; "
             + (f"did you mean {near[0]}?" if near else "take it out, or name it as a tag")
@@ -44,7 +44,7 @@ def read(raw: bytes, given: Given) -> Record:
         if needed not in fields:
             raise ValueError(f"{needed}: is required")
     model = arguments.model(fields["model"])
-    optional = {field: arguments.optional(fields.get(field), field) for field in _NAMES}
+    names = {field: arguments.name(fields[field], field) for field in _NAMES if field in fields}.get
     served = None if "served" not in fields else arguments.name(fields["served"], "served", MAX_MODEL)
     reported = arguments.cost(fields.get("cost_usd"), "cost_usd")
     usage = _usage(fields)
@@ -53,14 +53,14 @@ def read(raw: bytes, given: Given) -> Record:
     return Record(
         at_us=instant(fields["at"], "at", given),
         scopes=Scopes(
-            project=optional["project"] or given.project, agent=optional["agent"] or given.agent,
-            session=optional["session"], user=optional["user"], key=optional["key"],
+            project=names("project", given.project), agent=names("agent", given.agent), session=names("session"),
+            user=names("user"), key=names("key"),
             tags=tags(fields["tags"], "tags") if "tags" in fields else (),
         ),
-        dialect=name, provider=optional["provider"] or given.provider, model=model, request_id=optional["request_id"],
+        dialect=name, provider=names("provider", given.provider), model=model, request_id=names("request_id"),
         reading=Reading(
-            parts=() if usage is None else (Part(usage),), model=served, tier=optional["tier"], speed=optional["speed"],
-            geo=optional["geo"], reported_usd=reported, final=True,
+            parts=() if usage is None else (Part(usage),), model=served, tier=names("tier"), speed=names("speed"),
+            geo=names("geo"), reported_usd=reported, final=True,
         ),
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ _NAMES: Final = ("project", "agent", "session", "user", "key", "provider", "requ
 
 def _usage(fields: dict[str, Any]) -> Usage | None:
     """What was used; None where the line does not say."""
-    kinds = {kind: arguments.count(fields[kind], kind) for kind in KINDS if kind in fields}
+    kinds = {field: arguments.count(value, field) for field, value in fields.items() if field in KINDS}
     counts = [field for field in COUNTS if field in fields]
     if not counts:
         return Usage(**kinds) if kinds else None

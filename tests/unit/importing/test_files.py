@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,10 @@ async def test_a_pipe_that_says_nothing(tmp_path: Path) -> None:
         assert await waiting is None
         source.close()
         os.write(writer, b"too late\n")
-        while not source._file.closed:  # by the thread that had it
-            await asyncio.sleep(0)
+        for thread in threading.enumerate():  # the one that had it
+            if thread.name == "tollkeeper-import":
+                await asyncio.to_thread(thread.join)
+        assert source._file.closed
     finally:
         os.close(writer)
     assert size_of([str(path)]) is None

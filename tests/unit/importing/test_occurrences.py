@@ -15,7 +15,9 @@ def ids(lines: list[bytes]) -> list[str]:
     return found
 
 
-@given(st.lists(st.sampled_from([b"a", b"b", b" a\r", b'{"c": 1}']), max_size=20), st.lists(st.sampled_from([b"a", b"d"])))
+@given(
+    st.lists(st.sampled_from([b"a", b"b", b" a\r", b'{"c": 1}']), max_size=20), st.lists(st.sampled_from([b"a", b"d"]))
+)
 def test_ids_follow_from_the_lines(lines: list[bytes], more: list[bytes]) -> None:
     """B2: no two lines of a file share an id, and a file that has grown gives the lines it had the ids they had."""
     found = ids(lines + more)

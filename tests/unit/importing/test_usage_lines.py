@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -50,7 +51,9 @@ def test_counts_as_openai_has_them() -> None:
     """A1: prompt_tokens is the whole prompt; cached and written tokens are taken out of it."""
     counts = {"prompt_tokens": 25_978, "completion_tokens": 13, "cached_tokens": 24_540, "cache_write_tokens": 38}
     raw = json.dumps({name: LEAST[name] for name in ("at", "model")} | counts).encode()
-    assert usage_lines.read(raw, GIVEN).reading.usage == Usage(input=1400, cache_read=24_540, cache_write_5m=38, output=13)
+    assert usage_lines.read(raw, GIVEN).reading.usage == Usage(
+        input=1400, cache_read=24_540, cache_write_5m=38, output=13
+    )
 
 
 @pytest.mark.parametrize("cost", ["0.1234567890123", "12", "0"])
@@ -95,22 +98,36 @@ def test_a_cost_is_exact(cost: str) -> None:
 )  # fmt: skip
 def test_mistakes(fields: dict[str, Any], says: str) -> None:
     """I2: each mistake is one line that names the field and what would be right."""
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r"\S") as caught:
         read(**fields)
     assert str(caught.value).startswith(says)
     assert "\n" not in str(caught.value)
 
 
-VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=3)
+def why(read: Callable[[], Record]) -> Record | str:
+    """A record, or why there is none."""
+    try:
+        return read()
+    except ValueError as error:
+        return str(error)
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.text(max_size=3), max_size=3)
+)
 
 
 @generated(st.dictionaries(st.sampled_from([*usage_lines.FIELDS, "other"]), VALUES, max_size=8))
 def test_any_fields(fields: dict[str, Any]) -> None:
     """H4: whatever a line says, it is read within bounds or refused in one line."""
-    try:
-        record = read(**fields)
-    except ValueError as error:
-        assert "\n" not in str(error)
+    record = why(lambda: read(**fields))
+    if isinstance(record, str):
+        assert "\n" not in record
     else:
         assert all(0 <= getattr(record.reading.usage, kind) <= 10**9 for kind in KINDS)
 

@@ -66,7 +66,7 @@ def read(raw: bytes, given: Given) -> Record:
         model=arguments.model(model), request_id=arguments.optional(request_id, "id"), reading=reading,
         scopes=Scopes(project=given.project, agent=given.agent, user=fitting(user)),
         outcome="ok" if reading.error is None else "error", is_free=reading.error is not None and not reading.parts,
-        note=reading.error if reading.parts or reading.error else "the response states no usage",
+        note=reading.error or reading.note or (None if reading.parts else "the response states no usage"),
     )  # fmt: skip
 
 

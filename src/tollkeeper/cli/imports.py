@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from tollkeeper.cli import ConfigFile, StoreUrl, _with_any_key, load, overlay
+from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, StoreOwned
 
 if TYPE_CHECKING:
@@ -42,17 +42,18 @@ def bring(
     rejects: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every line left out and why, as JSON lines.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The sums as one JSON object.")] = False,
+    as_json: AsJson = False,
     config: ConfigFile = None,
     store: StoreUrl = None,
 ) -> None:
     """Book calls that were made elsewhere, from logs; each line counts once, however often it is imported."""
     import uvloop
 
+    from tollkeeper.cli import load, overlay, with_any_key
     from tollkeeper.importing import import_files
     from tollkeeper.importing.files import size_of
 
-    settings = load(config, _with_any_key(config, overlay(store=store)))
+    settings = load(config, with_any_key(config, overlay(store=store)))
     if settings.store == "memory:" and not dry_run:
         raise ConfigError("store: a ledger in memory: ends with the import; name a file: sqlite:///path")
     total = size_of(files)

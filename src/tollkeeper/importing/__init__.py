@@ -134,15 +134,17 @@ async def import_files(
     config, now_us = configuration(settings), clock.now_us()
     if format != "auto":
         arguments.one_of(format, "format", tuple(FORMATS))
+    accounts, reader = Accounts(store, config, clock), None
+    place = accounts.provider(arguments.optional(provider, "provider"))
     given = Given(
         project=config.default_project if project is None else arguments.name(project, "project"),
-        agent=arguments.optional(agent, "agent"), provider=arguments.optional(provider, "provider"), now_us=now_us,
+        agent=arguments.optional(agent, "agent"), provider=provider, now_us=now_us,
+        quirks=frozenset() if place is None else place.quirks,
         at_us=None if at is None else arguments.instant(at, "at", now_us),
     )  # fmt: skip
     if not config.cost_tracking_enabled and not dry_run:
         raise ConfigError("cost_tracking_enabled: is false, so nothing would be booked; set it to true to import")
     size_of(files)
-    accounts, reader = Accounts(store, config, clock), None
     try:
         prices = await accounts.prices()
         if dry_run:

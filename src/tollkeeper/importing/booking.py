@@ -6,7 +6,9 @@ from typing import Final
 
 from tollkeeper.importing.records import Record
 from tollkeeper.prices import PriceBook
+from tollkeeper.settlement import entry_for
 from tollkeeper.tracker.accounts import Accounts, provider_name
+from tollkeeper.tracker.recording import unheld
 from tollkeeper.values import Charge, Entry
 
 _WHO: Final = ("agent", "session", "user", "key", "tags")
@@ -19,16 +21,12 @@ def entry_of(record: Record, call: str, accounts: Accounts, prices: PriceBook) -
         charge = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=prices.version)
     else:
         charge = prices.charge(
-            reading, provider=provider, model=record.model, at_us=record.at_us,
-            estimated=bool(reading.parts) and not reading.final,
+            reading, provider=provider, model=record.model, at_us=record.at_us, key=record.scopes.key,
+            route=record.model, estimated=bool(reading.parts) and not reading.final,
         )  # fmt: skip
-    served = reading.model or record.model
-    return Entry(
-        id=f"{call}/1", call=call, at_us=record.at_us, scopes=record.scopes, dialect=record.dialect,
-        provider=provider_name(record.provider, served, prices), model=record.model, served=served, tier=reading.tier,
-        outcome=record.outcome, usage=reading.usage, charge=charge, note=record.note, speed=reading.speed,
-        geo=reading.geo, parts=reading.parts if len(reading.parts) > 1 else (),
-    )  # fmt: skip
+    name = provider_name(record.provider, reading.model or record.model, prices)
+    attempt = unheld(call, record.scopes, record.dialect, name, record.model, record.at_us)
+    return entry_for(attempt, reading, charge, sent=record.model, outcome=record.outcome, note=record.note)
 
 
 def is_same(known: Entry, entry: Entry, record: Record) -> bool:

@@ -54,7 +54,7 @@ def read(raw: bytes, given: Given) -> Record:
     """A line's object. Raises ValueError: why it cannot be booked."""
     logged = _unwrapped(raw)
     body = members(logged.body, "the response")
-    reading = _reading(body, logged, dialect := _dialect(body))
+    reading = _reading(body, logged, dialect := _dialect(body), given.quirks)
     model = _text(logged.request, "model") or reading.model
     if model is None:
         failed = "" if reading.error is None else f" of a call that failed ({reading.error})"
@@ -96,14 +96,14 @@ def _dialect(body: Members) -> str:
     return dialect
 
 
-def _reading(body: Members, logged: _Logged, dialect: str) -> Reading:
+def _reading(body: Members, logged: _Logged, dialect: str, quirks: frozenset[str]) -> Reading:
     if _text(body, "status") in _UNDONE:
         raise ValueError(f"status: the response is {_text(body, 'status')}; log it when it is done")
     if is_there(usage := body.get("usage", ABSENT)):
         for part, value in members(usage, "usage").items():
             if bytes(value).startswith(b"{"):
                 members(value, f"usage.{part}")
-    reducer = DIALECTS[dialect].reducer(stream=False, hide_usage=False, quirks=frozenset())
+    reducer = DIALECTS[dialect].reducer(stream=False, hide_usage=False, quirks=quirks)
     reducer.whole(bytes(logged.body))
     reading = reducer.reading()
     if reading.note == ABSURD:

@@ -39,6 +39,7 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     now_us: int
     agent: str | None = None
     provider: str | None = None
+    quirks: frozenset[str] = frozenset()  #: how that provider differs on the wire
     at_us: int | None = None
 
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from tollkeeper import __version__
+from tollkeeper.cli import reprice
+from tollkeeper.cli.options import ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
 from tollkeeper.reports import Grouping
@@ -38,11 +40,6 @@ app = typer.Typer(
     name="tollkeeper", help="An LLM gateway that keeps exact accounts.", add_completion=False,
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Configuration file; default: ./tollkeeper.toml if there is one.")
-]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="The ledger: sqlite:///path; default: the configured.")]
 
 
 def main() -> None:
@@ -205,7 +202,7 @@ def estimate(
     from tollkeeper.errors import StoreUnavailable
     from tollkeeper.values import Scopes
 
-    settings = load(config, _with_any_key(config, overlay(store=store)))
+    settings = load(config, with_any_key(config, overlay(store=store)))
     draft = Draft(data=_content(file), model=model, dialect=dialect, max_tokens=max_tokens)
     scopes = Scopes(project=project or settings.default_project, agent=agent, session=session, user=user)
 
@@ -240,6 +237,9 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
         typer.echo(f"{len(wrong):,} differences in {checked} over {size.entries:,} entries", err=True)
         raise typer.Exit(1)
     typer.echo(f"{checked} agree with {size.entries:,} entries")
+
+
+app.command("reprice")(reprice.again)
 
 
 @app.command("demo")
@@ -345,8 +345,8 @@ def reading(url: str, ask: Callable[[Reader], Awaitable[T]]) -> T:
     return asyncio.run(asked())
 
 
-def _with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str]:
-    """An estimate needs providers' prices, not their keys: missing ones are made up, and without any provider every
+def with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str]:
+    """Prices need no provider's key: missing ones are made up, and without any provider every
     preset is one."""
     from tollkeeper.config.providers import presets
     from tollkeeper.config.sources import read

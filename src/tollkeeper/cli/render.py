@@ -53,8 +53,8 @@ def table(report: Report, width: int) -> RenderableType:
     plan = report.plan
     if not report.rows:
         named = f" with a {plan.by}" if any(report.total) else ""
-        return Text(f"No calls{named} from {_span(plan)}.")
-    title = Text.assemble(("Spend", "bold"), f" by {plan.by}" if plan.by else "", f"  {_span(plan)}")
+        return Text(f"No calls{named} from {span_of(plan)}.")
+    title = Text.assemble(("Spend", "bold"), f" by {plan.by}" if plan.by else "", f"  {span_of(plan)}")
     drawings = (_draw(report, width, bar) for bar in _BARS)
     drawn = next((each for each in drawings if _natural_width(each) <= width), _draw(report, width, _BARS[-1]))
     return Group(title, drawn, *map(Text, notes(report)))
@@ -67,9 +67,9 @@ def _natural_width(drawn: Table) -> int:
 
 def _draw(report: Report, width: int, bar: int) -> Table:
     plan, total = report.plan, report.total
-    decimals = _decimals([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
+    decimals = decimals_of([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
     inexact = any(row.sums.inexact_nanos or row.sums.unpriced for row in report.rows)
-    drawn = _grid(show_footer=True)
+    drawn = grid(show_footer=True)
     if plan.each is not None:
         drawn.add_column(plan.each, "total" if plan.by is None else "", no_wrap=True, footer_style="bold")
     if plan.by is not None:
@@ -95,7 +95,7 @@ def _draw(report: Report, width: int, bar: int) -> Table:
     return drawn
 
 
-def _grid(*, show_footer: bool = False) -> Table:
+def grid(*, show_footer: bool = False) -> Table:
     """Columns with a line below the head and above the foot, and nothing else."""
     return Table(
         box=box.SIMPLE,
@@ -127,16 +127,16 @@ def difference_table(rows: list[Difference]) -> RenderableType:
     """Where the provider's own figures differ from ours, by model."""
     if not rows:
         return Text("No provider reported a cost in this time: there is nothing to compare.")
-    decimals = _decimals([amount for row in rows for amount in (row.computed_nanos, row.reported_nanos)])
-    drawn = _grid()
+    decimals = decimals_of([amount for row in rows for amount in (row.computed_nanos, row.reported_nanos)])
+    drawn = grid()
     drawn.add_column("model", overflow="fold", min_width=10)
     for name in ("reported", "differ", "computed cost", "reported cost", "difference"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        difference = _usd(row.difference_nanos, decimals)
+        difference = usd(row.difference_nanos, decimals)
         drawn.add_row(
             Text(safe(f"{row.provider}/{row.model}")), f"{row.reported:,}", f"{row.differing:,}",
-            _usd(row.computed_nanos, decimals), _usd(row.reported_nanos, decimals),
+            usd(row.computed_nanos, decimals), usd(row.reported_nanos, decimals),
             Text(f"+{difference}" if row.difference_nanos > 0 else difference, "yellow" if row.difference_nanos else ""),
         )  # fmt: skip
     uncomputed = sum(row.uncomputed for row in rows)
@@ -165,7 +165,7 @@ def preview_table(preview: Preview) -> RenderableType:
         below.append(Text("No price or no output limit is known: a hard budget in usd refuses it.", "yellow"))
     if not preview.verdicts:
         return Group(*below, Text("No budget covers this call."))
-    table = _grid()
+    table = grid()
     for name in ("budget", "limit", "spent", "left", "verdict"):
         table.add_column(name, justify="right" if name in ("limit", "spent", "left") else "left", overflow="fold")
     for verdict in preview.verdicts:
@@ -222,9 +222,9 @@ def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def show(draw: Callable[[int], RenderableType]) -> None:
+def show(draw: Callable[[int], RenderableType], *, err: bool = False) -> None:
     """Print what `draw` makes for the width at hand: in colour on a terminal, as plain text to a pipe."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, stderr=err)
     console.print(draw(console.width))
 
 
@@ -239,7 +239,7 @@ def _bucket(start_us: int | None, plan: Plan) -> str:
     return local(start_us, plan.timezone).strftime(_BUCKET_FORMAT[plan.each])
 
 
-def _span(plan: Plan) -> str:
+def span_of(plan: Plan) -> str:
     """ "2026-11-01 to 2026-11-30 (UTC)": whole days by their dates, else with times."""
     first, after = local(plan.from_us, plan.timezone), local(plan.to_us, plan.timezone)
     if not any((first.hour, first.minute, first.second, after.hour, after.minute, after.second)):
@@ -268,19 +268,19 @@ def _bar(sums: Sums, total: Sums, width: int) -> Text:
     return Text.assemble((f"{bar.ljust(width)} " if width else "", "cyan"), f"{share} %")
 
 
-def _decimals(amounts: Iterable[int]) -> int:
+def decimals_of(amounts: Iterable[int]) -> int:
     """The decimals that show every one of them exactly, 2 to 9."""
     return max((len(format_nanos(amount).partition(".")[2]) for amount in amounts), default=2) or 2
 
 
-def _usd(nanos: int, decimals: int) -> str:
+def usd(nanos: int, decimals: int) -> str:
     whole, rest = divmod(abs(nanos), NANOS_PER_USD)
     return f"{'-' if nanos < 0 else ''}${whole:,}.{f'{rest:09d}'[: max(2, decimals)]}"
 
 
 def _cost(sums: Sums, decimals: int) -> str:
     """What is known of the cost; where nothing is, that and not a zero."""
-    return "unknown" if sums.unpriced and sums.unpriced == sums.attempts else _usd(sums.amount_nanos, decimals)
+    return "unknown" if sums.unpriced and sums.unpriced == sums.attempts else usd(sums.amount_nanos, decimals)
 
 
 def _not_exact(sums: Sums) -> str:

@@ -1,4 +1,4 @@
-"""cli: what the commands say, and that every mistake is one line and exit code 2."""
+"""cli: what the commands and their options say, and that every mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"tollkeeper {__version__}\n", "")
     code, out, err = run()
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("serve", "report", "estimate", "verify", "keys", "demo"))
+    assert all(command in out for command in ("serve", "report", "estimate", "verify", "reprice", "keys", "demo"))
 
 
 # ── report and verify ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tollkeeper.errors import StoreError as StoreError
     from tollkeeper.errors import StoreUnavailable as StoreUnavailable
     from tollkeeper.errors import TollkeeperError as TollkeeperError
+    from tollkeeper.repricing import Repricing as Repricing
     from tollkeeper.tracker import CostTracker as CostTracker
     from tollkeeper.tracker import close_cost_tracker as close_cost_tracker
     from tollkeeper.tracker import get_cost_tracker as get_cost_tracker
@@ -38,6 +39,7 @@ _MODULES = {
     "errors": (
         "BudgetExceeded", "ConfigError", "Conflict", "RateLimited", "StoreError", "StoreUnavailable", "TollkeeperError",
     ),
+    "repricing": ("Repricing",),
     "tracker": ("CostTracker", "close_cost_tracker", "get_cost_tracker", "reset_cost_tracker"),
     "tracker.accounts": ("Recorded",),
     "tracker.holding": ("CallHold",),

@@ -139,9 +139,14 @@ def difference_table(rows: list[Difference]) -> RenderableType:
             usd(row.computed_nanos, decimals), usd(row.reported_nanos, decimals),
             Text(f"+{difference}" if row.difference_nanos > 0 else difference, "yellow" if row.difference_nanos else ""),
         )  # fmt: skip
+    counted, ours = sum(row.counted_nanos for row in rows), sum(row.ours for row in rows)
     uncomputed = sum(row.uncomputed for row in rows)
-    note = f"{uncomputed:,} of them have no price of ours and stand in neither sum." if uncomputed else ""
-    return Group(Text("Reported by providers and computed here", style="bold"), drawn, Text(note))
+    below = [f"${format_nanos(counted)} of what was spent stands on the provider's own figure."]
+    if ours:
+        below.append(f"Where ours counts and not theirs, which is another: {ours:,}.")
+    if uncomputed:
+        below.append(f"Without a price of ours, and in neither sum: {uncomputed:,}.")
+    return Group(Text("Reported by providers and computed here", style="bold"), drawn, *map(Text, below))
 
 
 def preview_table(preview: Preview) -> RenderableType:
@@ -329,13 +334,14 @@ def as_csv(report: Report, differences: list[Difference] | None = None) -> str:
 
 
 _DIFFERENCE: Final = (
-    "provider", "model", "reported", "differing", "uncomputed", "computed_usd", "reported_usd", "difference_usd",
+    "provider", "model", "reported", "differing", "uncomputed", "ours", "computed_usd", "reported_usd", "difference_usd",
+    "counted_usd",
 )  # fmt: skip
 
 
 def _difference(row: Difference) -> dict[str, Any]:
-    amounts = (row.computed_nanos, row.reported_nanos, row.difference_nanos)
-    counts = (row.provider, row.model, row.reported, row.differing, row.uncomputed)
+    amounts = (row.computed_nanos, row.reported_nanos, row.difference_nanos, row.counted_nanos)
+    counts = (row.provider, row.model, row.reported, row.differing, row.uncomputed, row.ours)
     return dict(zip(_DIFFERENCE, (*counts, *map(format_nanos, amounts)), strict=True))
 
 

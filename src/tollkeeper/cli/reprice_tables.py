@@ -19,7 +19,7 @@ from tollkeeper.values import iso_utc
 def table(found: Repricing, span: Plan, signed: Signature) -> RenderableType:
     """By model: what it was, what it is at these prices, the difference; and below what is not exact, before and after."""
     total = found.total
-    head = Text.assemble(("Priced again", "bold"), f"  {span_of(span)}, prices {found.price_version}")
+    head = Text.assemble(("Priced again", "bold"), f"  {span_of(span)}")
     if not total.entries:
         return Group(head, Text("No entries."), *map(Text, notes(found, signed)))
     amounts = [total.was_nanos, total.now_nanos]
@@ -55,7 +55,7 @@ def _cost(nanos: int, unpriced: int, entries: int, decimals: int) -> str:
 
 def notes(found: Repricing, signed: Signature) -> list[str]:
     """What the figures do not say by themselves, a line each."""
-    total, lines = found.total, list[str]()
+    total, lines = found.total, [f"At prices {found.price_version}."]
     if total.inexact_was_nanos or total.inexact_now_nanos:
         was, now = format_nanos(total.inexact_was_nanos), format_nanos(total.inexact_now_nanos)
         lines.append(f"Estimated or partly priced: ${was} before, ${now} after.")

@@ -25,7 +25,7 @@ from tollkeeper.tracker import arguments
 from tollkeeper.tracker.accounts import Accounts, named
 from tollkeeper.values import Entry, Provider, iso_utc
 
-BATCH: Final = 1000
+BATCH: Final = 256
 """Entries in memory, and corrections under way, at once."""
 MAX_REASON: Final = 200
 REASON: Final = "priced again"

@@ -89,6 +89,7 @@ def test_what_if(run: Run) -> None:
     assert "mine/n 1 1 unknown $0.000200 +$0.000200" in lines
     assert "mine/gone�[31m 1 0 $0.000007 $0.000007 $0.000000" in lines
     assert "total 4 3 $0.000157 $0.000607 +$0.000450" in lines
+    assert lines[-5].startswith("At prices genai-prices/")
     assert lines[-4:] == [
         "Estimated or partly priced: $0.00005 before, $0.0002 after.",
         "Without a price, and in no amount: 1 before, 0 after.",

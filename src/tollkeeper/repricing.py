@@ -40,12 +40,14 @@ def is_estimated(entry: Entry) -> bool:
 
 
 def charge_again(entry: Entry, book: PriceBook, provider: Provider | None) -> Charge | None:
-    """What the entry costs at these prices. None: there is nothing to price, its usage is none or not known."""
+    """What the entry costs at these prices. None: there is nothing to price: no usage, none that is known, or none to pay for."""
     charge = entry.charge
     if entry.usage == _NOTHING and not entry.parts and not charge.terms:
         return None
     if is_estimated(entry) and not charge.terms and (entry.outcome == "expired" or entry.http_status is None):
         return _quoted(entry, book, provider)
+    if charge.computed_nanos == 0 and not charge.terms:  # free at any price: a refusal, an answer from a cache
+        return None
     return book.charge(
         reading_of(entry), provider=provider, model=_sent(entry), at_us=entry.at_us, estimated=is_estimated(entry)
     )  # fmt: skip

@@ -183,6 +183,9 @@ def test_nothing_to_price() -> None:
     free = Charge(amount_nanos=0, computed_nanos=0, status="priced")
     for charge in (free, Charge(amount_nanos=None, status="unpriced")):
         assert repricing.charge_again(an_entry("a/1", usage=Usage(), charge=charge), NEW, PLACE) is None
+    assert repriced(an_entry("a/1", usage=USAGE, charge=free), NEW, PLACE) is None, "an answer from a cache"
+    at_zero = overridden('[[price]]\nmodel = "m"\ninput = "0"\noutput = "0"\n')
+    assert nanos(repriced(priced(at_zero), NEW, PLACE)) == (350_000, 350_000, "priced"), "a price of 0 is a price"
 
 
 # ── many ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -186,6 +186,8 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
         id=f"{call.id}/1", call=call.id, attempt=1, scopes=scopes, dialect=request.dialect.name,
         provider=call.route.provider.name, model=ask.model, quote_nanos=quote.amount_nanos, quote_usage=bound,
         at_us=now_us, deadline_us=now_us + int(limits.hold_ttl_s * 1_000_000), price_version=quote.price_version,
+        sent=call.route.model if call.route.model != ask.model else None, tier=ask.tier,
+        speed=ask.speed, geo=ask.geo,
     )  # fmt: skip
     call.grant = await gate.store.reserve(call.hold)
 

@@ -128,6 +128,7 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     price_version: str = ""
     terms: tuple[Term, ...] = ()  #: the unit prices used: pricing again is a function of the entry
     missing: tuple[str, ...] = ()  #: kinds that had no rate of their own
+    estimated: bool = False  #: the usage is a bound of ours, also where the status is `partial` or `unpriced`
 
 
 class Scopes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -215,6 +216,10 @@ class Hold(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     at_us: int  #: when it was reserved: fixes every window that it counts in
     deadline_us: int
     price_version: str = ""
+    sent: str | None = None  #: the provider's name for the model, where it is another one
+    tier: str | None = None  #: asked for, as are speed and geo: what the quote stands on
+    speed: str | None = None
+    geo: str | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import imports, prices
+from tollkeeper.cli import imports, prices, reprice
 from tollkeeper.cli.options import ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
@@ -243,6 +243,7 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
 
 
 app.command("import")(imports.bring)
+app.command("reprice")(reprice.again)
 
 
 @app.command("demo")

@@ -8,6 +8,7 @@ start alone. The first `message_start` counts; a repeated one adds nothing. A st
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -15,7 +16,8 @@ import msgspec
 from tollkeeper.dialects.anthropic_usage import read_parts, read_wire
 from tollkeeper.dialects.json_body import (
     FILE_TOKENS,
-    media_tokens,
+    WINDOW_TOKENS,
+    counted_tokens,
     read_count,
     read_field,
     read_flag,
@@ -49,13 +51,26 @@ SERVER_TOOL_TOKENS: Final = 200_000
 """What a tool that runs at the provider may add to the prompt: its results come back as input, turn after turn. A
 declared bound, not a proven one: one recorded call went from 2,479 to 404,500."""
 
+BUILT_IN_TOOL_TOKENS: Final = 1_000
+"""A tool that is described at the provider and runs at the client: text editor 700, computer 735 and its system prompt."""
+
 _MEDIA: Final = (
     (b'"image"', re.compile(rb'"type"\s*:\s*"image"'), IMAGE_TOKENS),
     (b'"document"', re.compile(rb'"type"\s*:\s*"document"'), FILE_TOKENS),
     (b'"container_upload"', re.compile(rb'"type"\s*:\s*"container_upload"'), FILE_TOKENS),
-    (b"_20", re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|advisor)_\d'), SERVER_TOOL_TOKENS),
+)
+_SERVER_TOOLS: Final = (
+    (
+        b"_20",
+        re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|tool_search_tool|advisor)_\w*\d'),
+        SERVER_TOOL_TOKENS,
+    ),
     (b'"mcp_servers"', re.compile(rb'"mcp_servers"\s*:\s*\['), SERVER_TOOL_TOKENS),
 )
+_BUILT_IN_TOOLS: Final = (
+    (b"_20", re.compile(rb'"type"\s*:\s*"(?:bash|computer|memory|text_editor)_\d'), BUILT_IN_TOOL_TOKENS),
+)
+_COMPACTION: Final = ((b'"compact_', re.compile(rb'"type"\s*:\s*"compact_\d'), 1),)
 _ERROR_TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -83,6 +98,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     if cap is None and not counting:
         raise BadRequest("max_tokens: this dialect needs it; give the most tokens that the reply may have.")
     metadata = read_field(fields, "metadata", _METADATA, "an object with user_id as text")
+    bound, plain = _prompt(body, fields)
     return Ask(
         dialect=name,
         path=COUNT_PATH if counting else path,
@@ -90,7 +106,8 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         model=model,
         stream=read_flag(fields, "stream"),
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + media_tokens(body, _MEDIA),
+        prompt_bound=bound,
+        plain=plain,
         output_cap=cap,
         user=None if metadata is None else metadata.user_id,
         tier=read_text(fields, "service_tier"),
@@ -107,7 +124,10 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
 
 
 class _Source(msgspec.Struct):
+    type: str = ""
+    media_type: str = ""
     data: msgspec.Raw = ABSENT
+    content: list[_Block] | str | None = None  #: of a document made of blocks
 
 
 class _Block(msgspec.Struct):
@@ -119,23 +139,43 @@ class _Block(msgspec.Struct):
 _TURNS: Final = msgspec.json.Decoder(list[_Block])
 
 
-def _inline_images(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Bytes of images inside the body: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
-    if b'"base64"' not in body:
-        return 0
-    try:
-        return _image_bytes(_TURNS.decode(fields.get("messages", b"[]")))
-    except UNREADABLE:
-        return 0
+def _prompt(body: bytes, fields: dict[str, msgspec.Raw]) -> tuple[int, bool]:
+    """Tokens that the prompt has at most, and whether it is text and nothing else."""
+    tools, media = counted_tokens(body, _SERVER_TOOLS), counted_tokens(body, _MEDIA)
+    plain, bound = not tools and not media, len(body)
+    if media:
+        sources = [(block.type, block.source) for block in _blocks(_decoded(fields)) if block.source is not None]
+        # The bytes of images and PDFs are no text: their own bounds count. Those of text documents are all there is.
+        bound -= sum(len(source.data) for kind, source in sources if _is_drawn(kind, source))
+        texts = sum(kind == "document" and source.type in ("text", "content") for kind, source in sources)
+        media = max(0, media - texts * FILE_TOKENS)
+    bound += template_tokens(fields) + counted_tokens(body, _BUILT_IN_TOOLS) + tools + min(media, WINDOW_TOKENS)
+    if counted_tokens(body, _COMPACTION):  # it reads the prompt once more, to sum it up
+        return 2 * bound, False
+    return bound, plain
 
 
-def _image_bytes(blocks: list[_Block] | str | None) -> int:
-    if not isinstance(blocks, list):
-        return 0
-    return sum(
-        len(block.source.data) if block.type == "image" and block.source is not None else _image_bytes(block.content)
-        for block in blocks
+def _is_drawn(kind: str, source: _Source) -> bool:
+    """Whether a block's data are pixels, or a PDF: they come in base64."""
+    return source.type == "base64" and (
+        kind == "image" or (kind == "document" and source.media_type == "application/pdf")
     )
+
+
+def _decoded(fields: dict[str, msgspec.Raw]) -> list[_Block]:
+    try:
+        return _TURNS.decode(fields.get("messages", b"[]"))
+    except UNREADABLE:
+        return []
+
+
+def _blocks(content: list[_Block] | str | None) -> Iterator[_Block]:
+    """Every block, those inside a tool's result or a document too."""
+    for block in content if isinstance(content, list) else ():
+        yield block
+        yield from _blocks(block.content)
+        if block.source is not None:
+            yield from _blocks(block.source.content)
 
 
 class _Message(msgspec.Struct):

@@ -7,24 +7,19 @@ start alone. The first `message_start` counts; a repeated one adds nothing. A st
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
+from tollkeeper.dialects.anthropic_prompt import prompt_of
 from tollkeeper.dialects.anthropic_usage import read_parts, read_wire
 from tollkeeper.dialects.json_body import (
-    FILE_TOKENS,
-    WINDOW_TOKENS,
-    counted_tokens,
     read_count,
     read_field,
     read_flag,
     read_model,
     read_object,
     read_text,
-    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -45,32 +40,6 @@ name: Final = "anthropic-messages"
 path: Final = "/messages"
 COUNT_PATH: Final = "/messages/count_tokens"
 
-IMAGE_TOKENS: Final = 5_000
-"""An image, by URL, id or inline: high resolution counts at most 4,784."""
-SERVER_TOOL_TOKENS: Final = 200_000
-"""What a tool that runs at the provider may add to the prompt: its results come back as input, turn after turn. A
-declared bound, not a proven one: one recorded call went from 2,479 to 404,500."""
-
-BUILT_IN_TOOL_TOKENS: Final = 1_000
-"""A tool that is described at the provider and runs at the client: text editor 700, computer 735 and its system prompt."""
-
-_MEDIA: Final = (
-    (b'"image"', re.compile(rb'"type"\s*:\s*"image"'), IMAGE_TOKENS),
-    (b'"document"', re.compile(rb'"type"\s*:\s*"document"'), FILE_TOKENS),
-    (b'"container_upload"', re.compile(rb'"type"\s*:\s*"container_upload"'), FILE_TOKENS),
-)
-_SERVER_TOOLS: Final = (
-    (
-        b"_20",
-        re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|tool_search_tool|advisor)_\w*\d'),
-        SERVER_TOOL_TOKENS,
-    ),
-    (b'"mcp_servers"', re.compile(rb'"mcp_servers"\s*:\s*\['), SERVER_TOOL_TOKENS),
-)
-_BUILT_IN_TOOLS: Final = (
-    (b"_20", re.compile(rb'"type"\s*:\s*"(?:bash|computer|memory|text_editor)_\d'), BUILT_IN_TOOL_TOKENS),
-)
-_COMPACTION: Final = ((b'"compact_', re.compile(rb'"type"\s*:\s*"compact_\d'), 1),)
 _ERROR_TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -98,7 +67,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     if cap is None and not counting:
         raise BadRequest("max_tokens: this dialect needs it; give the most tokens that the reply may have.")
     metadata = read_field(fields, "metadata", _METADATA, "an object with user_id as text")
-    bound, plain = _prompt(body, fields)
+    bound, plain = prompt_of(body, fields)
     return Ask(
         dialect=name,
         path=COUNT_PATH if counting else path,
@@ -121,61 +90,6 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     if ask.output_cap is None and output_cap is not None:
         fields["max_tokens"] = msgspec.Raw(b"%d" % output_cap)
     return write_object(fields)
-
-
-class _Source(msgspec.Struct):
-    type: str = ""
-    media_type: str = ""
-    data: msgspec.Raw = ABSENT
-    content: list[_Block] | str | None = None  #: of a document made of blocks
-
-
-class _Block(msgspec.Struct):
-    type: str = ""
-    source: _Source | None = None
-    content: list[_Block] | str | None = None  #: of a tool's result
-
-
-_TURNS: Final = msgspec.json.Decoder(list[_Block])
-
-
-def _prompt(body: bytes, fields: dict[str, msgspec.Raw]) -> tuple[int, bool]:
-    """Tokens that the prompt has at most, and whether it is text and nothing else."""
-    tools, media = counted_tokens(body, _SERVER_TOOLS), counted_tokens(body, _MEDIA)
-    plain, bound = not tools and not media, len(body)
-    if media:
-        sources = [(block.type, block.source) for block in _blocks(_decoded(fields)) if block.source is not None]
-        # The bytes of images and PDFs are no text: their own bounds count. Those of text documents are all there is.
-        bound -= sum(len(source.data) for kind, source in sources if _is_drawn(kind, source))
-        texts = sum(kind == "document" and source.type in ("text", "content") for kind, source in sources)
-        media = max(0, media - texts * FILE_TOKENS)
-    bound += template_tokens(fields) + counted_tokens(body, _BUILT_IN_TOOLS) + tools + min(media, WINDOW_TOKENS)
-    if counted_tokens(body, _COMPACTION):  # it reads the prompt once more, to sum it up
-        return 2 * bound, False
-    return bound, plain
-
-
-def _is_drawn(kind: str, source: _Source) -> bool:
-    """Whether a block's data are pixels, or a PDF: they come in base64."""
-    return source.type == "base64" and (
-        kind == "image" or (kind == "document" and source.media_type == "application/pdf")
-    )
-
-
-def _decoded(fields: dict[str, msgspec.Raw]) -> list[_Block]:
-    try:
-        return _TURNS.decode(fields.get("messages", b"[]"))
-    except UNREADABLE:
-        return []
-
-
-def _blocks(content: list[_Block] | str | None) -> Iterator[_Block]:
-    """Every block, those inside a tool's result or a document too."""
-    for block in content if isinstance(content, list) else ():
-        yield block
-        yield from _blocks(block.content)
-        if block.source is not None:
-            yield from _blocks(block.source.content)
 
 
 class _Message(msgspec.Struct):

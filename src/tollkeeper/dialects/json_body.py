@@ -114,19 +114,16 @@ def template_tokens(fields: Body) -> int:
 
 
 def media_tokens(body: bytes, bounds: tuple[tuple[bytes, re.Pattern[bytes], int], ...]) -> int:
-    """Tokens of parts that the body's own bytes do not bound, together a window at most."""
-    return min(WINDOW_TOKENS, counted_tokens(body, bounds))
-
-
-def counted_tokens(body: bytes, bounds: tuple[tuple[bytes, re.Pattern[bytes], int], ...]) -> int:
-    """Each (word, pattern, tokens) counts its pattern's matches.
+    """Tokens of parts that the body's own bytes do not bound, together a window at most: each (word, pattern, tokens)
+    counts its pattern's matches.
 
     A pattern is searched only where its word occurs. Inside a JSON string a quote is escaped, so prompt text that talks
     about such a part does not match a pattern with quotes. A word may be written in escapes: they are read first.
     """
     if rb"\u00" in body:
         body = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), body)
-    return sum(tokens * len(pattern.findall(body)) for word, pattern, tokens in bounds if word in body)
+    found = sum(tokens * len(pattern.findall(body)) for word, pattern, tokens in bounds if word in body)
+    return min(WINDOW_TOKENS, found)
 
 
 def json_depth_ok(body: bytes, limit: int) -> bool:

@@ -15,18 +15,12 @@ from typing import Final
 import msgspec
 
 from tollkeeper.dialects.json_body import (
-    AUDIO_TOKENS,
-    FILE_TOKENS,
-    WINDOW_TOKENS,
-    counted_tokens,
-    media_tokens,
     read_count,
     read_field,
     read_flag,
     read_model,
     read_object,
     read_text,
-    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -37,6 +31,7 @@ from tollkeeper.dialects.json_reply import (
     generated_bytes,
     is_there,
 )
+from tollkeeper.dialects.openai_prompt import prompt_of
 from tollkeeper.dialects.openai_wire import Counted, broken, read_usage, refusal
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading
@@ -46,35 +41,8 @@ __all__ = ["broken", "name", "path", "read_ask", "reducer", "refusal", "write_bo
 name: Final = "openai-chat"
 path: Final = "/chat/completions"
 
-IMAGE_TOKENS: Final = 50_000
-"""An image, by URL or inline: gpt-4o-mini counts the most, 2,833 + 8 tiles of 5,667 = 48,169. `detail: low` lowers it with
-some models only."""
-BYTES_PER_AUDIO_TOKEN: Final = 16
-"""Of a recording inside the body, in base64: a second of mp3 has 1,333 at least (8 kbit/s), and at most 32 tokens."""
-SEARCH_TOKENS: Final = 50_000
-"""What a search that runs at the provider may add to the prompt. A declared bound: one recorded search added 8,000."""
 MAX_CHOICES: Final = 128
 
-_MEDIA: Final = (
-    (b"image_url", re.compile(rb'"image_url"\s*:'), IMAGE_TOKENS),
-    (b'"image"', re.compile(rb'"image"\s*:\s*"'), IMAGE_TOKENS),
-    (b'"audio"', re.compile(rb'"audio"\s*:\s*\{\s*"id"'), AUDIO_TOKENS),
-    (b'"file', re.compile(rb'"type"\s*:\s*"file"|"file_(?:id|data)"\s*:\s*"'), FILE_TOKENS),
-    (b"_url", re.compile(rb'"(?:video|audio|document|file|pdf)_url"\s*:'), WINDOW_TOKENS),
-    (b'"video"', re.compile(rb'"video"\s*:\s*["\[]'), WINDOW_TOKENS),
-    (b'"input_audio"', re.compile(rb'"input_audio"\s*:\s*"'), WINDOW_TOKENS),
-)
-_SEARCHES: Final = (
-    (
-        b"web_search",
-        re.compile(rb'"web_search_options"\s*:\s*\{|"type"\s*:\s*"(?:openrouter:)?web_search'),
-        SEARCH_TOKENS,
-    ),
-    (b'"type"', re.compile(rb'"type"\s*:\s*"(?:browser_search|live_search|x_search|builtin_function)'), SEARCH_TOKENS),
-    (b'"search_parameters"', re.compile(rb'"search_parameters"\s*:\s*\{'), SEARCH_TOKENS),
-    (b'"plugins"', re.compile(rb'"plugins"\s*:\s*\['), SEARCH_TOKENS),
-    (b":online", re.compile(rb'"model"\s*:\s*"[^"]*:online"'), SEARCH_TOKENS),
-)
 _STREAM_OPTIONS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 _TRUE: Final = msgspec.Raw(b"true")
 
@@ -87,15 +55,16 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     choices = read_count(fields, "n", 1, MAX_CHOICES)
     stream = read_flag(fields, "stream")
     options = read_field(fields, "stream_options", _STREAM_OPTIONS, "an object") or {}
-    more = media_tokens(body, _MEDIA) + counted_tokens(body, _SEARCHES)
+    model = read_model(fields)
+    bound, plain = prompt_of(body, fields, model)
     return Ask(
         dialect=name,
         path=path,
-        model=read_model(fields),
+        model=model,
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - _not_text(body, fields) + template_tokens(fields) + more,
-        plain=not more and b'"input_audio"' not in body,
+        prompt_bound=bound,
+        plain=plain,
         output_cap=old_cap if new_cap is None else new_cap if old_cap is None else max(new_cap, old_cap),
         choices=1 if choices is None else choices,
         wants_usage=read_flag(options, "include_usage"),
@@ -118,55 +87,6 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     if ask.output_cap is None and output_cap is not None:
         fields["max_tokens" if "max_tokens" in quirks else "max_completion_tokens"] = msgspec.Raw(b"%d" % output_cap)
     return write_object(fields)
-
-
-class _Url(msgspec.Struct):
-    url: msgspec.Raw = ABSENT
-
-
-class _Audio(msgspec.Struct):
-    data: msgspec.Raw = ABSENT
-    format: str | None = None
-
-
-class _File(msgspec.Struct):
-    file_data: msgspec.Raw = ABSENT
-
-
-class _Piece(msgspec.Struct):
-    image_url: _Url | None = None
-    input_audio: _Audio | None = None
-    file: _File | None = None
-
-
-class _Message(msgspec.Struct):
-    content: list[_Piece] | str | None = None
-
-
-_MESSAGES: Final = msgspec.json.Decoder(list[_Message])
-
-
-def _not_text(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Bytes inside the body that are no text: of images and PDFs, which have bounds of their own, and most of a recording's."""
-    if b";base64," not in body and b'"input_audio"' not in body:
-        return 0
-    try:
-        messages = _MESSAGES.decode(fields.get("messages", b"[]"))
-    except UNREADABLE:
-        return 0
-    pieces = [piece for message in messages if isinstance(message.content, list) for piece in message.content]
-    return sum(map(_not_text_in, pieces))
-
-
-def _not_text_in(piece: _Piece) -> int:
-    if piece.image_url is not None and bytes(piece.image_url.url).startswith(b'"data:image/'):
-        return len(piece.image_url.url)
-    if piece.file is not None and bytes(piece.file.file_data).startswith(b'"data:application/pdf;'):
-        return len(piece.file.file_data)
-    if piece.input_audio is not None and piece.input_audio.format in ("wav", "mp3"):
-        size = len(piece.input_audio.data)
-        return size - size // BYTES_PER_AUDIO_TOKEN
-    return 0
 
 
 class _Choice(msgspec.Struct, gc=False):

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from tollkeeper.dialects import anthropic_messages
-from tollkeeper.dialects.anthropic_messages import (
-    BUILT_IN_TOOL_TOKENS,
-    IMAGE_TOKENS,
-    SERVER_TOOL_TOKENS,
-    read_ask,
-    write_body,
-)
-from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
+from tollkeeper.dialects.anthropic_messages import read_ask, write_body
+from tollkeeper.dialects.json_body import TEMPLATE_TOKENS
 from tollkeeper.errors import BadRequest, BudgetExceeded, StreamBroken, TollkeeperError, UpstreamTimeout
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
@@ -71,95 +65,6 @@ def test_bad_asks(body: bytes, message: str) -> None:
     """H4: a refused ask names its field and what is right."""
     with pytest.raises(BadRequest, match=message):
         read_ask(body)
-
-
-def bound(*blocks: Any, **fields: Any) -> tuple[int, int]:
-    """The prompt bound above the margin, and the body's bytes."""
-    message = {"role": "user", "content": list(blocks)}
-    body = json.dumps({"model": "m", "max_tokens": 1, "messages": [message], **fields}).encode()
-    return read_ask(body).prompt_bound - TEMPLATE_TOKENS, len(body)
-
-
-def test_prompt_bound_covers_what_bytes_do_not() -> None:
-    """Images, documents and tools that run at the provider have declared bounds."""
-    cases = [
-        ({"type": "image", "source": {"type": "url", "url": "https://x"}}, {}, IMAGE_TOKENS),
-        ({"type": "document", "source": {"type": "file", "file_id": "f"}}, {}, FILE_TOKENS),
-        ({"type": "text", "text": '"type": "image"'}, {}, 0),
-        (
-            {},
-            {"tools": [{"type": "web_search_20250305"}, {"type": "custom"}]},
-            TOOL_PREAMBLE_TOKENS + SERVER_TOOL_TOKENS,
-        ),
-    ]
-    for block, fields, tokens in cases:
-        bounded, size = bound(block, **fields)
-        assert bounded == size + tokens
-
-
-def test_inline_images_are_not_text() -> None:
-    """An inline image is bounded as an image, in a tool's result too; other blocks count their bytes."""
-    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}}
-    result = {"type": "tool_result", "content": [image, {"type": "text", "text": "x"}]}
-    bounded, _ = bound(image, result)
-    assert 2 * IMAGE_TOKENS <= bounded < 2 * IMAGE_TOKENS + 500
-    assert bound(image | {"type": "text"})[0] > 3_000_000
-    assert bound(image, 7)[0] > 3_000_000  # not the wire's shape: no discount
-
-
-def test_documents_are_bounded_by_what_they_are() -> None:
-    """A PDF is a file, however many bytes it has; a text stands in the body, and its bytes bound it as they do any text."""
-    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "A" * 3_000_000}}
-    assert FILE_TOKENS <= bound(pdf)[0] < FILE_TOKENS + 300
-    assert FILE_TOKENS <= bound(pdf, pdf)[0] < FILE_TOKENS + 500  # together they fill one window
-    for source in (
-        {"type": "text", "media_type": "text/plain", "data": "A" * 50_000},
-        {"type": "content", "content": "A" * 50_000},
-        {"type": "text", "media_type": "application/pdf", "data": "A" * 50_000},
-    ):
-        bounded, size = bound({"type": "document", "source": source})
-        assert bounded == size
-    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 50_000}}
-    bounded, _ = bound({"type": "document", "source": {"type": "content", "content": [image]}})
-    assert IMAGE_TOKENS <= bounded < IMAGE_TOKENS + 400
-    other, size = bound({"type": "document", "source": pdf["source"] | {"media_type": "text/csv"}})  # type: ignore[operator]
-    assert other == size + FILE_TOKENS
-
-
-def test_tools_described_at_the_provider() -> None:
-    """A built-in tool has few bytes here and up to 1,000 tokens there, each of them."""
-    tools = [{"type": "bash_20250124", "name": "bash"}, {"type": "text_editor_20250728"}, {"type": "computer_20251124"}]
-    bounded, size = bound(tools=tools)
-    assert bounded == size + TOOL_PREAMBLE_TOKENS + 3 * BUILT_IN_TOOL_TOKENS
-    assert bounded > 346 + 245 + 700 + 735 + 499  # as documented, with computer use's own system prompt
-
-
-def test_compaction_reads_the_prompt_twice() -> None:
-    """What the provider sums up by itself is read once for that, and what is left of it once more."""
-    edits = {"context_management": {"edits": [{"type": "compact_20260112"}]}}
-    bounded, size = bound(**edits)
-    assert bounded == 2 * size + TEMPLATE_TOKENS
-
-
-@pytest.mark.parametrize(
-    ("blocks", "fields", "plain"),
-    [
-        ([{"type": "text", "text": "an image"}], {}, True),
-        ([], {"tools": [{"name": "image", "input_schema": {}}, {"type": "bash_20250124"}]}, True),
-        ([{"type": "image", "source": {"type": "url", "url": "https://x"}}], {}, False),
-        ([{"type": "document", "source": {"type": "text", "data": "x"}}], {}, False),
-        ([], {"tools": [{"type": "web_fetch_20250910"}]}, False),
-        ([], {"tools": [{"type": "tool_search_tool_regex_20251119"}]}, False),
-        ([], {"mcp_servers": [{}]}, False),
-        ([], {"context_management": {"edits": [{"type": "compact_20260112"}]}}, False),
-    ],
-)
-def test_only_text_is_plain(blocks: list[Any], fields: dict[str, Any], plain: bool) -> None:
-    """A prompt is plain where nothing but its own text makes its tokens."""
-    message = {"role": "user", "content": blocks}
-    assert (
-        read_ask(json.dumps({"model": "m", "max_tokens": 1, "messages": [message], **fields}).encode()).plain == plain
-    )
 
 
 def test_body_keeps_its_values() -> None:

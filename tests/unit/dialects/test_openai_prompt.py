@@ -14,7 +14,8 @@ from tollkeeper.dialects.json_body import (
     TOOL_PREAMBLE_TOKENS,
     WINDOW_TOKENS,
 )
-from tollkeeper.dialects.openai_chat import IMAGE_TOKENS, SEARCH_TOKENS, read_ask
+from tollkeeper.dialects.openai_chat import read_ask
+from tollkeeper.dialects.openai_prompt import IMAGE_TOKENS, SEARCH_TOKENS
 
 
 def bound(*parts: Any) -> tuple[int, int]:
@@ -56,7 +57,7 @@ def test_inline_images_are_not_text() -> None:
         ({"type": "document_url", "document_url": "https://x"}, WINDOW_TOKENS),
         ({"type": "video", "video": ["https://x"]}, WINDOW_TOKENS),
         ({"type": "input_audio", "input_audio": "https://x"}, WINDOW_TOKENS),
-        ({"audio": {"id": "audio_1"}}, AUDIO_TOKENS),
+        ({"type": "audio", "audio": "https://x"}, WINDOW_TOKENS),
     ],
 )
 def test_parts_of_unknown_size(part: dict[str, Any], tokens: int) -> None:
@@ -66,6 +67,26 @@ def test_parts_of_unknown_size(part: dict[str, Any], tokens: int) -> None:
     inside = len(json.dumps(part["file"]["file_data"])) if "file_data" in part.get("file", {}) else 0
     assert ask.prompt_bound == len(body) - inside + TEMPLATE_TOKENS + tokens
     assert not ask.plain
+
+
+def test_an_earlier_replys_audio() -> None:
+    """What a model said before comes back by its id: it has no more tokens than a reply."""
+    body = json.dumps({"model": "m", "messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}).encode()
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + AUDIO_TOKENS
+
+
+@pytest.mark.parametrize("messages", [{}, 7, [7], [{"content": 7}], [{"content": [7]}], [{"content": [{"file": 7}]}]])
+def test_messages_of_another_shape(messages: Any) -> None:
+    """C3: what cannot be read may be anything: it counts as a window, and is not plain."""
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + WINDOW_TOKENS
+    assert not read_ask(body).plain
+
+
+def test_names_in_escapes() -> None:
+    """C3: a part whose name is written in escapes is that part."""
+    body = rb'{"model":"m","messages":[{"content":[{"im\u0061ge_url":{"url":"https://x"}}]}]}'
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + IMAGE_TOKENS
 
 
 def test_all_media_fill_one_window() -> None:

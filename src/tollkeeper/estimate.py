@@ -32,6 +32,7 @@ def estimate(
     output_ceilings: Mapping[str, int] = {},
     densities: Densities | None = None,
     at_us: int,
+    key: str | None = None,
 ) -> Quote:
     """The upper bound over every route that the call may take.
 
@@ -48,7 +49,11 @@ def estimate(
         if tokens is None:
             tokens = ask.prompt_bound
         prompt = max(prompt, tokens)
-        amounts.append(book.quote_nanos(route.provider, route.model, tokens, output_tokens, at_us, tier=ask.tier))
+        amount = book.quote_nanos(
+            route.provider, route.model, tokens, output_tokens, at_us, tier=ask.tier, speed=ask.speed, geo=ask.geo,
+            key=key, route=ask.model,
+        )  # fmt: skip
+        amounts.append(amount)
     known = [amount for amount in amounts if amount is not None]
     bounded = cap is not None and len(known) == len(amounts)
     return Quote(
@@ -88,7 +93,14 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def expected(
-    book: PriceBook, ask: Ask, route: Route, quote: Quote, *, densities: Densities | None = None, at_us: int
+    book: PriceBook,
+    ask: Ask,
+    route: Route,
+    quote: Quote,
+    *,
+    densities: Densities | None = None,
+    at_us: int,
+    key: str | None = None,
 ) -> Expectation:
     """Low, expected and high cost of a call on one route; `quote` is its upper bound from `estimate`."""
     prompt = None if densities is None else densities.about(route, ask)
@@ -96,13 +108,17 @@ def expected(
         prompt = -(-ask.prompt_bound // BYTES_PER_TOKEN)
     half = None if quote.output_cap is None else quote.output_cap * ask.choices // 2
     return Expectation(
-        low_nanos=_plain_nanos(book, ask, route, prompt, 0, at_us),
-        expected_nanos=None if half is None else _plain_nanos(book, ask, route, prompt, half, at_us),
+        low_nanos=_plain_nanos(book, ask, route, prompt, 0, at_us, key),
+        expected_nanos=None if half is None else _plain_nanos(book, ask, route, prompt, half, at_us, key),
         high_nanos=quote.amount_nanos,
     )
 
 
-def _plain_nanos(book: PriceBook, ask: Ask, route: Route, prompt: int, output: int, at_us: int) -> int | None:
+def _plain_nanos(
+    book: PriceBook, ask: Ask, route: Route, prompt: int, output: int, at_us: int, key: str | None
+) -> int | None:
     """The charge for plain text of this many tokens: no cache, no audio."""
-    reading = Reading(parts=(Part(Usage(input=prompt, output=output)),), tier=ask.tier)
-    return book.charge(reading, provider=route.provider, model=route.model, at_us=at_us, estimated=True).computed_nanos
+    reading = Reading(parts=(Part(Usage(input=prompt, output=output)),), tier=ask.tier, speed=ask.speed, geo=ask.geo)
+    return book.charge(
+        reading, provider=route.provider, model=route.model, at_us=at_us, estimated=True, key=key, route=ask.model
+    ).computed_nanos

@@ -183,7 +183,7 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
     call.quote = quote = estimate(
         call.prices, ask, routes, default_output_cap=limits.default_output_cap, model_output_caps=limits.output_caps,
         output_ceilings=limits.output_ceilings, densities=gate.densities if limits.quote == "typical" else None,
-        at_us=now_us,
+        at_us=now_us, key=scopes.key,
     )  # fmt: skip
     call.hold = Hold(
         id=f"{call.id}/1", call=call.id, attempt=1, scopes=scopes, dialect=request.dialect.name,
@@ -334,7 +334,8 @@ def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
     whole = answer is not None and not call.is_stream
     reading = Reading() if meter is None else meter.finish()
     course = Course(
-        ask=call.ask, hold=call.hold, route=call.route, status=None if answer is None else answer.status,
+        hold=call.hold, provider=call.route.provider, sent=call.route.model, prompt_bound=call.ask.prompt_bound,
+        choices=call.ask.choices, answered=answer is not None, http_status=None if answer is None else answer.status,
         is_stream=call.is_stream, reading=reading,
         content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
         complete=call.complete, left=call.leaving, capped=call.cap == call.quote.written_cap, failure=failure,

@@ -98,7 +98,7 @@ def aim(
         except UnknownModel as error:
             unknown = unknown or error
         else:
-            found[name] = routes, prices.rates(routes[0].provider, routes[0].model, now_us)
+            found[name] = routes, prices.rates(routes[0].provider, routes[0].model, now_us, route=wanted)
     if not any(rates for _, rates in found.values()) and unknown is not None:
         raise unknown
     name = _likeliest({name: rates for name, (_, rates) in found.items()})
@@ -216,7 +216,8 @@ def preview(
     """What a call would cost and meet. Each budget is asked by itself: the line stops at the first one that refuses."""
     quote = estimate(
         prices, ask, routes, default_output_cap=limits.default_output_cap, model_output_caps=limits.output_caps,
-        output_ceilings=limits.output_ceilings, densities=densities if limits.quote == "typical" else None, at_us=now_us,
+        output_ceilings=limits.output_ceilings, densities=densities if limits.quote == "typical" else None,
+        at_us=now_us, key=scopes.key,
     )  # fmt: skip
     hold = Hold(
         id="preview/1", call="preview", attempt=1, scopes=scopes, dialect=ask.dialect, provider=routes[0].provider.name,
@@ -225,8 +226,11 @@ def preview(
     words = [(standing, refusal_of(standing, hold)) for standing in standings]
     return Preview(
         ask=ask, route=routes[0], quote=quote,
-        cost=expected(prices, ask, routes[0], quote, densities=densities, at_us=now_us),
-        is_priced=all(prices.rates(each.provider, each.model, now_us, tier=ask.tier) is not None for each in routes),
+        cost=expected(prices, ask, routes[0], quote, densities=densities, at_us=now_us, key=scopes.key),
+        is_priced=all(
+            prices.rates(each.provider, each.model, now_us, tier=ask.tier, key=scopes.key, route=ask.model) is not None
+            for each in routes
+        ),
         verdicts=[
             Verdict(standing, asked_of(standing.budget, hold), None if refusal is None else str(refusal))
             for standing, refusal in words

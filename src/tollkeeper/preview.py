@@ -169,7 +169,7 @@ def _body(draft: Draft, members: Body, prompt: str | None, dialect: str) -> byte
         member = _PROMPTS.get(dialect, "messages")
         message = {"parts": [{"text": prompt}]} if member == "contents" else {"role": "user", "content": prompt}
         more[member] = prompt if member == "input" else [message]
-    if draft.max_tokens is not None:
+    if draft.max_tokens is not None and dialect not in _PROMPTS:  # others have it elsewhere, and Aim.ask() says it
         members = {name: value for name, value in members.items() if name != "max_completion_tokens"}
         more["max_tokens"] = draft.max_tokens
     return write_object(members | {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in more.items()})

@@ -36,7 +36,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes: int  #: of a reply that is not streamed
     complete: bool  #: the reply was read to its end
     left: bool  #: the client did not stay for it
-    capped: bool  #: the provider was told the hold's output cap
+    capped: bool  #: the hold's output cap holds: the provider was told it, or no reply of the model is longer
     failure: TollkeeperError | None
     latency_ms: int | None
 

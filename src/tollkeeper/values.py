@@ -156,6 +156,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     free: bool = False  #: costs nothing anywhere (counting tokens): passed through, neither held nor booked
     path: str = ""  #: where it goes below a provider's base URL; {model} stands for the route's model
     array: bool = False  #: its stream comes as one JSON array and not as events
+    plain: bool = False  #: its prompt is text and nothing else: its tokens can be learned from its bytes
     wants_usage: bool = True  #: whether the client asked for a usage event in its stream
     user: str | None = None  #: from the dialect's own user field
     tier: str | None = None  #: the service tier asked for
@@ -190,11 +191,12 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Quote(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The upper bound of what a call can cost. `amount_nanos` None: it cannot be priced."""
+    """The upper bound of what a call can cost; where quotes are typical, what most such calls stay within."""
 
-    amount_nanos: int | None
-    tokens: int | None  #: None: without an output cap there is no bound
-    output_cap: int | None  #: the cap that the bound stands on; written into the request where the client set none
+    amount_nanos: int | None  #: None: it cannot be priced, or has no bound
+    usage: Usage | None  #: the tokens that it stands on; None: without an output cap there is no bound
+    output_cap: int | None  #: output tokens that one choice may have; None: nothing bounds them
+    written_cap: int | None = None  #: the cap that makes it so once it is written into the request; None: it is so
     price_version: str = ""
 
 

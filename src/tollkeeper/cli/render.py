@@ -25,7 +25,7 @@ from tollkeeper.reports import Difference, Plan, Report, Row, Sums
 from tollkeeper.values import KINDS, Standing, iso_utc, show_amount
 
 if TYPE_CHECKING:
-    from tollkeeper.cli.verdict import Preview
+    from tollkeeper.preview import Preview
 
 #: Characters of a full bar, from the one that looks best to the one that fits almost anywhere.
 _BARS: Final = (10, 6, 3, 0)
@@ -191,39 +191,8 @@ def _standing(standing: Standing) -> str:
     return safe(f"{budget.window} {budget.scope} {standing.id}".rstrip() + of)
 
 
-def preview_json(preview: Preview) -> str:
-    """The same as one JSON object: dollars as decimal text, null where unknown."""
-    ask, cost, quote = preview.ask, preview.cost, preview.quote
-    return _json({
-        "model": ask.model, "dialect": ask.dialect, "provider": preview.route.provider.name,
-        "provider_model": preview.route.model, "prompt_tokens_max": ask.prompt_bound, "output_cap": quote.output_cap,
-        "low_usd": _dollars(cost.low_nanos), "expected_usd": _dollars(cost.expected_nanos),
-        "high_usd": _dollars(cost.high_nanos), "price_version": quote.price_version, "admitted": preview.admitted,
-        "held": None,
-        "budgets": [
-            {
-                "scope": standing.budget.scope, "id": standing.id, "project": standing.project,
-                "window": standing.budget.window, "measure": standing.budget.measure,
-                "limit": _amount(standing.budget.limit, standing.budget.measure),
-                "spent": _amount(standing.spent, standing.budget.measure),
-                "remaining": _amount(standing.remaining, standing.budget.measure),
-                "admitted": verdict.refusal is None, "refusal": verdict.refusal,
-            }
-            for verdict in preview.verdicts
-            for standing in (verdict.standing,)
-        ],
-    })  # fmt: skip
-
-
-def _dollars(nanos: int | None) -> str | None:
-    return None if nanos is None else format_nanos(nanos)
-
-
-def _amount(amount: int | None, measure: str) -> str | int | None:
-    return _dollars(amount) if measure == "usd" else amount
-
-
-def _json(value: object) -> str:
+def as_text(value: object) -> str:
+    """A document as JSON for people and programs."""
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
@@ -323,7 +292,7 @@ def as_json(report: Report, differences: list[Difference] | None = None) -> str:
     }  # fmt: skip
     if differences is not None:
         whole["differences"] = [_difference(row) for row in differences]
-    return _json(whole)
+    return as_text(whole)
 
 
 def as_csv(report: Report, differences: list[Difference] | None = None) -> str:

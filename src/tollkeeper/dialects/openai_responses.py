@@ -26,6 +26,7 @@ from tollkeeper.dialects.json_body import (
     read_object,
     read_text,
     template_tokens,
+    unescaped,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -94,13 +95,15 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     asked = fields.get("input")
     if asked is not None and bytes(asked)[:1] not in (b'"', b"[") and is_there(asked):
         raise BadRequest("input: expected text or a list of items.")
+    beyond = _beyond_bytes(unescaped(body), fields)
     return Ask(
         dialect=name,
         path=path,
         model=read_model(fields),
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + _beyond_bytes(body, fields),
+        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + beyond,
+        plain=not beyond and b"input_audio" not in body,
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),

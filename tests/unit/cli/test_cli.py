@@ -223,9 +223,10 @@ def test_estimate_names_each_budget(run: Run, ledger: Path) -> None:
     arguments = ["estimate", "prompt.txt", "--model", "gpt-4o-mini", "--project", "alpha", "--session", "s"]
     code, out, _ = run(*arguments, "--max-tokens", "100", "--json")
     found = json.loads(out)
-    assert (code, found["admitted"], found["held"]) == (0, False, None)
-    assert [(each["scope"], each["spent"], each["remaining"], each["admitted"]) for each in found["budgets"]] == [
-        ("project", "0.006", "0.004", True), ("session", "0", "0.000001", False),
+    assert (code, found["admitted"], found["priced"], found["output_cap"]) == (0, False, True, 100)
+    budgets = found["budgets"]
+    assert [(each["scope"], each["spent"], each["held"], each["remaining"], each["admitted"]) for each in budgets] == [
+        ("project", "0.006", None, "0.004", True), ("session", "0", None, "0.000001", False),
     ]  # fmt: skip
     assert "total budget of session 's' of project 'alpha' cannot pay" in found["budgets"][1]["refusal"]
     _, out, _ = run(*arguments)

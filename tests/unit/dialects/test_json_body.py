@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 import pytest
 
 from tollkeeper.dialects.json_body import (
+    WINDOW_TOKENS,
     json_depth_ok,
+    media_tokens,
     read_count,
     read_flag,
     read_model,
@@ -89,6 +94,16 @@ def test_fields() -> None:
     for read, name in ((read_flag, "number"), (read_text, "yes"), (read_text, "number")):
         with pytest.raises(BadRequest, match=f"^{name}: expected"):
             read(body, name)
+
+
+@pytest.mark.parametrize("word", [b"image", rb"im\u0061ge", rb"\u0069\u006D\u0061\u0067\u0065"])
+def test_parts_are_counted_however_they_are_spelt(word: bytes) -> None:
+    """C3: a part whose name is written in escapes is the same part; in a text it is none; all parts are a window at most."""
+    bounds = ((b'"image"', re.compile(rb'"type"\s*:\s*"image"'), 5_000),)
+    piece = b'{"type": "' + word + b'"}'
+    assert media_tokens(b"[" + piece + b"," + piece + b"]", bounds) == 10_000
+    assert media_tokens(msgspec.json.encode(["\\u0022", piece.decode(), "\u00e9\u0001"]), bounds) == 0
+    assert media_tokens(piece * 1_000, bounds) == WINDOW_TOKENS
 
 
 @pytest.mark.parametrize("model", [b"null", b'""', b"1", b'"a\\nb"', b'"' + b"m" * 257 + b'"', b"[]"])

@@ -114,7 +114,7 @@ BEYOND: dict[str, tuple[dict[str, Any], int]] = {
     "text that talks about it": (parts({"type": "input_text", "text": '"type": "input_image" "item_reference"'}), 0),
     "image by URL": (parts({"type": "input_image", "image_url": "https://x/y.png"}), IMAGE_TOKENS),
     "image by id": (parts({"type": "input_image", "file_id": "file-1"}), IMAGE_TOKENS),
-    "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), 2 * FILE_TOKENS),
+    "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), FILE_TOKENS),
     "audio inline": (parts({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}), 0),
     "earlier response": ({"previous_response_id": "resp_1"}, HELD_TOKENS),
     "null is nothing": ({"previous_response_id": None, "conversation": None, "prompt": None, "tools": None}, TOOL_PREAMBLE_TOKENS),
@@ -138,6 +138,19 @@ BEYOND: dict[str, tuple[dict[str, Any], int]] = {
 def test_prompt_bound_covers_what_bytes_do_not(fields: dict[str, Any], tokens: int) -> None:
     """C3: what does not stand in the body has declared bounds; text that only talks about it has none."""
     assert beyond(**fields) == tokens
+
+
+def test_escapes_hide_nothing() -> None:
+    """C3: a name may be written with escapes; what it names counts all the same."""
+    body = rb'{"model":"m","input":[{"role":"user","content":[{"type":"input_\u0069mage","file_id":"f"}]}]}'
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + IMAGE_TOKENS
+
+
+def test_plain_asks_are_text_alone() -> None:
+    """Prompts of text may be quoted by what such prompts have; what is held or run at the provider may not."""
+    assert read_ask(b'{"model":"m","input":"hi"}').plain
+    for more in ({"previous_response_id": "r"}, {"tools": [{"type": "web_search"}]}, parts({"type": "input_audio"})):
+        assert not read_ask(json.dumps({"model": "m", "input": "hi", **more}).encode()).plain
 
 
 def test_inline_images_are_not_text() -> None:

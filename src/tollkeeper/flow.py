@@ -202,7 +202,9 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     if call.grant.capped and ask.output_cap is None and ask.generates and bound is not None:
         call.cap = bound.output // ask.choices
     body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
-    path = dict(provider.paths).get(dialect.name, ask.path).replace("{model}", quote_path(route.model))
+    begins = dict(provider.paths).get(dialect.name)
+    path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
+    path = path.replace("{model}", quote_path(route.model))
     ends_s = now_s() + limits.total_s
     call.deadline.move(min(ends_s, now_s() + limits.first_byte_s))
     if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case

@@ -97,6 +97,8 @@ class Meter:
         rest = self._splitter.rest()
         event = read_event(rest)
         if not event.data:
+            if not rest.strip():
+                self.tail = rest
             return 0 if rest.startswith(b":") else len(rest.strip())
         if not event.data.startswith(b"[DONE]"):
             try:

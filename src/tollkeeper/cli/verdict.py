@@ -97,16 +97,25 @@ def _fields(draft: Draft) -> dict[str, Any]:
 
 
 def _speakable(fields: dict[str, Any]) -> list[str]:
+    if "contents" in fields:
+        return ["google-generate"]
     if "input" in fields and "messages" not in fields:
         return ["openai-embeddings"]
-    return [name for name in DIALECTS if name != "openai-embeddings"]
+    left_out = ("openai-embeddings",) if "prompt" in fields else ("openai-embeddings", "google-generate")
+    return [name for name in DIALECTS if name not in left_out]
 
 
 def _body(fields: dict[str, Any], dialect: str) -> dict[str, Any]:
-    """A bare prompt as its dialect would carry it."""
+    """A bare prompt, and the cap of --max-tokens, as the dialect would carry them."""
+    if dialect == "google-generate" and "max_tokens" in fields:
+        fields = dict(fields)
+        cap = {"maxOutputTokens": fields.pop("max_tokens")}
+        fields["generationConfig"] = (fields.get("generationConfig") or {}) | cap
     if "prompt" not in fields:
         return fields
     rest = {name: value for name, value in fields.items() if name != "prompt"}
+    if dialect == "google-generate":
+        return rest | {"contents": [{"role": "user", "parts": [{"text": fields["prompt"]}]}]}
     if dialect == "openai-embeddings":
         return rest | {"input": fields["prompt"]}
     return rest | {"messages": [{"role": "user", "content": fields["prompt"]}]}

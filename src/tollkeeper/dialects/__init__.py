@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from tollkeeper.dialects import anthropic_messages, openai_chat, openai_embeddings
+from tollkeeper.dialects import anthropic_messages, google_generate, openai_chat, openai_embeddings
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Reading
@@ -40,6 +40,11 @@ class Dialect(Protocol):
         """As in Provider.dialects and Ask.dialect."""
         ...
 
+    @property
+    def path(self) -> str:
+        """How the paths of its asks begin: what a provider's own path (`Provider.paths`) stands in for."""
+        ...
+
     def read_ask(self, body: bytes, target: str = "") -> Ask:
         """A request as an Ask: its body, and the path and query that it came to.
 
@@ -64,5 +69,5 @@ class Dialect(Protocol):
         ...
 
 
-_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_embeddings, anthropic_messages)
+_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_embeddings, anthropic_messages, google_generate)
 DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}

@@ -48,7 +48,14 @@ def an_ask(path: str, dialect: str) -> tuple[str, dict[str, Any]]:
 
 
 ASKS = [an_ask(path, name) for path, name in CALLS.items()]
+WHOLE = [(path, body) for path, body in ASKS if ":stream" not in path]
 STREAMS = [(path, body | {"stream": True}) for path, body in ASKS if "messages" in body]
+STREAMS += [(path + form, body) for path, body in ASKS if "/v1beta" in path and ":stream" in path for form in ("?alt=sse", "")]
+
+
+def model_of(path: str, body: dict[str, Any]) -> str:
+    """The model that a request asks for: in its body, or in its path."""
+    return str(body.get("model") or path.partition("models/")[2].partition(":")[0])
 
 PROVIDERS = """
 [providers.openai]

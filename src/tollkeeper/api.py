@@ -121,7 +121,7 @@ class Api:
             return
         reply = AsgiReply(receive, send)
         try:
-            where = scope.get("raw_path") or quote(scope["path"]).encode()
+            where = scope.get("raw_path") or quote(scope["path"], safe="/:").encode()
             target = (where + b"?" + scope["query_string"]).decode("latin-1")
             await flow.run(self._gate, flow.Request(dialect, fields, body, target), reply)
         finally:

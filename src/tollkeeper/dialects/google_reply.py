@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tollkeeper.dialects.google_usage import Wire, read_tier, read_usage, read_wire, searches_charged
+from tollkeeper.dialects.google_usage import Wire, read_tier, read_usage, searches_charged
 from tollkeeper.dialects.json_reply import (
     ABSENT,
     ABSURD,
@@ -49,12 +49,15 @@ class _Feedback(msgspec.Struct, rename="camel", gc=False):
     block_reason: str | int | None = None
 
 
-class _Chunk(msgspec.Struct, rename="camel", gc=False):
+class _Uncounted(msgspec.Struct, rename="camel", gc=False):
     candidates: list[_Candidate] | None = None
-    usage_metadata: msgspec.Raw = ABSENT
     model_version: str | None = None
     prompt_feedback: _Feedback | None = None
     error: msgspec.Raw = ABSENT
+
+
+class _Chunk(_Uncounted, rename="camel", gc=False):
+    usage_metadata: Wire | None = None
 
 
 class _Grounding(msgspec.Struct, rename="camel"):
@@ -62,6 +65,7 @@ class _Grounding(msgspec.Struct, rename="camel"):
 
 
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
+_UNCOUNTED: Final = msgspec.json.Decoder(_Uncounted)
 _GROUNDING: Final = msgspec.json.Decoder(_Grounding)
 #: Members of a part that the model did not generate as text: signatures, marks, results of tools; media count apart.
 _NO_TEXT: Final = frozenset((
@@ -80,7 +84,8 @@ class Reducer:
         "_done",
         "_last",
         "_model",
-        "_most",
+        "_most_said",
+        "_most_thought",
         "_output_bytes",
         "_queries",
         "_seen",
@@ -100,7 +105,8 @@ class Reducer:
         self._done: set[int] = set()  # candidates with a finish reason
         self._last = False  # the usage came with or after the finish
         self._model: str | None = None
-        self._most = (0, 0)  # the most candidates' and thoughts' tokens that any chunk stated
+        self._most_said = 0  # the most tokens that any chunk stated
+        self._most_thought = 0
         self._output_bytes = 0
         self._queries: set[str] = set()
         self._wire: Wire | None = None
@@ -124,15 +130,17 @@ class Reducer:
     def reading(self) -> Reading:
         """What was read so far."""
         wire, parts, inferred, thoughts = self._wire, (), False, 0
+        model = None if self._model is None else self._model.removeprefix("models/")
         stated = self._is_stated()
         if wire is not None and stated:
-            usage, inferred = read_usage(wire, searches_charged(len(self._queries), self._model))
+            usage, inferred = read_usage(wire, searches_charged(len(self._queries), model))
             thoughts = usage.reasoning
-            inferred = inferred or usage.output_tokens - thoughts < self._most[0] or thoughts < self._most[1]
-            parts = (Part(usage, self._model),)
+            inferred = inferred or thoughts < self._most_thought
+            inferred = inferred or usage.output_tokens - thoughts < self._most_said
+            parts = (Part(usage, model),)
         return Reading(
             parts=parts,
-            model=self._model,
+            model=model,
             tier=None if wire is None else read_tier(wire),
             final=stated and (self._last or self.ended) and not self._absurd,
             inferred=inferred or self._absurd,
@@ -143,21 +151,28 @@ class Reducer:
         )
 
     def _read(self, data: bytes) -> None:
+        usage: Wire | None = None
+        chunk: _Uncounted
         try:
-            chunk = _CHUNK.decode(data)
+            chunk = counted = _CHUNK.decode(data)
+            usage = counted.usage_metadata
         except UNREADABLE:
-            self.content = True
-            self._output_bytes += len(data)
-            return
+            try:
+                chunk = _UNCOUNTED.decode(data)
+            except UNREADABLE:
+                self.content = True
+                self._output_bytes += len(data)
+                return
+            self._absurd = True  # it was the usage that could not be read
         if chunk.candidates:
             for candidate in chunk.candidates:
                 self._candidate(candidate)
         if chunk.model_version:
-            self._model = chunk.model_version.removeprefix("models/")
+            self._model = chunk.model_version
         if chunk.prompt_feedback is not None and _is_reason(chunk.prompt_feedback.block_reason):
             self._blocked = True
-        if len(chunk.usage_metadata):
-            self._count(chunk.usage_metadata)
+        if usage is not None:
+            self._count(usage)
         if len(chunk.error) and is_there(chunk.error):
             self.error = _error_label(chunk.error)
 
@@ -174,25 +189,20 @@ class Reducer:
                 elif not _SHOWN.isdisjoint(part):
                     self.content = True
         self._seen.add(candidate.index)
-        if _is_reason(candidate.finish_reason):
+        if candidate.finish_reason is not None and _is_reason(candidate.finish_reason):
             self._done.add(candidate.index)
         if len(candidate.grounding_metadata):
             self._search(candidate.grounding_metadata)
 
-    def _count(self, raw: msgspec.Raw) -> None:
-        """The latest usage replaces the one before; one that cannot be believed, or states nothing, replaces nothing."""
-        if not is_there(raw):
-            return
-        try:
-            wire = read_wire(raw)
-        except UNREADABLE:
-            self._absurd = True
-            return
-        if self._wire is not None and not wire.counts:
+    def _count(self, wire: Wire) -> None:
+        """The latest usage replaces the one before; one that states nothing replaces nothing."""
+        if self._wire is not None and wire.prompt_token_count is None and not wire.counts:
             return
         self._wire, self._last, self._absurd = wire, self._is_finished(), False
-        candidates, thoughts = wire.candidates_token_count, wire.thoughts_token_count
-        self._most = (max(self._most[0], candidates or 0), max(self._most[1], thoughts or 0))
+        if wire.candidates_token_count is not None and wire.candidates_token_count > self._most_said:
+            self._most_said = wire.candidates_token_count
+        if wire.thoughts_token_count is not None and wire.thoughts_token_count > self._most_thought:
+            self._most_thought = wire.thoughts_token_count
 
     def _search(self, raw: msgspec.Raw) -> None:
         """Queries that ran: charged once each, however often they are told; empty ones are not."""

@@ -34,6 +34,8 @@ Details = list[Detail] | None
 
 
 class Wire(msgspec.Struct, rename="camel", gc=False):
+    """A usageMetadata as it stands. Decoding fails for another shape and for a count that no call can have."""
+
     prompt_token_count: Count | None = None
     tool_use_prompt_token_count: Count | None = None
     cached_content_token_count: Count | None = None
@@ -56,14 +58,6 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
             and self.total_token_count is None
             and self.thoughts_token_count is None
         )
-
-
-_WIRE: Final = msgspec.json.Decoder(Wire)
-
-
-def read_wire(raw: msgspec.Raw | bytes) -> Wire:
-    """A usageMetadata as it stands. Raises one of UNREADABLE for another shape or a count that no call can have."""
-    return _WIRE.decode(raw)
 
 
 def read_usage(wire: Wire, searches: int = 0) -> tuple[Usage, bool]:

@@ -11,5 +11,6 @@ def test_every_dialect_has_its_name_and_path() -> None:
         "openai-chat": "/chat/completions",
         "openai-embeddings": "/embeddings",
         "anthropic-messages": "/messages",
+        "google-generate": "/models/{model}",
     }
     assert all(dialect.name == name for name, dialect in DIALECTS.items())

@@ -50,7 +50,6 @@ def an_ask(path: str, dialect: str) -> tuple[str, dict[str, Any]]:
 ASKS = [an_ask(path, name) for path, name in CALLS.items()]
 WHOLE = [(path, body) for path, body in ASKS if ":stream" not in path]
 STREAMS = [(path, body | {"stream": True}) for path, body in ASKS if "messages" in body]
-STREAMS += [(path + form, body) for path, body in ASKS if "/v1beta" in path and ":stream" in path for form in ("?alt=sse", "")]
 
 
 def model_of(path: str, body: dict[str, Any]) -> str:

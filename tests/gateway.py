@@ -56,6 +56,7 @@ def model_of(path: str, body: dict[str, Any]) -> str:
     """The model that a request asks for: in its body, or in its path."""
     return str(body.get("model") or path.partition("models/")[2].partition(":")[0])
 
+
 PROVIDERS = """
 [providers.openai]
 base_url = "{url}/v1"

@@ -50,9 +50,7 @@ FREE: Final[dict[str, str]] = {
     "/v1/models/{model}:countTokens": "google-generate",
 }
 #: Those of them whose path names a model: (what stands before it, what stands behind it, dialect).
-_WITH_MODEL: Final = tuple(
-    (*path.split("{model}"), name) for path, name in (CALLS | FREE).items() if "{model}" in path
-)
+_WITH_MODEL: Final = tuple((*path.split("{model}"), name) for path, name in (CALLS | FREE).items() if "{model}" in path)
 #: Paths that answer a GET; those in OPEN need no key.
 PAGES: Final = ("/v1/models", "/v1beta/models", "/healthz", "/readyz")
 OPEN: Final = frozenset({"/healthz", "/readyz"})

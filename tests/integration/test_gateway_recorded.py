@@ -163,7 +163,9 @@ def check_entry(exchange: Any, entry: Entry) -> None:
     assert {name: read[name] for name in expected} == expected
     name = entry.served.rpartition("/")[2]
     without = tuple(kind for kind in NO_RATE.get(name, ()) if getattr(entry.usage, kind))
-    gaps = tuple(gap for gap in charge.missing if gap == f"service_tier={(entry.tier or '').removeprefix('on_demand_')}")
+    gaps = tuple(
+        gap for gap in charge.missing if gap == f"service_tier={(entry.tier or '').removeprefix('on_demand_')}"
+    )
     assert charge.missing == without + gaps
     partial = charge.missing and charge.reported_nanos is None  # what the provider says that it charged is all of it
     assert charge.status == ("unpriced" if (entry.provider, name) in NO_PRICE else "partial" if partial else "priced")

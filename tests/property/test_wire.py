@@ -84,9 +84,7 @@ google_usage = st.one_of(
                 f"{name}TokenCount": counts
                 for name in ("prompt", "toolUsePrompt", "cachedContent", "candidates", "thoughts", "total")
             },
-            **{
-                f"{name}TokensDetails": google_details for name in ("prompt", "toolUsePrompt", "cache", "candidates")
-            },
+            **{f"{name}TokensDetails": google_details for name in ("prompt", "toolUsePrompt", "cache", "candidates")},
             "trafficType": st.sampled_from(["ON_DEMAND_FLEX", 1, 9, None]),
             "serviceTier": st.sampled_from(["standard", "priority", 2]),
         },

@@ -158,7 +158,9 @@ def _credential_header(name: str, loc: tuple[str, ...], source: Source) -> str:
     return header
 
 
-def _check_headers(headers: Mapping[str, str], credential_headers: set[str], loc: tuple[str, ...], source: Source) -> None:
+def _check_headers(
+    headers: Mapping[str, str], credential_headers: set[str], loc: tuple[str, ...], source: Source
+) -> None:
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise source.error(loc, "expected header names of letters, digits and '-'")

@@ -129,7 +129,8 @@ class Reducer:
 
     def reading(self) -> Reading:
         """What was read so far."""
-        wire, parts, inferred, thoughts = self._wire, (), False, 0
+        wire, inferred, thoughts = self._wire, False, 0
+        parts: tuple[Part, ...] = ()
         model = None if self._model is None else self._model.removeprefix("models/")
         stated = self._is_stated()
         if wire is not None and stated:

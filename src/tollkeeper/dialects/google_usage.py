@@ -18,8 +18,8 @@ import msgspec
 from tollkeeper.dialects.json_reply import Count
 from tollkeeper.values import Usage
 
-_IMAGE: Final = frozenset(("IMAGE", 2))
-_AUDIO: Final = frozenset(("AUDIO", 4))
+_IMAGE: Final[frozenset[str | int]] = frozenset(("IMAGE", 2))
+_AUDIO: Final[frozenset[str | int]] = frozenset(("AUDIO", 4))
 _TRAFFIC: Final = {0: "unspecified", 1: "on_demand", 2: "provisioned_throughput"}
 _BEFORE_QUERIES: Final = re.compile(r"gemini-[12](?:[.-]|$)")
 """Models whose grounding is charged by prompt: from Gemini 3 on each query is."""

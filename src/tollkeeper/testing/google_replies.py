@@ -24,7 +24,7 @@ _TARGET: Final = re.compile(r"/v1(?:beta)?/models/([^:]+):(\w+)(?:\?(.*))?")
 def google_at(target: str) -> tuple[str, Answerer] | None:
     """The dialect's name and what answers at a path and query; None: there is nothing."""
     found = _TARGET.fullmatch(target)
-    methods = {
+    methods: dict[str, Callable[..., Reply]] = {
         "generateContent": partial(_generate, form=None),
         "streamGenerateContent": partial(_generate, form="sse" if found and found[3] == "alt=sse" else "array"),
         "embedContent": _embed,
@@ -52,7 +52,10 @@ def _generate(model: str, body: dict[str, Any], number: int, traits: Traits, for
     prompt, config = _prompt(body), body.get("generationConfig") or {}
     cap, choices = config.get("maxOutputTokens"), config.get("candidateCount") or 1
     thought = traits.reasoning_tokens if cap is None else min(traits.reasoning_tokens, cap)
-    answers = [_words({"messages": body["contents"]}, None if cap is None else cap - thought, choice) for choice in range(choices)]
+    answers = [
+        _words({"messages": body["contents"]}, None if cap is None else cap - thought, choice)
+        for choice in range(choices)
+    ]
     said = sum(len(text) for text, _ in answers)
     cached = min(traits.cached_tokens, prompt)
     called = _called(body)

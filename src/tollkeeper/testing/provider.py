@@ -1,5 +1,4 @@
-"""A fake provider: OpenAI's chat completions and embeddings, Anthropic's messages and Google's generateContent, from one
-plain ASGI application.
+"""A fake provider: OpenAI's chat and embeddings, Anthropic's messages, Google's generateContent, from one ASGI application.
 
     async with serving(FakeProvider()) as url: ...     # or: python -m tollkeeper.testing.provider --port 9001
 
@@ -137,11 +136,11 @@ class FakeProvider:
             await line.run(answer.status, _replayed(answer), *distort(_chunks(answer), faults, Piece(b"")))
             return
         fault = next((fault for fault in faults if isinstance(fault, ErrorEvent)), ErrorEvent())
-        error = error_piece(
-            Refuse(fault.status), dialect, got.request_id, stream=answer.stream, array=answer.array
-        )
+        error = error_piece(Refuse(fault.status), dialect, got.request_id, stream=answer.stream, array=answer.array)
         pieces, ends = distort(answer.pieces, faults, error)
-        head["content-type"] = "text/event-stream; charset=utf-8" if answer.stream and not answer.array else "application/json"
+        head["content-type"] = (
+            "text/event-stream; charset=utf-8" if answer.stream and not answer.array else "application/json"
+        )
         if ends and not answer.stream:
             pieces = list(pieces)
             head["content-length"] = str(sum(len(piece.raw) for piece in pieces))

@@ -17,12 +17,12 @@ from tollkeeper.stores import open_store
 from tollkeeper.values import Charge, Entry, Hold, Scopes, Usage
 
 NOW_US = 1_795_305_600_000_000
-KEYS = {"OPENAI_API_KEY": "x", "ANTHROPIC_API_KEY": "y"}
+KEYS = {"OPENAI_API_KEY": "x", "ANTHROPIC_API_KEY": "y", "GEMINI_API_KEY": "z"}
 SCOPES = Scopes(project="p", agent="a", session="s")
 
 
 def configured(tmp_path: Path, text: str = "") -> Config:
-    """A configuration with both usual providers."""
+    """A configuration with the usual providers."""
     path = tmp_path / "tollkeeper.toml"
     path.write_text(text)
     return load(path, KEYS)
@@ -43,6 +43,9 @@ def text(model: str = "gpt-4o-mini", **more: Any) -> Draft:
         (text("claude-haiku-4-5", max_tokens=9), "anthropic-messages", "anthropic"),
         (text("anthropic/claude-haiku-4-5", max_tokens=9), "anthropic-messages", "anthropic"),
         (text("text-embedding-3-small", dialect="openai-embeddings"), "openai-embeddings", "openai"),
+        (text("gemini-2.5-flash"), "openai-chat", "google"),
+        (text("gemini-2.5-flash", dialect="google-generate", max_tokens=9), "google-generate", "google"),
+        (Draft(data=b'{"contents":[{"parts":[]}]}', model="gemini-2.5-flash"), "google-generate", "google"),
         (Draft(data=b'{"model":"text-embedding-3-small","input":"x"}'), "openai-embeddings", "openai"),
         (Draft(data=b'{"model":"m","messages":[{"role":"user","content":"x"}]}', model="gpt-4o"), "openai-chat", "openai"),
     ],
@@ -146,7 +149,7 @@ async def test_a_verdict_is_what_the_gateway_does(tmp_path: Path, limit: str) ->
 async def test_unpriced_and_unbounded_are_refused(tmp_path: Path) -> None:
     """A5, C3: under a hard usd budget a model without a price, or a call without an output limit, does not pay."""
     hard = '[[budgets]]\nscope="all"\nlimit="5"\n'
-    unpriced = await seen(configured(tmp_path, hard), text("acme-1", dialect="openai-chat"))
+    unpriced = await seen(configured(tmp_path, hard), text("openai/acme-1", dialect="openai-chat"))
     assert (unpriced.cost.high_nanos, unpriced.admitted) == (None, False)
     assert "has no price" in str(unpriced.verdicts[0].refusal)
     unbounded = await seen(configured(tmp_path, 'default_output_cap = "none"\n' + hard), text())

@@ -28,7 +28,7 @@ from tollkeeper.values import Part, Reading
 
 MAX_QUERIES: Final = 1_000
 """Distinct searches of one call that are counted."""
-DRAWN_TOKENS: Final = 32_768
+DRAWN_MOST: Final = 32_768
 """Of an image or a recording inside a reply, at most: the longest output of the models that make them."""
 
 _Index = Annotated[int, msgspec.Meta(ge=0, le=1000)]
@@ -183,7 +183,7 @@ class Reducer:
             for part in content.parts:
                 size = generated_bytes(part, _NO_TEXT)
                 if "inlineData" in part:
-                    size += min(len(part["inlineData"]), DRAWN_TOKENS)
+                    size += min(len(part["inlineData"]), DRAWN_MOST)
                 if size:
                     self.content = True
                     self._output_bytes += size

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tollkeeper.dialects.google_reply import DRAWN_TOKENS, MAX_QUERIES, Reducer
+from tollkeeper.dialects.google_reply import DRAWN_MOST, MAX_QUERIES, Reducer
 from tollkeeper.sse import Event
 from tollkeeper.values import Reading, Usage
 
@@ -141,7 +141,7 @@ def test_absurd_usage_is_absent() -> None:
         ({"functionCall": {"name": "f", "args": {}}}, True, len('"name": "f", "args": {}')),
         ({"codeExecutionResult": {"output": "9" * 99}}, True, 0),
         ({"inlineData": {"data": "A" * 10}}, True, len('{"data": "AAAAAAAAAA"}')),
-        ({"inlineData": {"data": "A" * 99_999}}, True, DRAWN_TOKENS),
+        ({"inlineData": {"data": "A" * 99_999}}, True, DRAWN_MOST),
         ({"of tomorrow": "x"}, True, 1),
         (7, True, None),
     ],

@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 from urllib.parse import quote as quote_path
 
 import msgspec
+from msgspec import structs
 
 from tollkeeper import headers
 from tollkeeper.cancellation import Deadline, to_its_end
@@ -359,7 +360,10 @@ async def _finish(
         last = headers.comment(entry.charge) + last
     if call.started:
         assert call.ask is not None
-        await reply.end(last if failure is None else last + dialect.broken(failure, call.id, call.ask))
+        assert answer is not None
+        array = call.ask.array and not answer.is_stream  # as it came, whatever was asked for
+        end = dialect.broken(failure, call.id, structs.replace(call.ask, array=array)) if failure is not None else b""
+        await reply.end(last + end)
     elif failure is None or (answer is not None and call.complete and failure.http_status == answer.status):
         assert answer is not None
         await reply.start(answer.status, [*answer.headers, *told, headers.length(last)])

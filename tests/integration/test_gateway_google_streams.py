@@ -146,6 +146,19 @@ async def test_client_that_leaves(tmp_path: Path, path: str, after: int) -> None
     assert (entry.outcome, entry.usage) == ("left", gw.fake.bill[0].usage)
 
 
+async def test_events_where_an_array_was_asked_for(tmp_path: Path) -> None:
+    """D3: a provider that sends events all the same is read as it sends, and its stream ends as events do."""
+    events = pieces(STREAM + "?alt=sse", ASK)
+    always = Replay(b"".join(events), headers=(("content-type", "text/event-stream"),))
+    async with gateway(tmp_path) as gw:
+        gw.fake.next(always, Replay(b"".join(events[:2]), headers=always.headers))
+        assert (await relayed(gw, STREAM))[1] == b"".join(events)
+        _, through = await relayed(gw, STREAM)
+        await until(lambda: gw.booked(2))
+    *good, error = elements("sse", through.replace(b"\r\n\r\n", b"\n\n"))
+    assert (len(good), error["error"]["code"]) == (2, 502)
+
+
 async def test_a_cost_comment_ends_no_array(tmp_path: Path) -> None:
     """With expose_cost_in_streams an array stays an array: only events can carry a comment."""
     async with gateway(tmp_path, settings="expose_cost_in_streams = true\n") as gw:

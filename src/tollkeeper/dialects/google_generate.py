@@ -149,7 +149,8 @@ def _config(fields: Body) -> Body:
         raise BadRequest("generationConfig: the body names this member in two spellings; name it once.")
     found: Body = {}
     for member in ("generationConfig", "generation_config"):
-        found = read_field(fields, member, _MEMBERS, "an object") or found
+        if read_field(fields, member, _MEMBERS, "an object"):
+            found = read_object(bytes(fields[member]))  # which refuses a count that stands there twice
     return found
 
 

@@ -127,6 +127,7 @@ def test_methods_that_are_not_there(path: str) -> None:
         (b'{"generationConfig":{"max_output_tokens":"5"}}', AT, "^max_output_tokens: expected"),
         (b'{"generationConfig":{"candidateCount":9}}', AT, "^candidateCount: expected"),
         (b'{"generationConfig":{"candidateCount":0}}', AT, "^candidateCount: expected"),
+        (b'{"generationConfig":{"maxOutputTokens":9,"maxOutputTokens":1}}', AT, "^maxOutputTokens: .* twice"),
         (b'{"generationConfig":7}', AT, "^generationConfig: expected an object"),
         (b'{"generationConfig":{},"generation_config":{}}', AT, "^generationConfig: .* two spellings"),
         (b'{"contents":[],"contents":[]}', AT, "^contents: the body names this member twice"),

@@ -31,6 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 #: Path → dialect of every billable route: a POST there is a call on the line.
 CALLS: Final[dict[str, str]] = {
     "/v1/chat/completions": "openai-chat",
+    "/v1/responses": "openai-responses",
     "/v1/embeddings": "openai-embeddings",
     "/v1/messages": "anthropic-messages",
 }

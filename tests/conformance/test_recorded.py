@@ -16,9 +16,11 @@ from tests.fixtures_folder import reader
 
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.meter import Meter
-from tollkeeper.values import Reading, Usage
+from tollkeeper.prices import PriceBook
+from tollkeeper.prices.file import Override
+from tollkeeper.values import Provider, Reading, Usage
 
-OTHER_DIALECTS = ("responses", "gemini", "bedrock", "cohere", "ollama native")
+OTHER_DIALECTS = ("gemini", "bedrock", "cohere", "ollama native")
 
 
 def dialect_of(tag: str) -> str | None:
@@ -27,6 +29,8 @@ def dialect_of(tag: str) -> str | None:
         return None
     if "anthropic" in tag:
         return "anthropic-messages"
+    if "responses" in tag:
+        return "openai-responses"
     return "openai-embeddings" if "embeddings" in tag else "openai-chat"
 
 
@@ -105,6 +109,42 @@ def anthropic_expected(docs: list[dict[str, Any]]) -> dict[str, int] | None:
     }
 
 
+def the_response(docs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A body's response: itself, or the last one that its events carry."""
+    return next((doc["response"] for doc in reversed(docs) if "response" in doc), docs[0])
+
+
+def responses_expected(docs: list[dict[str, Any]]) -> dict[str, int] | None:
+    """The usage of the response at its end; one that failed before it had any output used nothing."""
+    response = the_response(docs)
+    usage = response.get("usage")
+    if not usage:
+        failed = response.get("status") == "failed" and response["output"] == []
+        return dict.fromkeys(("input_tokens", "output_tokens"), 0) if failed else None
+    stated = (response.get("tool_usage") or {}).get("web_search", {}).get("num_requests")
+    if "server_side_tool_usage_details" in usage:
+        stated = usage["server_side_tool_usage_details"]["web_search_calls"]
+    searches = [item for item in response["output"] if item["type"] == "web_search_call"]
+    searched = sum(item["action"]["type"] == "search" for item in searches)
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    return {
+        "input_tokens": usage["input_tokens"],
+        "output_tokens": usage["output_tokens"],
+        "cache_read": usage["input_tokens_details"]["cached_tokens"],
+        "cache_write": usage["input_tokens_details"].get("cache_write_tokens", 0),
+        "reasoning": usage["output_tokens_details"]["reasoning_tokens"],
+        "web_search": searched if stated is None else stated,
+    }
+
+
+EXPECTED = {
+    "anthropic-messages": anthropic_expected,
+    "openai-chat": openai_expected,
+    "openai-responses": responses_expected,
+    "openai-embeddings": openai_expected,
+}
+
+
 def inclusive(usage: Usage) -> dict[str, int]:
     """What was read, counted the way the expectations are."""
     return {
@@ -143,7 +183,7 @@ def test_corpus_is_there() -> None:
 def test_usage_is_what_the_body_states(exchange: Any) -> None:
     """A9: the usage read is the usage stated; a body that states none has none."""
     docs = payloads(exchange.body)
-    expected = (anthropic_expected if "anthropic" in exchange.tag else openai_expected)(docs)
+    expected = EXPECTED[str(dialect_of(exchange.tag))](docs)
     _, reading = metered(exchange, len(exchange.body))
     if expected is None:
         assert reading.parts == ()
@@ -182,7 +222,7 @@ def test_ends_and_errors_are_recognised(exchange: Any) -> None:
     """D2: every recorded stream that was not broken by an error has its dialect's end; errors in bodies are seen."""
     _, reading = metered(exchange, 1000)
     docs = payloads(exchange.body)
-    failed = any(doc.get("error") for doc in docs)
+    failed = any(doc.get("error") or (doc.get("response") or {}).get("error") for doc in docs)
     assert (reading.error is not None) == failed
     if not failed:
         assert reading.ended
@@ -191,7 +231,8 @@ def test_ends_and_errors_are_recognised(exchange: Any) -> None:
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=IDS)
 def test_served_model_is_read(exchange: Any) -> None:
     """The model that served is the one that the body names last."""
-    models = [doc.get("model") or (doc.get("message") or {}).get("model") for doc in payloads(exchange.body)]
+    docs = payloads(exchange.body)
+    models = [doc.get("model") or (doc.get("message") or doc.get("response") or {}).get("model") for doc in docs]
     _, reading = metered(exchange, 1000)
     assert reading.model == next((model for model in reversed(models) if model), None)
 
@@ -220,6 +261,22 @@ def test_reported_costs_are_exact() -> None:
             reported[exchange.file] = (Decimal(stated[-1]), metered(exchange, 1000)[1].reported_usd)
     assert len(reported) >= 5
     assert all(stated == read for stated, read in reported.values()), reported
+
+
+def test_reported_costs_are_what_prices_come_to() -> None:
+    """A8: what xAI says that a response cost is our figure to the last digit, with its searches at $5 a thousand."""
+    search = Override(models=("grok-4.3",), provider="x-ai", prices=(("web_search", ((0, Decimal(5)),)),))
+    provider = Provider(name="xai", base_url="", dialects=frozenset(), prices="x-ai")
+    charges = []
+    for exchange in EXCHANGES:
+        if not exchange.tag.startswith("xai responses"):
+            continue
+        usage = the_response(payloads(exchange.body))["usage"]
+        reading = metered(exchange, 1000)[1]
+        charge = PriceBook((search,)).charge(reading, provider=provider, model="grok-4.3", at_us=1_795_305_600_000_000)
+        assert charge.computed_nanos == charge.reported_nanos == usage["cost_in_usd_ticks"] // 10
+        charges.append((reading.usage.web_search, charge.amount_nanos))
+    assert charges == [(0, 289_650), (2, 16_070_850), (0, 5_241_050)]
 
 
 def test_iterations_are_parts() -> None:

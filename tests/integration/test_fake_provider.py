@@ -35,6 +35,7 @@ CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "c
 MESSAGES = CHAT | {"model": "claude-haiku-4-5", "max_tokens": 20}
 BODIES = {
     "/v1/chat/completions": CHAT,
+    "/v1/responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
     "/v1/embeddings": {"model": "text-embedding-3-small", "input": "toll"},
     "/v1/messages": MESSAGES,
 }

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from tests.conformance.test_recorded import (
     EXCHANGES,
+    EXPECTED,
     IDS,
-    anthropic_expected,
     dialect_of,
     inclusive,
     is_stream,
-    openai_expected,
     payloads,
 )
 from tests.gateway import BODIES, Gateway, gateway, until
@@ -40,13 +39,14 @@ NO_RATE = {
     "mistral-large-latest": ("cache_read",),
     "voxtral-small-latest": ("input_audio",),
     "gpt-4.1-mini": ("web_search",),
+    "grok-4.3": ("web_search",),
 }
 
 
 def vendor(exchange: Any) -> str:
     """Who answered, by the name of its preset: the first word of the tag, such as "groq"."""
     word = str(exchange.tag.partition(" ")[0])
-    return {"openai-chat": "openai", "z.ai": "zai", "llama.cpp": "llamacpp"}.get(word, word)
+    return {"openai-chat": "openai", "openai-responses": "openai", "z.ai": "zai", "llama.cpp": "llamacpp"}.get(word, word)
 
 
 @cache
@@ -116,7 +116,10 @@ async def test_recorded_traffic(tmp_path: Path, exchange: Any) -> None:
 
 
 def check_relayed(exchange: Any, status: int, relayed: bytes, ask_usage: bool) -> None:
-    """Status and bytes as the provider sent them: its own 401 alone becomes our 502."""
+    """Status and bytes as the provider sent them: its 401 becomes our 502, and so does a stream that fails at once."""
+    if status == 502 and "response.failed" in exchange.body.decode():
+        assert b"answered with an error: insufficient_quota" in relayed
+        return
     if exchange.status == 401:
         assert status == 502
         assert b"check its base_url and key" in relayed
@@ -138,8 +141,8 @@ def check_entry(exchange: Any, entry: Entry) -> None:
         assert (entry.outcome, charge.amount_nanos, entry.usage.tokens) == ("error", 0, 0)
         return
     docs = payloads(exchange.body)
-    expected = (anthropic_expected if "anthropic" in exchange.tag else openai_expected)(docs)
-    failed = any(doc.get("error") for doc in docs)
+    expected = EXPECTED[str(dialect_of(exchange.tag))](docs)
+    failed = any(doc.get("error") or (doc.get("response") or {}).get("error") for doc in docs)
     assert entry.outcome == ("error" if failed else "ok")
     if expected is None:
         assert charge.status in ("estimated", "unpriced")
@@ -151,11 +154,15 @@ def check_entry(exchange: Any, entry: Entry) -> None:
     assert charge.missing == without
     partial = without and charge.reported_nanos is None  # what the provider says that it charged is all of it
     assert charge.status == ("unpriced" if (entry.provider, name) in NO_PRICE else "partial" if partial else "priced")
-    if charge.status == "priced":
+    if failed and not entry.usage.tokens:
+        assert (charge.amount_nanos, charge.terms) == (0, ())
+    elif charge.status == "priced":
         assert charge.terms or charge.reported_nanos is not None
         assert (charge.amount_nanos or 0) > 0 or ":free" in entry.model
     costs = [(doc.get("usage") or {}).get("cost") for doc in docs]
     stated = [cost["total_cost"] if isinstance(cost, dict) else cost for cost in costs if cost is not None]
+    ticks = [(doc.get("response", doc).get("usage") or {}).get("cost_in_usd_ticks") for doc in docs]
+    stated += [Decimal(tick) / 10**10 for tick in ticks if tick is not None]
     if stated:
         assert charge.reported_nanos == int((Decimal(stated[-1]) * 10**9).to_integral_value())
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FAILED: Final = 2
-Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages"]
+Dialect = Literal["openai-chat", "openai-responses", "openai-embeddings", "anthropic-messages"]
 
 app = typer.Typer(
     name="tollkeeper", help="An LLM gateway that keeps exact accounts.", add_completion=False,

@@ -142,8 +142,8 @@ Duration = Annotated[int | None, BeforeValidator(_duration)]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 ProviderName = Annotated[str, BeforeValidator(_provider_name)]
 UrlPath = Annotated[str, BeforeValidator(_url_path)]
-Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages"]
-Quirk = Literal["max_tokens", "no_done", "no_stream_options"]
+Dialect = Literal["openai-chat", "openai-responses", "openai-embeddings", "anthropic-messages"]
+Quirk = Literal["max_tokens", "no_done", "no_stream_options", "every_search_item"]
 DIALECTS: Final[tuple[str, ...]] = get_args(Dialect)
 QUIRKS: Final[tuple[str, ...]] = get_args(Quirk)
 
@@ -199,7 +199,7 @@ class ProviderTable(_Table):
     dialects: tuple[Dialect, ...] | None = Field(None, min_length=1, description="the wire formats that it speaks")
     headers: dict[str, str] = Field({}, description="headers for it, where the client sends none of that name")
     quirks: tuple[Quirk, ...] | None = Field(
-        None, description="how it differs on the wire: max_tokens, no_done, no_stream_options"
+        None, description="how it differs on the wire: max_tokens, no_done, no_stream_options, every_search_item"
     )
     prices: str | None = Field(None, description="its id in the price data")
     paths: dict[Dialect, UrlPath] = Field(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from tollkeeper.dialects import anthropic_messages, openai_chat, openai_embeddings
+from tollkeeper.dialects import anthropic_messages, openai_chat, openai_embeddings, openai_responses
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Reading
@@ -64,5 +64,5 @@ class Dialect(Protocol):
         ...
 
 
-_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_embeddings, anthropic_messages)
+_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_responses, openai_embeddings, anthropic_messages)
 DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}

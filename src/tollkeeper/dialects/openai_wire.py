@@ -1,7 +1,8 @@
 """What the OpenAI dialects share: the usage object with every compatible provider's habits, and the shape of errors.
 
-Usage on the wire counts a token in several places; here it becomes disjoint kinds. The habits are told apart by their
-numbers, not by a provider's name (facts/usage-and-prices.md §2 rule 4), with prompt + completion as P + C:
+Usage on the wire counts a token in several places; here it becomes disjoint kinds. Chat says prompt and completion where
+responses say input and output. The habits are told apart by their numbers, not by a provider's name
+(facts/usage-and-prices.md §2 rule 4), with prompt + completion as P + C:
 
     cached > P                     the prompt leaves out what was cached (grok on Azure): input is P
     total - P - C = reasoning      reasoning stands outside C (xAI): output is C + reasoning
@@ -9,6 +10,7 @@ numbers, not by a provider's name (facts/usage-and-prices.md §2 rule 4), with p
     total - P - C = any other > 0  thinking that is not shown (Gemini): output, marked inferred
 
 DeepSeek's `prompt_cache_hit_tokens` and Mistral's `num_cached_tokens` are read where the details lack cached tokens.
+What OpenAI writes to a cache for 12 hours is the longer of two lifetimes, as Anthropic's hour is: `cache_write_1h`.
 A provider's own cost: OpenRouter `cost` (with the upstream's where the key is the caller's own), Perplexity
 `cost.total_cost`, xAI `cost_in_usd_ticks` of 1e-10 dollars.
 """
@@ -35,9 +37,14 @@ _ERROR_TYPES: Final = {
 }
 
 
+class _Lifetimes(msgspec.Struct):
+    ttl_12h_tokens: Count | None = None
+
+
 class _Details(msgspec.Struct):
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
+    cache_write_tokens_details: _Lifetimes | None = None
     audio_tokens: Count | None = None
     image_tokens: Count | None = None
     reasoning_tokens: Count | None = None
@@ -45,6 +52,16 @@ class _Details(msgspec.Struct):
 
 class _Tools(msgspec.Struct):
     web_search_requests: Count | None = None
+
+
+class _Calls(msgspec.Struct):
+    """xAI's: a price for each call, whichever of two searches of a kind it was."""
+
+    web_search_calls: Count | None = None
+    x_search_calls: Count | None = None
+    file_search_calls: Count | None = None
+    document_search_calls: Count | None = None
+    code_interpreter_calls: Count | None = None
 
 
 class _Wire(msgspec.Struct):
@@ -59,6 +76,7 @@ class _Wire(msgspec.Struct):
     num_search_queries: Count | None = None
     server_tool_use: _Tools | None = None
     server_tool_use_details: _Tools | None = None
+    server_side_tool_usage_details: _Calls | None = None
     service_tier: str | None = None
     is_byok: bool | None = None
     cost: msgspec.Raw = ABSENT
@@ -66,25 +84,44 @@ class _Wire(msgspec.Struct):
     cost_in_usd_ticks: msgspec.Raw = ABSENT
 
 
+class _ResponseWire(_Wire):
+    """The same in the words of responses."""
+
+    prompt_tokens: Count | None = msgspec.field(name="input_tokens", default=None)
+    completion_tokens: Count | None = msgspec.field(name="output_tokens", default=None)
+    prompt_tokens_details: _Details | None = msgspec.field(name="input_tokens_details", default=None)
+    completion_tokens_details: _Details | None = msgspec.field(name="output_tokens_details", default=None)
+
+
 class Counted(msgspec.Struct, frozen=True):
     """A usage object as read."""
 
     usage: Usage
-    inferred: bool  #: some of it was worked out, not stated
-    tier: str | None
-    reported_usd: Decimal | None  #: what the provider says that it charged
+    inferred: bool = False  #: some of it was worked out, not stated
+    tier: str | None = None
+    reported_usd: Decimal | None = None  #: what the provider says that it charged
+    tools: dict[str, int] = {}  #: the unit kinds that it states, 0 too; they are in `usage`
 
 
 _NOTHING: Final = _Details()
 _WIRE: Final = msgspec.json.Decoder(_Wire)
+_RESPONSE_WIRE: Final = msgspec.json.Decoder(_ResponseWire)
 
 
 def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
-    """A usage object in disjoint kinds, None where it states no count at all.
+    """A chat's usage object in disjoint kinds, None where it states no count at all.
 
     Raises one of UNREADABLE for an object of another shape or with a count that no call can have.
     """
-    wire = _WIRE.decode(raw)
+    return _counted(_WIRE.decode(raw))
+
+
+def read_response_usage(raw: msgspec.Raw | bytes) -> Counted | None:
+    """The same of a response."""
+    return _counted(_RESPONSE_WIRE.decode(raw))
+
+
+def _counted(wire: _Wire) -> Counted | None:
     prompt, completion, total = wire.prompt_tokens, wire.completion_tokens, wire.total_tokens
     if prompt is None and completion is None and total is None:
         return None
@@ -101,6 +138,8 @@ def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
     reasoning = _first(given.reasoning_tokens, wire.reasoning_tokens)
     written, audio, image = (_first(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
     spoken, drawn = _first(given.audio_tokens), _first(given.image_tokens)
+    lifetimes = asked.cache_write_tokens_details
+    long = 0 if lifetimes is None else min(written, _first(lifetimes.ttl_12h_tokens))
 
     beyond = 0 if total is None else total - prompt - completion
     if cached > prompt:
@@ -117,19 +156,21 @@ def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
             reasoning = max(reasoning, beyond)
     text = prompt - cached - written - audio - image
     said = completion - spoken - drawn
+    tools = _tools(wire)
     usage = Usage(
         input=max(0, text),
         cache_read=cached,
-        cache_write_5m=written,
+        cache_write_5m=written - long,
+        cache_write_1h=long,
         output=max(0, said),
         input_audio=audio,
         output_audio=spoken,
         input_image=image,
         output_image=drawn,
-        web_search=_searches(wire),
         reasoning=min(reasoning, completion),
+        **tools,
     )
-    return Counted(usage, inferred or text < 0 or said < 0, wire.service_tier, _reported(wire))
+    return Counted(usage, inferred or text < 0 or said < 0, wire.service_tier, _reported(wire), tools)
 
 
 def _first(*counts: int | None) -> int:
@@ -140,11 +181,23 @@ def _first(*counts: int | None) -> int:
     return 0
 
 
-def _searches(wire: _Wire) -> int:
-    for tools in (wire.server_tool_use, wire.server_tool_use_details):
-        if tools is not None and tools.web_search_requests is not None:
-            return tools.web_search_requests
-    return _first(wire.num_search_queries)
+def _tools(wire: _Wire) -> dict[str, int]:
+    """What a usage object states of tools that ran at the provider."""
+    stated: dict[str, int] = {}
+    calls = wire.server_side_tool_usage_details
+    if calls is not None:
+        stated = {
+            "web_search": _first(calls.web_search_calls) + _first(calls.x_search_calls),
+            "file_search": _first(calls.file_search_calls) + _first(calls.document_search_calls),
+            "code_session": _first(calls.code_interpreter_calls),
+        }
+    searches = [
+        tools.web_search_requests for tools in (wire.server_tool_use, wire.server_tool_use_details) if tools is not None
+    ]
+    for count in (*searches, wire.num_search_queries):
+        if count is not None:
+            return stated | {"web_search": count}
+    return stated
 
 
 def _reported(wire: _Wire) -> Decimal | None:
@@ -164,7 +217,7 @@ def _reported(wire: _Wire) -> Decimal | None:
 
 def refusal(error: TollkeeperError, request_id: str) -> bytes:
     """The body of a refused or failed call, as OpenAI shapes errors, with a budget's numbers beside."""
-    return msgspec.json.encode({"error": _error(error), "request_id": request_id})
+    return msgspec.json.encode({"error": error_members(error), "request_id": request_id})
 
 
 def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
@@ -173,7 +226,8 @@ def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> b
     return b"data: " + refusal(error, request_id) + b"\n\n"
 
 
-def _error(error: TollkeeperError) -> dict[str, object]:
+def error_members(error: TollkeeperError) -> dict[str, object]:
+    """An error's members as OpenAI names them."""
     kind = _ERROR_TYPES.get(error.http_status) or (
         "invalid_request_error" if error.http_status < 500 else "server_error"
     )

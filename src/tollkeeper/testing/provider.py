@@ -1,4 +1,4 @@
-"""A fake provider: OpenAI's chat completions and embeddings and Anthropic's messages, from one plain ASGI application.
+"""A fake provider: OpenAI's chat, responses and embeddings and Anthropic's messages, from one plain ASGI application.
 
     async with serving(FakeProvider()) as url: ...     # or: python -m tollkeeper.testing.provider --port 9001
 

@@ -105,6 +105,11 @@ class Gateway:
         return await asyncio.open_connection(host, int(port), **options)
 
 
+def is_end(event: bytes) -> bool:
+    """Whether an event is its dialect's end marker."""
+    return b"[DONE]" in event or b'"type":"message_stop"' in event or b'"type":"response.completed"' in event
+
+
 def pieces(path: str, body: dict[str, Any]) -> list[bytes]:
     """The events that the fake provider sends for the first request that it gets, usage asked for as the gateway does."""
     asked = body | {"stream_options": {"include_usage": True}}

@@ -46,7 +46,9 @@ NO_RATE = {
 def vendor(exchange: Any) -> str:
     """Who answered, by the name of its preset: the first word of the tag, such as "groq"."""
     word = str(exchange.tag.partition(" ")[0])
-    return {"openai-chat": "openai", "openai-responses": "openai", "z.ai": "zai", "llama.cpp": "llamacpp"}.get(word, word)
+    return {"openai-chat": "openai", "openai-responses": "openai", "z.ai": "zai", "llama.cpp": "llamacpp"}.get(
+        word, word
+    )
 
 
 @cache

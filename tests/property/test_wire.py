@@ -73,7 +73,69 @@ anthropic_chunk = st.fixed_dictionaries(
         "error": st.sampled_from([{"type": "overloaded_error"}, None]),
     },
 )
-CHUNKS = {"openai-chat": openai_chunk, "anthropic-messages": anthropic_chunk}
+response_details = st.dictionaries(
+    st.sampled_from(["cached_tokens", "cache_write_tokens", "audio_tokens", "reasoning_tokens"]), counts
+)
+response_usage = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "input_tokens": counts,
+            "output_tokens": counts,
+            "total_tokens": counts,
+            "input_tokens_details": response_details,
+            "output_tokens_details": response_details,
+            "cost_in_usd_ticks": counts,
+            "server_side_tool_usage_details": st.dictionaries(
+                st.sampled_from(["web_search_calls", "x_search_calls", "code_interpreter_calls"]), counts
+            ),
+        },
+    ),
+)
+output_item = st.fixed_dictionaries(
+    {"type": st.sampled_from(["message", "reasoning", "web_search_call", "image_generation_call", "new", 7])},
+    optional={
+        "action": st.sampled_from(["edit", None, {"type": "search"}, {"type": "open_page"}, {}, 7]),
+        "container_id": st.sampled_from(["c1", None, 7]),
+    },
+)
+response = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["gpt-5", "", None, 7]),
+        "status": st.sampled_from(["in_progress", "completed", "failed", "queued", None]),
+        "usage": response_usage,
+        "error": st.sampled_from([None, {"code": "c"}, "boom"]),
+        "output": st.one_of(st.none(), st.lists(output_item, max_size=3), st.just("odd")),
+        "tools": st.sampled_from([[], None, [{"type": "image_generation", "model": "gpt-image-2"}], 7]),
+        "tool_usage": st.fixed_dictionaries(
+            {},
+            optional={
+                "web_search": st.dictionaries(st.just("num_requests"), counts),
+                "image_gen": st.dictionaries(
+                    st.sampled_from(["input_tokens", "output_tokens", "cached_tokens"]), counts
+                ),
+            },
+        ),
+    },
+)
+response_chunk = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(
+            ["response.created", "response.completed", "response.incomplete", "response.failed", "error", "response.new",
+             "response.output_text.delta", "response.output_item.added", "response.output_item.done"]
+        )
+    },
+    optional={
+        "response": response,
+        "item": output_item,
+        "delta": st.sampled_from([None, "", "h\u00e9\u2028", {}, 7]),
+        "error": st.sampled_from([None, "boom", {"type": "t"}]),
+        "sequence_number": counts,
+    },
+)  # fmt: skip
+CHUNKS = {"openai-chat": openai_chunk, "openai-responses": response_chunk, "anthropic-messages": anthropic_chunk}
 line_end = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
@@ -158,7 +220,7 @@ def test_arbitrary_bytes_raise_nothing(name: str, body: bytes, stream: bool) -> 
 @given(data=st.data())
 def test_whole_bodies_raise_nothing(name: str, documents: st.SearchStrategy[object], data: st.DataObject) -> None:
     """Any JSON body is read without an error, and its counts are believable."""
-    body = json.dumps(data.draw(documents)).encode()
+    body = json.dumps(data.draw(response if name == "openai-responses" else documents)).encode()
     believable(metered(name, [body[:7], body[7:]], stream=False, hide=False)[1])
 
 

@@ -184,6 +184,7 @@ class _Response(msgspec.Struct):
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
 _RESPONSE: Final = msgspec.json.Decoder(_Response)
 _NULL: Final = msgspec.Raw(b"null")
+_ERROR: Final = msgspec.Raw(b'"error"')
 _ENDS: Final = frozenset(
     ("response.completed", "response.incomplete", "response.failed", "response.cancelled", "response.done")
 )
@@ -350,7 +351,7 @@ class Reducer:
 def _label(raw: msgspec.Raw | bytes) -> str:
     """An error's label. An event of type "error" may carry its code and message beside that type, without an object."""
     members = read_members(raw)
-    if members.get("type") == b'"error"':
+    if members.get("type") == _ERROR:
         del members["type"]
         return error_label(msgspec.json.encode(members))
     return error_label(raw)

@@ -20,9 +20,9 @@ GOOD = Provided(
 )  # fmt: skip
 STAYS = Manners(manner="stays", leaves_s=None, slow_s=0, stops_at=0)
 LIMITS = Limits(first_byte_s=4, idle_s=3, total_s=12, hold_ttl_s=30, drain_s=5, drain_limit=8, default_output_cap=64)
-STREAMS = [("openai-chat", True), ("anthropic-messages", True)]
+STREAMS = [("openai-chat", True), ("openai-responses", True), ("anthropic-messages", True)]
 SLOW = Ledger(latency_s=0.01)
-SHAPES = [*STREAMS, ("openai-chat", False), ("anthropic-messages", False), ("openai-embeddings", False)]
+SHAPES = [*STREAMS, *((dialect, False) for dialect, _ in STREAMS), ("openai-embeddings", False)]
 
 
 def a_call(
@@ -41,6 +41,8 @@ def a_call(
     asked: dict[str, Any] = {"model": "m"}
     if dialect == "openai-embeddings":
         asked["input"] = "toll toll"
+    elif dialect == "openai-responses":
+        asked |= {"input": "toll toll", "max_output_tokens": cap}
     else:
         asked |= {"messages": [{"role": "user", "content": "toll toll"}], "max_tokens": cap}
     if stream:

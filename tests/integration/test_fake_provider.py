@@ -245,7 +245,7 @@ async def test_client_that_leaves() -> None:
     assert [billed.complete for billed in provider.bill] == [False, False]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
 async def test_error_inside_a_stream(path: str) -> None:
     """An error event follows good events with status 200, and no end marker follows it."""
     async with posting(FakeProvider([ErrorEvent(3)]), BODIES[path] | {"stream": True}, path) as response:
@@ -254,7 +254,7 @@ async def test_error_inside_a_stream(path: str) -> None:
     assert response.status == 200
     assert len(good) == 3
     assert b"verloaded" in error
-    assert error.startswith(b"event: error\n" if path == "/v1/messages" else b'data: {"error":')
+    assert error.startswith(b'data: {"error":' if path == "/v1/chat/completions" else b"event: error\n")
     assert rest == b""
 
 

@@ -209,8 +209,9 @@ def openai_responses(body: dict[str, Any], number: int, traits: Traits) -> Reply
         "tool_choice": body.get("tool_choice") or "auto", "tools": tools,
     }  # fmt: skip
     usage = {
-        "input_tokens": prompt, "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens": spent, "output_tokens_details": {"reasoning_tokens": thought}, "total_tokens": prompt + spent,
+        "input_tokens": prompt, "output_tokens": spent, "total_tokens": prompt + spent,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought},
     }  # fmt: skip
     if traits.tells_usage:
         response["tool_usage"] = {"web_search": {"num_requests": searches}}

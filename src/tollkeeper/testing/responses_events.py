@@ -42,9 +42,9 @@ def events(response: dict[str, Any], words: list[str], thought: int, usage: dict
     """The pieces of a stream that ends in `response`; its last item is filled word by word, each one token."""
     numbers = iter(range(2**31))
 
-    def event(name: str, tokens: int = 0, thought: int = 0, **members: Any) -> Piece:
-        data = encode({"type": name} | members | {"sequence_number": next(numbers)})
-        return Piece(b"event: %b\ndata: %b\n\n" % (name.encode(), data), tokens, thought)
+    def event(kind: str, tokens: int = 0, thought: int = 0, **members: Any) -> Piece:
+        data = encode({"type": kind} | members | {"sequence_number": next(numbers)})
+        return Piece(b"event: %b\ndata: %b\n\n" % (kind.encode(), data), tokens, thought)
 
     begun = response | {"status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
     begun.pop("tool_usage", None)

@@ -192,7 +192,9 @@ class Run:
 
     def _open_gate(self) -> flow.Gate:
         providers = {
-            "o": Provider(name="o", base_url="", dialects=frozenset({"openai-chat", "openai-embeddings"})),
+            "o": Provider(
+                name="o", base_url="", dialects=frozenset({"openai-chat", "openai-responses", "openai-embeddings"})
+            ),
             "a": Provider(name="a", base_url="", dialects=frozenset({"anthropic-messages"})),
         }
         return flow.Gate(

@@ -23,7 +23,9 @@ from tollkeeper.testing.script import Ledger, Planned
 from tollkeeper.values import Budget, Entry, Grant, Hold
 
 T = TypeVar("T")
-END_MARKERS: Final = (b"data: [DONE]", b'"type":"message_stop"')
+END_MARKERS: Final = (
+    b"data: [DONE]", b'"type":"message_stop"', b"event: response.completed", b"event: response.incomplete",
+)  # fmt: skip
 Tell = Callable[[int, str], None]
 
 

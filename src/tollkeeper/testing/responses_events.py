@@ -1,5 +1,6 @@
-"""The events of a streamed response, as OpenAI sends them: numbered, each item begun, filled and done, and at the end all
-of it once more. What is not streamed is that last response alone.
+"""The fake provider's streamed responses: their items, and their events as OpenAI sends them.
+
+Events are numbered; each item is begun, filled and done, and the end has all of it once more.
 """
 
 from __future__ import annotations

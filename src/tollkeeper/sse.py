@@ -73,11 +73,10 @@ class Splitter:
             while (end := _ends(chunk, start)) > 0:
                 events.append(read_event(chunk[begin:end]))
                 begin = start = end
-        if len(chunk) > MAX_EVENT:
-            for index, event in enumerate(events):
-                if len(event.raw) > MAX_EVENT:
-                    return self._break(events[:index])
-        return events if begin == len(chunk) else self._keep(chunk[begin:], events)
+        for index, event in enumerate(events):
+            if len(event.raw) > MAX_EVENT:
+                return self._break(events[:index])
+        return self._keep(chunk[begin:], events)
 
     def rest(self) -> bytes:
         """The bytes after the last whole event; the splitter is empty afterwards."""
@@ -99,10 +98,10 @@ class Splitter:
 
 def read_event(raw: bytes) -> Event:
     """One event's bytes, with or without its blank line, as an Event. Unknown fields and comments are passed over."""
-    if raw.startswith(b"event: "):  # a name and one line of data, as Anthropic's and OpenAI's responses are
-        at = raw.find(b"\n", 7)
-        if raw.startswith(b"data: ", at + 1) and raw.find(b"\n", at + 7) == len(raw) - 2 and b"\r" not in raw:
-            return Event(raw, raw[7:at], raw[at + 7 : -2])
+    if raw.startswith(b"event: ") and b"\r" not in raw:  # a name and one line of data, as Anthropic's are
+        lines = raw.split(b"\n", 3)
+        if lines[2:] == [b"", b""] and lines[1].startswith(b"data: "):
+            return Event(raw, lines[0][7:], lines[1][6:])
     name = b""
     data: list[bytes] = []
     for line in raw.removeprefix(_BOM).splitlines():

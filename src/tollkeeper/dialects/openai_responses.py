@@ -238,16 +238,16 @@ class Reducer:
     def event(self, event: Event) -> bytes | None:
         """Read one event; the bytes to relay for it."""
         data = event.data
-        if not data or data.startswith(b"[DONE]"):
-            return event.raw
         try:
             chunk = _CHUNK.decode(data)
         except UNREADABLE:
-            self._unknown(event)
+            if data and not data.startswith(b"[DONE]"):
+                self._unknown(event)
             return event.raw
-        if len(chunk.delta) > 2 and chunk.delta != _NULL:  # longer than "" and {}
+        size = len(chunk.delta)
+        if size > 2 and (size != 4 or chunk.delta != _NULL):  # longer than "" and {}
             self.content = True
-            self._output_bytes += len(chunk.delta) - 2
+            self._output_bytes += size - 2
             if self._unseen and chunk.type == "response.reasoning_text.delta":
                 self._unseen = False
             return event.raw

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from benchmarks.client import request
 from benchmarks.figures import Figure
 from benchmarks.streams import CHUNKS, events
@@ -36,7 +38,16 @@ def steps(folder: Path) -> Iterator[Figure]:
         for chunk in chunks:
             meter.feed(chunk)
 
-    yield Figure("metering a chunk of a stream", micros(metered, 50) / CHUNKS, "µs")
+    yield Figure("metering a chunk of a stream", micros(metered, 50) / CHUNKS, "µs", None, 3)
+
+    reply = whole()
+
+    def charged() -> None:
+        meter = Meter(chat, stream=False, hide_usage=True, quirks=none)
+        meter.feed(reply)
+        book.charge(meter.finish(), provider=OPENAI, model="gpt-4o-mini", at_us=AT_US)
+
+    yield Figure("metering and pricing a reply of 2 KB", micros(charged, 3000), "µs", None, 40)
 
     body = request(stream=True).partition(b"\r\n\r\n")[2]
 
@@ -44,6 +55,26 @@ def steps(folder: Path) -> Iterator[Figure]:
         chat.write_body(chat.read_ask(body), model="gpt-4o-mini-2024-07-18", output_cap=None, quirks=none)
 
     yield Figure("reading and writing a request's body", micros(rewritten, 5000), "µs")
+
+
+def whole() -> bytes:
+    """A chat reply of 2 KB that is not streamed."""
+    details = {
+        "reasoning_tokens": 0,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    }
+    usage = {
+        "prompt_tokens": 220, "completion_tokens": 300, "total_tokens": 520,
+        "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 0}, "completion_tokens_details": details,
+    }  # fmt: skip
+    message = {"role": "assistant", "content": "toll " * 300, "refusal": None}
+    return msgspec.json.encode({
+        "id": "chatcmpl-fixed", "object": "chat.completion", "created": 1732240000, "model": "gpt-4o-mini-2024-07-18",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}], "usage": usage,
+        "service_tier": "default", "system_fingerprint": "fp_fixed",
+    })  # fmt: skip
 
 
 def micros(work: Callable[[], object], number: int) -> float:

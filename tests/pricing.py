@@ -34,6 +34,8 @@ def charge(
     speed: str | None = None,
     geo: str | None = None,
     reported: str | None = None,
+    key: str | None = None,
+    route: str | None = None,
 ) -> Charge:
     reading = Reading(
         parts=() if usage is None else (Part(usage),),
@@ -44,7 +46,7 @@ def charge(
         reported_usd=None if reported is None else Decimal(reported),
     )
     book = PriceBook() if book is None else book
-    return book.charge(reading, provider=place, model=model, at_us=at_us, estimated=estimated)
+    return book.charge(reading, provider=place, model=model, at_us=at_us, estimated=estimated, key=key, route=route)
 
 
 def overridden(text: str) -> PriceBook:

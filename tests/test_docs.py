@@ -122,7 +122,7 @@ def test_no_setting_is_told_that_is_not_there() -> None:
 
 def test_price_file_is_told() -> None:
     """Every field of a price entry is in the reference."""
-    assert missing({*price_file._FIELDS, "above", "from_tokens"}, "settings.md") == []
+    assert missing({*price_file._FIELDS, "above", "from_tokens", "days", "to", "tz"}, "settings.md") == []
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from tollkeeper.errors import StoreUnavailable as StoreUnavailable
     from tollkeeper.errors import TollkeeperError as TollkeeperError
     from tollkeeper.tracker import CostTracker as CostTracker
-    from tollkeeper.tracker import close_cost_tracker as close_cost_tracker
-    from tollkeeper.tracker import get_cost_tracker as get_cost_tracker
-    from tollkeeper.tracker import reset_cost_tracker as reset_cost_tracker
     from tollkeeper.tracker.accounts import Recorded as Recorded
     from tollkeeper.tracker.holding import CallHold as CallHold
+    from tollkeeper.tracker.process import close_cost_tracker as close_cost_tracker
+    from tollkeeper.tracker.process import get_cost_tracker as get_cost_tracker
+    from tollkeeper.tracker.process import reset_cost_tracker as reset_cost_tracker
+    from tollkeeper.tracker.streaming import RecordedStream as RecordedStream
     from tollkeeper.tracker.usage_report import ModelUsage as ModelUsage
     from tollkeeper.tracker.usage_report import UsageReport as UsageReport
     from tollkeeper.values import Budget as Budget
@@ -38,9 +39,11 @@ _MODULES = {
     "errors": (
         "BudgetExceeded", "ConfigError", "Conflict", "RateLimited", "StoreError", "StoreUnavailable", "TollkeeperError",
     ),
-    "tracker": ("CostTracker", "close_cost_tracker", "get_cost_tracker", "reset_cost_tracker"),
+    "tracker": ("CostTracker",),
     "tracker.accounts": ("Recorded",),
     "tracker.holding": ("CallHold",),
+    "tracker.process": ("close_cost_tracker", "get_cost_tracker", "reset_cost_tracker"),
+    "tracker.streaming": ("RecordedStream",),
     "tracker.usage_report": ("ModelUsage", "UsageReport"),
     "values": ("Budget", "Entry", "Usage"),
 }  # fmt: skip

@@ -44,15 +44,16 @@ class App:
     async def running(self, path: Path | None = None, environ: Mapping[str, str] | None = None) -> AsyncIterator[App]:
         """Open the pool and start the chores; at the end stop them and close the ledger.
 
-        With the configuration's `path`, changed budgets and keys are taken while it runs.
+        With the configuration's `path`, changed budgets, keys and prices are taken while it runs; without, changed prices.
         """
         gate = self.gate
         works: list[tuple[str, float, chores.Work]] = [
             ("expire", chores.EXPIRE_EVERY_S, lambda: chores.expire(gate)),
             ("prune", chores.PRUNE_EVERY_S, lambda: chores.prune(gate, self.config.retention)),
         ]
-        if path is not None:
-            works.append(("reload", chores.RELOAD_EVERY_S, Reload(path, environ or {}, gate)))
+        prices = _price_file(self.config)
+        if path is not None or prices is not None:
+            works.append(("reload", chores.RELOAD_EVERY_S, Reload(path, environ or {}, gate, prices)))
         tasks = [asyncio.create_task(chores.every(*work)) for work in works]
         try:
             yield self
@@ -67,34 +68,49 @@ class App:
 
 
 class Reload:
-    """Takes budgets and keys from the configuration file when it changes; a file with a mistake changes nothing."""
+    """Takes budgets, keys and prices when the configuration or price file changes; one with a mistake changes nothing."""
 
-    def __init__(self, path: Path, environ: Mapping[str, str], gate: flow.Gate) -> None:
+    def __init__(
+        self, path: Path | None, environ: Mapping[str, str], gate: flow.Gate, prices: Path | None = None
+    ) -> None:
         self._path, self._environ, self._gate = path, environ, gate
-        self._seen = self._stamp()
+        self._prices = prices
+        self._seen = _stamp(path), _stamp(self._prices)
 
     async def __call__(self) -> None:
-        stamp = self._stamp()
-        if stamp == self._seen:
+        stamps = _stamp(self._path), _stamp(self._prices)
+        if stamps == self._seen:
             return
         try:
-            config = load(self._path, self._environ)
+            config = load({} if self._path is None else self._path, self._environ)
             check_listen(config)
+            self._prices = _price_file(config)
+            stamps = stamps[0], _stamp(self._prices)  # watched from now on, also if it has a mistake
+            prices = PriceBook.load(config.prices)
         except ConfigError as error:
-            log.error("the changed configuration is not taken: %s", error)
-            self._seen = stamp
+            log.error("the changed configuration is not taken: %s", "; ".join(str(error).splitlines()))
+            self._seen = stamps
             return
         await self._gate.store.set_budgets(config.budgets)
         self._gate.keys = KeyRing(config.keys)
-        self._seen = stamp  # only now: what the ledger did not take is tried again
-        log.warning("budgets and keys are taken from the changed %s; other settings at the next start", self._path.name)
+        if prices.version != self._gate.prices.version:
+            self._gate.prices = prices  # calls under way keep the book of their admission
+        self._seen = stamps  # only now: what the ledger did not take is tried again
+        log.warning("changed budgets, keys and prices are taken; other settings at the next start")
 
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size
+
+def _price_file(config: Config) -> Path | None:
+    """The price file to watch; None: there is none, or the prices stand in the settings."""
+    return config.prices if isinstance(config.prices, Path) else None
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """What shows that a file has changed."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size)
 
 
 def build(config: Config, clock: Clock | None = None) -> App:

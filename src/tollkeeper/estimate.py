@@ -26,6 +26,7 @@ def estimate(
     default_output_cap: int | None,
     model_output_caps: Mapping[str, int] = {},
     at_us: int,
+    key: str | None = None,
 ) -> Quote:
     """The upper bound over every route that the call may take.
 
@@ -38,9 +39,12 @@ def estimate(
     cap = output_cap(ask, default_output_cap, model_output_caps)
     output_tokens = 0 if cap is None else cap * ask.choices
     amounts = [
-        book.quote_nanos(route.provider, route.model, ask.prompt_bound, output_tokens, at_us, tier=ask.tier)
+        book.quote_nanos(
+            route.provider, route.model, ask.prompt_bound, output_tokens, at_us, tier=ask.tier, speed=ask.speed,
+            geo=ask.geo, key=key, route=ask.model,
+        )
         for route in routes
-    ]
+    ]  # fmt: skip
     known = [amount for amount in amounts if amount is not None]
     bounded = cap is not None and len(known) == len(amounts)
     return Quote(
@@ -68,18 +72,24 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     high_nanos: int | None  #: the quote
 
 
-def expected(book: PriceBook, ask: Ask, route: Route, quote: Quote, *, at_us: int) -> Expectation:
+def expected(
+    book: PriceBook, ask: Ask, route: Route, quote: Quote, *, at_us: int, key: str | None = None
+) -> Expectation:
     """Low, expected and high cost of a call on one route; `quote` is its upper bound from `estimate`."""
     prompt = -(-ask.prompt_bound // BYTES_PER_TOKEN)
     half = None if quote.output_cap is None else quote.output_cap * ask.choices // 2
     return Expectation(
-        low_nanos=_plain_nanos(book, ask, route, prompt, 0, at_us),
-        expected_nanos=None if half is None else _plain_nanos(book, ask, route, prompt, half, at_us),
+        low_nanos=_plain_nanos(book, ask, route, prompt, 0, at_us, key),
+        expected_nanos=None if half is None else _plain_nanos(book, ask, route, prompt, half, at_us, key),
         high_nanos=quote.amount_nanos,
     )
 
 
-def _plain_nanos(book: PriceBook, ask: Ask, route: Route, prompt: int, output: int, at_us: int) -> int | None:
+def _plain_nanos(
+    book: PriceBook, ask: Ask, route: Route, prompt: int, output: int, at_us: int, key: str | None
+) -> int | None:
     """The charge for plain text of this many tokens: no cache, no audio."""
-    reading = Reading(parts=(Part(Usage(input=prompt, output=output)),), tier=ask.tier)
-    return book.charge(reading, provider=route.provider, model=route.model, at_us=at_us, estimated=True).computed_nanos
+    reading = Reading(parts=(Part(Usage(input=prompt, output=output)),), tier=ask.tier, speed=ask.speed, geo=ask.geo)
+    return book.charge(
+        reading, provider=route.provider, model=route.model, at_us=at_us, estimated=True, key=key, route=ask.model
+    ).computed_nanos

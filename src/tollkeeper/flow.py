@@ -177,7 +177,7 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
         return
     quote = estimate(
         call.prices, ask, routes, default_output_cap=limits.default_output_cap,
-        model_output_caps=limits.output_caps, at_us=now_us,
+        model_output_caps=limits.output_caps, at_us=now_us, key=scopes.key,
     )  # fmt: skip
     bound = None
     if quote.output_cap is not None:
@@ -330,10 +330,12 @@ def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
     assert call.route is not None
     whole = answer is not None and not call.is_stream
     course = Course(
-        ask=call.ask, hold=call.hold, route=call.route, status=None if answer is None else answer.status,
+        hold=call.hold, provider=call.route.provider, sent=call.route.model, prompt_bound=call.ask.prompt_bound,
+        choices=call.ask.choices, answered=answer is not None, http_status=None if answer is None else answer.status,
         is_stream=call.is_stream, reading=Reading() if meter is None else meter.finish(),
         content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
-        complete=call.complete, left=call.leaving, capped=call.cap is not None, failure=failure,
+        complete=call.complete, left=call.leaving, failure=failure,
+        capped=call.cap is not None or call.ask.output_cap is not None,
         latency_ms=round((gate.clock.monotonic_s() - call.started_s) * 1000),
     )  # fmt: skip
     return entry_of(call.prices, course)

@@ -15,7 +15,7 @@ from msgspec import structs
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import StreamBroken
 from tollkeeper.json_array import ArraySplitter
-from tollkeeper.sse import Splitter, read_event
+from tollkeeper.sse import Event, Splitter, read_event
 from tollkeeper.values import Reading
 
 WHOLE_MAX: Final = 64 << 20
@@ -27,7 +27,7 @@ _ANYTHING: Final = msgspec.json.Decoder(msgspec.Raw)
 class Meter:
     """Reads one reply of one dialect."""
 
-    __slots__ = ("_body", "_reading", "_reducer", "_size", "_splitter", "_stream", "tail")
+    __slots__ = ("_body", "_read", "_reading", "_reducer", "_size", "_split", "_splitter", "_stream", "tail")
 
     def __init__(
         self, dialect: Dialect, *, stream: bool, hide_usage: bool, quirks: frozenset[str], array: bool = False
@@ -35,6 +35,7 @@ class Meter:
         self._reducer = dialect.reducer(stream=stream, hide_usage=hide_usage, quirks=quirks)
         self._stream = stream
         self._splitter = ArraySplitter() if array else Splitter()
+        self._read, self._split = self._reducer.event, self._splitter.feed  # looked up once, not for each chunk
         self._body: list[bytes] = []
         self._size = 0
         self._reading: Reading | None = None
@@ -52,8 +53,10 @@ class Meter:
                 raise StreamBroken(f"The provider sent a body of more than {WHOLE_MAX} bytes.")
             self._body.append(chunk)
             return b""
-        read = self._reducer.event
-        return b"".join([relay for event in self._splitter.feed(chunk) if (relay := read(event)) is not None])
+        events, read = self._split(chunk), self._read
+        if len(events) == 1:
+            return read(events[0]) or b""
+        return b"".join([relay for event in events if (relay := read(event)) is not None])
 
     def finish(self) -> Reading:
         """The bytes are over: what they said. Again: the same."""
@@ -90,20 +93,25 @@ class Meter:
         return self._reducer.error
 
     def _read_tail(self) -> int:
-        """A last event without its blank line is read if it is all there; half of one is dropped.
-
-        Returns the bytes dropped: there was text among them, or it was on its way.
-        """
-        rest = self._splitter.rest()
-        event = read_event(rest)
-        if not event.data:
-            return 0 if rest.startswith(b":") else len(rest.strip())
-        if not event.data.startswith(b"[DONE]"):
-            try:
-                _ANYTHING.decode(event.data)
-            except (msgspec.DecodeError, RecursionError):
-                return len(rest)
-        relay = self._reducer.event(event)
+        """A last event without its blank line is read if it is all there; half of one is dropped: how many bytes."""
+        event, lost = last_event(self._splitter.rest())
+        relay = None if event is None else self._reducer.event(event)
         if relay is not None:
             self.tail = relay.rstrip(b"\r\n") + b"\n\n"
-        return 0
+        return lost
+
+
+def last_event(rest: bytes) -> tuple[Event | None, int]:
+    """The event in what follows the last blank line, if it is all there; else how many bytes are of no use.
+
+    There was text among them, or it was on its way.
+    """
+    event = read_event(rest)
+    if not event.data:
+        return None, 0 if rest.startswith(b":") else len(rest.strip())
+    if not event.data.startswith(b"[DONE]"):
+        try:
+            _ANYTHING.decode(event.data)
+        except (msgspec.DecodeError, RecursionError):
+            return None, len(rest)
+    return event, 0

@@ -1,27 +1,35 @@
 """What a call is booked as.
 
 Exact where the provider said what was used. Else an estimate, marked so, that bounds it from above: the request's bytes
-bound the prompt, the text that was seen bounds the output, and where neither says enough the hold's own bound does. A
-provider's refusal without usage costs nothing.
+bound the prompt, the text that was seen bounds the output, and where neither says enough the hold's own bound does. Where
+nothing bounds it, it is unpriced. A provider's refusal without usage costs nothing.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import msgspec
 from msgspec import structs
 
 from tollkeeper.errors import TollkeeperError, UpstreamRefused
 from tollkeeper.prices import PriceBook
-from tollkeeper.values import Ask, Charge, ChargeStatus, Entry, Hold, Outcome, Part, Reading, Route, Usage
+from tollkeeper.values import Charge, ChargeStatus, Entry, Hold, Outcome, Part, Provider, Reading, Usage
+
+NO_USAGE: Final = "no usage"
+"""The note of an entry whose reply did not say what was used, and for which nothing bounds it: its counts are unknown, not 0."""
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
     """How a call went, as far as its account depends on it."""
 
-    ask: Ask
     hold: Hold
-    route: Route
-    status: int | None  #: the provider's; None: nothing came back
+    provider: Provider | None  #: whose prices count; None: those of whoever owns the model
+    sent: str  #: the provider's name for the model
+    prompt_bound: int | None  #: no prompt of the request has more tokens; None: the request is not known
+    choices: int = 1
+    answered: bool = True  #: False: nothing came back
+    http_status: int | None  #: the provider's, where it is known
     is_stream: bool
     reading: Reading
     content: bool  #: some of the reply's text was seen
@@ -30,22 +38,41 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     left: bool  #: the client did not stay for it
     capped: bool  #: the provider was told the hold's output cap
     failure: TollkeeperError | None
-    latency_ms: int
+    latency_ms: int | None
 
 
 def entry_of(prices: PriceBook, course: Course) -> Entry:
     """The attempt as it will be booked."""
-    hold, route, failure = course.hold, course.route, course.failure
+    failure, error = course.failure, course.reading.error
     reading, charge = _charged(prices, course)
-    served = (reading.model or route.model)[:256]
-    error = course.reading.error
     note = failure.code if failure is not None else error[:200] if error is not None else course.reading.note
+    if note is None and course.answered and not reading.parts:
+        note = NO_USAGE
+    return entry_for(
+        course.hold, reading, charge, sent=course.sent, outcome=_outcome(course), http_status=course.http_status,
+        note=note, latency_ms=course.latency_ms,
+    )  # fmt: skip
+
+
+def entry_for(
+    hold: Hold,
+    reading: Reading,
+    charge: Charge,
+    *,
+    sent: str,
+    outcome: Outcome = "ok",
+    http_status: int | None = None,
+    note: str | None = None,
+    latency_ms: int | None = None,
+) -> Entry:
+    """An entry: for whom and when are the hold's, what was used is the reading's."""
+    served = (reading.model or sent)[:256]
     return Entry(
         id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us,
-        scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model,
-        served=served, tier=reading.tier, outcome=_outcome(course), http_status=course.status, usage=reading.usage,
-        charge=charge, note=note, latency_ms=course.latency_ms, speed=reading.speed, geo=reading.geo,
-        sent=route.model if route.model not in (hold.model, served) else None,
+        scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model, served=served,
+        tier=reading.tier, outcome=outcome, http_status=http_status, usage=reading.usage, charge=charge, note=note,
+        latency_ms=latency_ms, speed=reading.speed, geo=reading.geo,
+        sent=sent if sent not in (hold.model, served) else None,
         parts=reading.parts if len(reading.parts) > 1 else (),
     )  # fmt: skip
 
@@ -59,11 +86,11 @@ def _outcome(course: Course) -> Outcome:
 
 
 def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
-    hold, route, reading = course.hold, course.route, course.reading
+    hold, reading = course.hold, course.reading
     if course.complete and not reading.parts and isinstance(course.failure, UpstreamRefused):
         nothing = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=hold.price_version)
         return reading, nothing
-    if course.status is None:  # nothing came back: what it used is not known
+    if not course.answered:  # nothing came back: what it used is not known
         status: ChargeStatus = "unpriced" if hold.quote_nanos is None else "estimated"
         quoted = Charge(
             amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, status=status,
@@ -71,11 +98,12 @@ def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
         )  # fmt: skip
         return Reading(parts=() if hold.quote_usage is None else (Part(hold.quote_usage),)), quoted
     # A cut stream of several choices may have told the usage of some of them only.
-    exact = reading.final and bool(reading.parts) and (course.complete or course.ask.choices == 1)
+    exact = reading.final and bool(reading.parts) and (course.complete or course.choices == 1)
     if not exact:
         reading = _estimated(course)
     charge = prices.charge(
-        reading, provider=route.provider, model=route.model, at_us=hold.at_us, estimated=not exact
+        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, estimated=not exact, key=hold.scopes.key,
+        route=hold.model,
     )  # fmt: skip
     return reading, charge
 
@@ -89,8 +117,10 @@ def _estimated(course: Course) -> Reading:
     told = told and not reading.unseen
     if bound is not None and not told:
         seen = max(seen, bound.output)
-    if bound is not None and (course.ask.output_cap is not None or course.capped):
+    if bound is not None and course.capped:
         seen = min(seen, bound.output)
-    usage = reading.usage if reading.parts else Usage(input=course.ask.prompt_bound)
+    if not reading.parts and course.prompt_bound is None:
+        return reading  # a part of the cost is no bound of it
+    usage = reading.usage if reading.parts else Usage(input=course.prompt_bound or 0)
     usage = structs.replace(usage, output=max(usage.output, seen))
     return structs.replace(reading, parts=(Part(usage, reading.model),))

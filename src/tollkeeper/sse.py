@@ -51,6 +51,8 @@ class Splitter:
         if self._broken:
             raise _too_large()
         held = self._held
+        if not held and (event := _only_event(chunk)) is not None:
+            return [event]
         start = 0
         if held:
             start = max(0, len(held) - _OVERLAP)
@@ -61,7 +63,7 @@ class Splitter:
             held.clear()
         events: list[Event] = []
         begin = 0
-        if b"\r" not in chunk:
+        if 13 not in chunk:  # no \r: several times faster than asking for the byte as bytes
             while (end := chunk.find(b"\n\n", start) + 2) > 1:
                 raw = chunk[begin:end]
                 if raw.startswith(b"data: ") and raw.find(b"\n", 6) == end - begin - 2:  # the one shape of most events
@@ -112,6 +114,21 @@ def read_event(raw: bytes) -> Event:
         elif line == b"data":
             data.append(b"")
     return Event(raw, name, data[0] if len(data) == 1 else b"\n".join(data))
+
+
+def _only_event(chunk: bytes) -> Event | None:
+    """A chunk that is one whole event of the two usual shapes, as most chunks are: a line of data, perhaps a name before it."""
+    name, at = b"", 6
+    if chunk[:7] == b"event: ":
+        end = chunk.find(10)
+        name, at = chunk[7:end], end + 7
+        if chunk[end + 1 : at] != b"data: ":
+            return None
+    elif chunk[:6] != b"data: ":
+        return None
+    if chunk.find(10, at) != len(chunk) - 2 or chunk[-1] != 10 or 13 in chunk or len(chunk) > MAX_EVENT:
+        return None
+    return Event(chunk, name, chunk[at:-2])
 
 
 def _ends(buffer: bytes | bytearray, start: int) -> int:

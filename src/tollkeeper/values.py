@@ -159,6 +159,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     wants_usage: bool = True  #: whether the client asked for a usage event in its stream
     user: str | None = None  #: from the dialect's own user field
     tier: str | None = None  #: the service tier asked for
+    speed: str | None = None  #: and the speed
+    geo: str | None = None  #: and the place of inference
 
 
 class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -13,8 +13,12 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 #: Words that each example's output must have.
 SHOWN = {
     "track_costs": ("req-42: $0.006, priced, repeated", "claude-haiku-4-5", "$0.064053", "unknown", "of $5: within"),
+    "record_replies": (
+        "$0.064053, booked", "$0.064053, repeated", "Forty-two: $0.00036, priced",
+        "left early: $0.000753, estimated", "held $0.00074844, cost $0.000084",
+    ),
     "hold": ("turn 4: held $0.00875, cost $0.0029875", "turn 5: refused.", "limit $0.02, spent $0.01195", "4 calls"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -38,7 +38,6 @@ NO_PRICE = {
 NO_RATE = {
     "mistral-large-latest": ("cache_read",),
     "voxtral-small-latest": ("input_audio",),
-    "gpt-4.1-mini": ("web_search",),
     "grok-4.3": ("web_search",),
 }
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import structs
+from tests.pricing import us
 
 from tollkeeper.money import format_nanos, parse_usd, to_nanos, to_usd
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import KINDS as PRICED
-from tollkeeper.prices.file import Override
+from tollkeeper.prices.override import Override
 from tollkeeper.prices.rates import BILLED
+from tollkeeper.prices.windows import Window
 from tollkeeper.values import KINDS, UNIT_KINDS, Charge, Part, Provider, Reading, Usage
 
 NOON = 1_795_348_800_000_000
@@ -127,3 +131,106 @@ def test_amounts_survive_their_text(nanos: int) -> None:
     """Nanos as text and as Decimal are the same nanos again."""
     assert parse_usd(format_nanos(nanos), "amount") == nanos
     assert to_nanos(to_usd(nanos)) == nanos
+
+
+# ── entries ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ZONES = ["UTC", "Europe/Amsterdam", "Asia/Shanghai", "America/New_York", "Asia/Kolkata"]
+#: A year around both clock changes, and the quarters of an hour where windows open and close.
+instants = st.integers(us("2026-01-01T00:00:00") // 10**6, us("2027-01-01T00:00:00") // 10**6).map(
+    lambda at: at * 10**6
+)
+quarters = st.integers(0, 95).map(lambda quarter: quarter * 15)
+factors = st.decimals("0", "3", places=3)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    start, end = draw(st.lists(quarters, min_size=2, max_size=2, unique=True))
+    days = tuple(sorted(draw(st.sets(st.integers(0, 6), min_size=1))))
+    return Window(days=days, start=start, end=end, zone=draw(st.sampled_from(ZONES)))
+
+
+@st.composite
+def discounts(draw: st.DrawFn, key: str | None = None) -> Override:
+    return Override(
+        models=("*",) if key else ("m",),
+        key=key,
+        windows=tuple(draw(st.lists(windows(), min_size=0 if key else 1, max_size=2))),
+        multiplier=draw(factors),
+        token_multiplier=draw(st.none() | factors),
+    )
+
+
+def is_inside(window: Window, at_us: int) -> bool:
+    """Whether the wall clock shows a time of the window: minute by minute since one of its beginnings."""
+    local = datetime.fromtimestamp(at_us // 10**6, ZoneInfo(window.zone)).replace(tzinfo=None)
+    length = (window.end - window.start) % 1440
+    for days_ago in (0, 1):
+        begin = datetime.combine(local.date() - timedelta(days=days_ago), time()) + timedelta(minutes=window.start)
+        if begin.weekday() in window.days and begin <= local < begin + timedelta(minutes=length):
+            return True
+    return False
+
+
+@given(prices=price_lists(), model=discounts(), key=discounts(key="k"), usage=usages(), at_us=instants)
+@example(
+    prices=Override(models=("m",), prices=(("input", ((0, Decimal(1)),)), ("output", ((0, Decimal(1)),)))),
+    model=Override(
+        models=("m",), multiplier=Decimal(2), windows=(Window(start=150, end=240, zone="Europe/Amsterdam"),)
+    ),
+    key=Override(models=("*",), key="k", multiplier=Decimal(1)),
+    usage=Usage(input=10),
+    at_us=us("2026-10-25T01:30:00"),
+)
+def test_windows_and_multipliers_as_worked_out_by_hand(
+    prices: Override, model: Override, key: Override, usage: Usage, at_us: int
+) -> None:
+    """A4: each price is the list's times every factor whose window the wall clock is in, searches and fees apart."""
+    scoped = [entry for entry in (model, key) if not entry.windows or any(is_inside(w, at_us) for w in entry.windows)]
+    found = PriceBook((prices, model, key)).charge(
+        Reading(parts=(Part(usage),)), provider=None, model="m", at_us=at_us, key="k"
+    )
+    plain = PriceBook((prices,)).charge(Reading(parts=(Part(usage),)), provider=None, model="m", at_us=at_us)
+    total = Decimal(0)
+    for term in plain.terms:
+        usd = Decimal(term.usd)
+        for entry in scoped:
+            assert entry.multiplier is not None
+            usd = WIDE.multiply(usd, entry.multiplier)
+            if entry.token_multiplier is not None and term.kind not in (*UNIT_KINDS, "requests"):
+                usd = WIDE.multiply(usd, entry.token_multiplier)
+        total = WIDE.add(total, WIDE.divide(WIDE.multiply(Decimal(term.quantity), usd), Decimal(term.per)))
+    assert abs(exact(found) - total) < Decimal("1e-40")
+    assert found.amount_nanos == (None if plain.amount_nanos is None else to_nanos(exact(found)))
+
+
+@given(
+    prices=price_lists(), model=discounts(), key=discounts(key="k"), usage=usages(), at_us=instants,
+    spare=st.integers(0, 400_000), named=st.sampled_from(["k", None]),
+)  # fmt: skip
+def test_quote_covers_discounts_and_windows(
+    prices: Override, model: Override, key: Override, usage: Usage, at_us: int, spare: int, named: str | None
+) -> None:
+    """P3: a quote bounds the charge at the prices of its instant, whatever multiplies them and for whomever."""
+    usage = structs.replace(usage, **dict.fromkeys(UNIT_KINDS, 0))
+    book = PriceBook((prices, model, key))
+    found = book.charge(Reading(parts=(Part(usage),)), provider=None, model="m", at_us=at_us, key=named)
+    quote = book.quote_nanos(None, "m", usage.input_tokens + spare, usage.output_tokens + spare, at_us, key=named)
+    assert found.amount_nanos is not None
+    assert quote is not None
+    assert 0 <= found.amount_nanos <= quote
+
+
+@given(at_us=instants, later=st.integers(0, 14 * 86_400), model=discounts())
+def test_one_book_serves_every_instant(at_us: int, later: int, model: Override) -> None:
+    """A table is never used past the next edge of a window: a book that was asked before says what a new one says."""
+    whole = Override(models=("m",), prices=(("input", ((0, Decimal(7)),)), ("output", ((0, Decimal(7)),))))
+    reading = Reading(parts=(Part(Usage(input=10**6)),))
+    asked = PriceBook((whole, model))
+    for at in (at_us, at_us + later * 10**6, at_us):
+        found, fresh = (
+            book.charge(reading, provider=None, model="m", at_us=at).amount_nanos
+            for book in (asked, PriceBook((whole, model)))
+        )
+        assert found == fresh

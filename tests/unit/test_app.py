@@ -178,6 +178,77 @@ async def test_reload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     await built.gate.store.close()
 
 
+async def test_reload_prices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A changed price file is taken without a restart; one with a mistake is told once and changes nothing."""
+    prices = tmp_path / "prices.toml"
+
+    def write(text: str) -> None:
+        before = prices.stat().st_mtime_ns if prices.exists() else 0
+        prices.write_text(text)
+        os.utime(prices, ns=(before + 1, before + 1))
+
+    def cost() -> int | None:
+        return built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, built.gate.clock.now_us())
+
+    write('[[price]]\nmodel = "mine"\ninput = 2\n')
+    built = app.build(loaded(tmp_path, 'prices = "prices.toml"'))
+    reload = app.Reload(tmp_path / "tollkeeper.toml", {}, built.gate, prices)
+    admitted = built.gate.prices
+    assert cost() == 2_000_000_000
+    write('[[price]]\nmodel = "mine"\ninput = 3\n')
+    await reload()
+    assert cost() == 3_000_000_000
+    assert admitted.quote_nanos(None, "mine", 1_000_000, 0, built.gate.clock.now_us()) == 2_000_000_000
+    write('[[price]]\nmodel = "mine"\ninput = -3\noutput = 1.5\n')
+    caplog.clear()
+    await reload()
+    await reload()
+    assert cost() == 3_000_000_000
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "price 1 (mine): input: -3 is negative" in caplog.text
+    write('[[price]]\nmodel = "mine"\ninput = 4\n')
+    await reload()
+    assert cost() == 4_000_000_000
+    await built.gate.store.close()
+
+
+async def test_reload_without_a_configuration_file(tmp_path: Path) -> None:
+    """A price file that a variable names is watched as well."""
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "mine"\ninput = 2\n')
+    environ = {"TOLLKEEPER_PRICES": str(prices), "TOLLKEEPER_STORE": "memory:"}
+    built = app.build(config.load({}, environ))
+    before = asyncio.all_tasks()
+    async with built.running(None, environ):
+        assert len(asyncio.all_tasks() - before) == 3  # expire, prune, reload
+    reload = app.Reload(None, environ, built.gate, prices)
+    prices.write_text('[[price]]\nmodel = "mine"\ninput = "2.5"\n')
+    await reload()
+    assert built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, 0) == 2_500_000_000
+
+
+async def test_reload_follows_the_setting(tmp_path: Path) -> None:
+    """Prices in the settings are taken too, and a price file that is named only later is watched, also with a mistake."""
+    built = app.build(loaded(tmp_path, '[[prices]]\nmodel = "mine"\ninput = 2\n'))
+    reload = app.Reload(tmp_path / "tollkeeper.toml", {}, built.gate)
+    assert built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, 0) == 2_000_000_000
+    book = built.gate.prices
+    loaded(tmp_path, 'drain_limit = 7\n[[prices]]\nmodel = "mine"\ninput = 2\n')
+    await reload()
+    assert built.gate.prices is book  # the same prices: what is compiled stays
+    (tmp_path / "own.toml").write_text('[[price]]\nmodel = "mine"\ninput = "?"')
+    loaded(tmp_path, 'prices = "own.toml"')
+    await reload()
+    assert built.gate.prices is book
+    (tmp_path / "own.toml").write_text('[[price]]\nmodel = "mine"\ninput = 12345e-3')
+    await reload()
+    assert built.gate.prices is book
+    (tmp_path / "own.toml").write_text('[[price]]\nmodel = "mine"\ninput = 9')
+    await reload()
+    assert built.gate.prices.quote_nanos(None, "mine", 1_000_000, 0, 0) == 9_000_000_000
+    await built.gate.store.close()
+
+
 async def test_reload_tries_again_what_the_ledger_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C5: a ledger that fails while limits change does not lose the change."""
     built = app.build(loaded(tmp_path, BUDGET % "1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from tollkeeper.estimate import estimate, expected, output_cap
 from tollkeeper.prices import PriceBook
@@ -121,3 +122,22 @@ def test_expected_of_the_unknown() -> None:
     free = PriceBook(parse('[[price]]\nmodel = "mine"\ninput = 0\noutput = 0'))
     quote = estimate(free, ask(), (mine,), default_output_cap=None, at_us=NOON)
     assert expected(free, ask(), mine, quote, at_us=NOON).high_nanos == 0
+
+
+def test_quote_is_for_the_key_the_name_asked_for_and_the_way() -> None:
+    """P3: entries by key and by route bound the call that they will price; so do a speed and a place asked for."""
+    book = PriceBook(
+        parse(
+            '[[price]]\nroute = "my-model"\ninput = 3\noutput = 4\n'
+            '[[price]]\nkey = "ci"\nmodels = ["*"]\nmultiplier = "0.5"'
+        )
+    )
+    amounts = [
+        estimate(book, ask(), (GPT,), default_output_cap=None, at_us=NOON, key=key).amount_nanos for key in (None, "ci")
+    ]
+    assert amounts == [3_400_000, 1_700_000]
+    quote = estimate(book, ask(), (GPT,), default_output_cap=None, at_us=NOON, key="ci")
+    assert expected(book, ask(), GPT, quote, at_us=NOON, key="ci").low_nanos == 375_000
+    claude = Route(Provider(name="anthropic", base_url="", dialects=frozenset(), prices="anthropic"), "claude-opus-5-5")
+    fast = structs.replace(ask(prompt=1_000_000, cap=0), speed="fast", geo="us")
+    assert quoted(fast, claude).amount_nanos == 17_600_000_000

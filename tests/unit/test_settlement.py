@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from tests.pricing import overridden
 
 from tollkeeper.dialects.json_reply import ABSURD
 from tollkeeper.errors import StreamBroken, TollkeeperError, UpstreamRefused, UpstreamTimeout
-from tollkeeper.settlement import Course, entry_of
+from tollkeeper.settlement import NO_USAGE, Course, entry_of
 from tollkeeper.testing.samples import AT_US, a_hold
-from tollkeeper.values import Ask, Entry, Part, Provider, Reading, Route, Scopes, Usage
+from tollkeeper.values import Entry, Part, Provider, Reading, Scopes, Usage
 
 PRICES = overridden(
     '[[price]]\nmodel = "m"\ninput = "1"\noutput = "2"\n[[price]]\nmodel = "dear"\ninput = "10"\noutput = "20"\n'
@@ -22,10 +23,9 @@ PRICES = overridden(
 INPUT, OUTPUT = 1000, 2000  # nanos a token of model m
 PROMPT, CAP = 100, 20  # what the request bounds
 
-ASK = Ask(dialect="openai-chat", model="m", stream=True, body={}, prompt_bound=PROMPT, output_cap=CAP)
 BOUND = Usage(input=PROMPT, output=CAP)
 HOLD = a_hold("c/1", PROMPT * INPUT + CAP * OUTPUT, quote_usage=BOUND, price_version=PRICES.version)
-ROUTE = Route(Provider(name="fake", base_url="", dialects=frozenset()), "m")
+FAKE = Provider(name="fake", base_url="", dialects=frozenset())
 
 SAID = (Part(Usage(input=90, output=7)),)
 INTERIM = (Part(Usage(input=90, output=1)),)
@@ -35,25 +35,26 @@ CUT = Reading(output_bytes=12)
 BROKEN, SLOW = StreamBroken("cut"), UpstreamTimeout("slow")
 
 GOOD = Course(
-    ask=ASK, hold=HOLD, route=ROUTE, status=200, is_stream=True, reading=EXACT, content=True, body_bytes=0,
-    complete=True, left=False, capped=False, failure=None, latency_ms=5,
+    hold=HOLD, provider=FAKE, sent="m", prompt_bound=PROMPT, http_status=200, is_stream=True, reading=EXACT,
+    content=True, body_bytes=0, complete=True, left=False, capped=True, failure=None, latency_ms=5,
 )  # fmt: skip
 #: What changes in a course, by the word for it.
-NOTHING_BACK = {"status": None, "is_stream": False, "reading": Reading(), "content": False, "complete": False}
+NOTHING_BACK = {
+    "answered": False, "http_status": None, "is_stream": False, "reading": Reading(), "content": False, "complete": False,
+}  # fmt: skip
 WHOLE = {"is_stream": False, "body_bytes": 9}
 CUT_OFF = {"reading": CUT, "complete": False, "failure": BROKEN}
 TWO = {
-    "ask": structs.replace(ASK, choices=2),
+    "choices": 2,
     "hold": structs.replace(HOLD, quote_usage=Usage(input=PROMPT, output=40)),
 }
 #: The hold stands on a configured cap, which the provider was not told.
-UNTOLD = {"ask": structs.replace(ASK, output_cap=None)}
+UNTOLD = {"capped": False}
 UNBOUNDED = UNTOLD | {"hold": structs.replace(HOLD, quote_usage=None, quote_nanos=None)}
-REFUSED = {"status": 429, "is_stream": False, "body_bytes": 60, "failure": UpstreamRefused(429)}
-EMBEDDING = {
-    "ask": structs.replace(ASK, output_cap=0, generates=False),
-    "hold": structs.replace(HOLD, quote_usage=Usage(input=PROMPT)),
-}
+REFUSED = {"http_status": 429, "is_stream": False, "body_bytes": 60, "failure": UpstreamRefused(429)}
+EMBEDDING = {"hold": structs.replace(HOLD, quote_usage=Usage(input=PROMPT))}
+#: A reply alone is recorded: neither its request nor a hold is known.
+ALONE = UNBOUNDED | {"prompt_bound": None}
 
 
 def booked(*changes: dict[str, Any], **changed: Any) -> Entry:
@@ -127,7 +128,7 @@ COURSES: dict[str, tuple[dict[str, Any], str, str, int, int, str | None]] = {
     # a cap that the provider was not told, or was told by a budget
     "cap untold, text above it": (UNTOLD | says(output_bytes=300), "ok", "estimated", 100, 300, None),
     "cap untold, before any text": (UNTOLD | UNSEEN, "cut", "estimated", 100, 20, "stream_broken"),
-    "cap of a budget, text above it": (UNTOLD | {"capped": True} | says(output_bytes=300), "ok", "estimated", 100, 20, None),
+    "cap of a budget, text above it": (says(output_bytes=300), "ok", "estimated", 100, 20, None),
     "cap untold, body cut": (UNTOLD | CUT_OFF | WHOLE | {"reading": Reading()}, "cut", "estimated", 100, 20, "stream_broken"),
     "cap untold, much of a body": (
         UNTOLD | CUT_OFF | WHOLE | {"reading": Reading(), "body_bytes": 300},
@@ -140,6 +141,8 @@ COURSES: dict[str, tuple[dict[str, Any], str, str, int, int, str | None]] = {
     # no bound at all
     "unbounded, exact": (UNBOUNDED, "ok", "priced", 90, 7, None),
     "unbounded, cut after text": (UNBOUNDED | cut(output_bytes=300), "cut", "estimated", 100, 300, "stream_broken"),
+    "alone, exact": (ALONE, "ok", "priced", 90, 7, None),
+    "alone, cut after text": (ALONE | cut(output_bytes=300, parts=INTERIM), "cut", "estimated", 90, 300, "stream_broken"),
     "unbounded, body cut": (UNBOUNDED | CUT_OFF | WHOLE | {"reading": Reading()}, "cut", "estimated", 100, 9, "stream_broken"),
 }  # fmt: skip
 
@@ -161,10 +164,24 @@ def test_nothing_came_back_and_nothing_bounds_it() -> None:
     assert (entry.usage, entry.charge.amount_nanos, entry.charge.status) == (Usage(), None, "unpriced")
 
 
+@pytest.mark.parametrize("changed", [{}, WHOLE, CUT_OFF], ids=["stream", "body", "cut"])
+def test_a_reply_alone_that_says_nothing(changed: dict[str, Any]) -> None:
+    """A5: unknown is not 0: without usage, request and hold nothing bounds a call; its entry says so, unless a cost was told."""
+    told = booked(says(), changed, ALONE, failure=None)
+    assert (told.usage, told.charge.amount_nanos, told.charge.status, told.note) == (
+        Usage(),
+        None,
+        "unpriced",
+        NO_USAGE,
+    )
+    told = booked(says(reported_usd=Decimal("0.5")), changed, ALONE, failure=None)
+    assert (told.usage, told.charge.amount_nanos, told.charge.status) == (Usage(), 500_000_000, "estimated")
+
+
 @pytest.mark.parametrize("changed", [{}, CUT_OFF], ids=["exact", "cut"])
 def test_a_model_without_a_price(changed: dict[str, Any]) -> None:
     """A5: the usage is booked, the amount is unknown."""
-    entry = booked(changed, route=Route(ROUTE.provider, "other"))
+    entry = booked(changed, sent="other")
     assert (entry.charge.amount_nanos, entry.charge.status) == (None, "unpriced")
     assert entry.usage.tokens > 90
 
@@ -180,17 +197,34 @@ def test_several_models_in_one_call() -> None:
     assert estimate.charge.amount_nanos == 90 * INPUT + 12 * OUTPUT
 
 
+def test_priced_for_its_key_and_its_route() -> None:
+    """A4: entries for the call's key and for the name that its client asked for are those of its charge."""
+    book = overridden(
+        '[[price]]\nmodel = "m"\ninput = 1\noutput = 2\n[[price]]\nroute = "smart"\ninput = 3\noutput = 4\n'
+        '[[price]]\nkey = "ci"\nmodels = ["*"]\nmultiplier = "0.5"'
+    )
+
+    def amount(model: str, key: str | None) -> int | None:
+        scopes = structs.replace(HOLD.scopes, key=key)
+        course = structs.replace(GOOD, hold=structs.replace(HOLD, model=model, scopes=scopes))
+        return entry_of(book, course).charge.amount_nanos
+
+    plain, route = 90 * 1000 + 7 * 2000, 90 * 3000 + 7 * 4000
+    assert [amount("m", None), amount("m", "ci"), amount("smart", None)] == [plain, plain // 2, route]
+    assert [amount("Smart", "ci"), amount("m", "other")] == [route // 2, plain]
+
+
 def test_an_entry_is_the_holds() -> None:
     """Who, when and which attempt are the hold's; what served is the reply's, within bounds."""
     scopes = Scopes(project="p", session="s", tags=("t",))
     hold = structs.replace(HOLD, scopes=scopes, model="asked", dialect="anthropic-messages", provider="there")
-    entry = booked(hold=hold, reading=structs.replace(EXACT, model="m", tier="flex"), status=201)
+    entry = booked(hold=hold, reading=structs.replace(EXACT, model="m", tier="flex"), http_status=201)
     for name in ("id", "call", "attempt", "at_us", "scopes", "dialect", "provider", "model", "price_version"):
         of = entry.charge if name == "price_version" else entry
         assert getattr(of, name) == getattr(hold, name), name
     assert (entry.served, entry.tier, entry.http_status, entry.latency_ms) == ("m", "flex", 201, 5)
     assert (entry.at_us, entry.calls, entry.revision, entry.sign) == (AT_US, 1, 0, 1)
-    assert booked(route=structs.replace(ROUTE, model="routed")).served == "routed"
+    assert booked(sent="routed").served == "routed"
     assert booked(reading=structs.replace(EXACT, model="x" * 999)).served == "x" * 256
     assert booked(reading=structs.replace(EXACT, error="e" * 999)).note == "e" * 200
 
@@ -221,16 +255,13 @@ def courses(draw: st.DrawFn) -> Course:
     usage = None if bound is None else Usage(input=PROMPT, output=bound)
     quote = None if usage is None else usage.input * INPUT + usage.output * OUTPUT
     return Course(
-        ask=structs.replace(ASK, choices=choices, output_cap=cap), route=ROUTE, reading=reading,
-        hold=structs.replace(HOLD, quote_usage=usage, quote_nanos=quote), status=draw(st.sampled_from([None, 200, 500])),
+        choices=choices, provider=FAKE, sent="m", prompt_bound=draw(st.sampled_from([PROMPT, None])), reading=reading,
+        hold=structs.replace(HOLD, quote_usage=usage, quote_nanos=quote), answered=draw(st.booleans()), http_status=None,
         is_stream=draw(st.booleans()), content=reading.output_bytes > 0, body_bytes=draw(counts),
-        complete=draw(st.booleans()), left=draw(st.booleans()), capped=draw(st.booleans()) and bound is not None,
+        complete=draw(st.booleans()), left=draw(st.booleans()),
+        capped=cap is not None or (draw(st.booleans()) and bound is not None),
         failure=draw(st.sampled_from(FAILURES)), latency_ms=0,
     )  # fmt: skip
-
-
-def is_told(course: Course) -> bool:
-    return course.ask.output_cap is not None or course.capped
 
 
 @given(courses())
@@ -241,7 +272,7 @@ def test_priced_only_on_the_providers_word(course: Course) -> None:
         refused = course.complete and not reading.parts and isinstance(course.failure, UpstreamRefused)
         assert refused or (reading.final and reading.parts)
         assert entry.usage == reading.usage
-    elif course.complete and course.status is not None:
+    elif course.complete and course.answered:
         assert not (reading.final and reading.parts)
 
 
@@ -250,8 +281,7 @@ def test_an_amount_is_its_usages(course: Course) -> None:
     """A5: price times usage, also of an estimate; unknown only where nothing came back and nothing bounds it."""
     entry = entry_of(PRICES, course)
     if entry.charge.amount_nanos is None:
-        assert course.status is None
-        assert course.hold.quote_usage is None
+        assert (course.hold.quote_usage if not course.answered else course.prompt_bound) is None
     else:
         assert entry.charge.amount_nanos == entry.usage.input * INPUT + entry.usage.output * OUTPUT
 
@@ -261,11 +291,11 @@ def test_an_amount_is_its_usages(course: Course) -> None:
 def test_an_estimate_is_between_its_bounds(course: Course) -> None:
     """D1: never below what was seen or stated, nor above the hold's bound where the provider was told the cap."""
     entry, bound, reading = entry_of(PRICES, course), course.hold.quote_usage, course.reading
-    if entry.charge.status != "estimated" or course.status is None:
+    if entry.charge.status != "estimated" or not course.answered:
         return
     stated, output, is_whole = reading.usage, entry.usage.output, not course.is_stream
     seen = course.body_bytes if is_whole and not reading.output_bytes else reading.output_bytes
-    most = bound.output if bound is not None and is_told(course) else None
+    most = bound.output if bound is not None and course.capped else None
     assert output >= max(stated.output, seen if most is None else min(seen, most))
     assert most is None or output <= max(stated.output, most)
     assert entry.usage.input == (stated.input if reading.parts else PROMPT)

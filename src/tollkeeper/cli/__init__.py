@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from tollkeeper import __version__
+from tollkeeper.cli import prices
+from tollkeeper.cli.options import ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
 from tollkeeper.reports import Grouping
@@ -39,10 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Configuration file; default: ./tollkeeper.toml if there is one.")
-]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="The ledger: sqlite:///path; default: the configured.")]
+app.add_typer(prices.app, name="prices")
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), prog_name="tollkeeper", standalone_mode=False)
     except typer.TyperException as usage:
-        return _fail(f"{usage.format_message()} See 'tollkeeper --help'.")
+        return _fail(" ".join(f"{usage.format_message()} See 'tollkeeper --help'.".split()))
     except TollkeeperError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -70,7 +69,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    typer.echo(f"tollkeeper: {' '.join(message.split())}", err=True)
+    for line in message.splitlines():  # one, but for a price file: a line for each mistake
+        typer.echo(f"tollkeeper: {' '.join(line.split())}", err=True)
     return FAILED
 
 
@@ -205,7 +205,7 @@ def estimate(
     from tollkeeper.errors import StoreUnavailable
     from tollkeeper.values import Scopes
 
-    settings = load(config, _with_any_key(config, overlay(store=store)))
+    settings = load(config, with_any_key(config, overlay(store=store)))
     draft = Draft(data=_content(file), model=model, dialect=dialect, max_tokens=max_tokens)
     scopes = Scopes(project=project or settings.default_project, agent=agent, session=session, user=user)
 
@@ -345,8 +345,8 @@ def reading(url: str, ask: Callable[[Reader], Awaitable[T]]) -> T:
     return asyncio.run(asked())
 
 
-def _with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str]:
-    """An estimate needs providers' prices, not their keys: missing ones are made up, and without any provider every
+def with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str]:
+    """Prices need no provider's key: missing ones are made up, and without any provider every
     preset is one."""
     from tollkeeper.config.providers import presets
     from tollkeeper.config.sources import read
@@ -355,7 +355,8 @@ def _with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str
         tables = read(config, environ)[0].providers
     except ConfigError as error:
         raise blamed(error, environ) from None
-    if not tables and load(config, environ).providers:
+    usable = [preset for preset in presets().values() if preset.base_url]
+    if not tables and any(environ.get(name, "").strip() for preset in usable for name in preset.key_env):
         return environ
     names = [name for preset in presets().values() for name in preset.key_env]
     names += [table.api_key_env for table in tables.values() if table.api_key_env is not None]

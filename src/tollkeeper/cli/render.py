@@ -69,7 +69,7 @@ def _draw(report: Report, width: int, bar: int) -> Table:
     plan, total = report.plan, report.total
     decimals = _decimals([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
     inexact = any(row.sums.inexact_nanos or row.sums.unpriced for row in report.rows)
-    drawn = _grid(show_footer=True)
+    drawn = grid(show_footer=True)
     if plan.each is not None:
         drawn.add_column(plan.each, "total" if plan.by is None else "", no_wrap=True, footer_style="bold")
     if plan.by is not None:
@@ -95,7 +95,7 @@ def _draw(report: Report, width: int, bar: int) -> Table:
     return drawn
 
 
-def _grid(*, show_footer: bool = False) -> Table:
+def grid(*, show_footer: bool = False) -> Table:
     """Columns with a line below the head and above the foot, and nothing else."""
     return Table(
         box=box.SIMPLE,
@@ -128,7 +128,7 @@ def difference_table(rows: list[Difference]) -> RenderableType:
     if not rows:
         return Text("No provider reported a cost in this time: there is nothing to compare.")
     decimals = _decimals([amount for row in rows for amount in (row.computed_nanos, row.reported_nanos)])
-    drawn = _grid()
+    drawn = grid()
     drawn.add_column("model", overflow="fold", min_width=10)
     for name in ("reported", "differ", "computed cost", "reported cost", "difference"):
         drawn.add_column(name, justify="right", no_wrap=True)
@@ -165,7 +165,7 @@ def preview_table(preview: Preview) -> RenderableType:
         below.append(Text("No price or no output limit is known: a hard budget in usd refuses it.", "yellow"))
     if not preview.verdicts:
         return Group(*below, Text("No budget covers this call."))
-    table = _grid()
+    table = grid()
     for name in ("budget", "limit", "spent", "left", "verdict"):
         table.add_column(name, justify="right" if name in ("limit", "spent", "left") else "left", overflow="fold")
     for verdict in preview.verdicts:

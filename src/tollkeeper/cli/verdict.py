@@ -134,7 +134,7 @@ async def preview(config: Config, reader: Reader | None, draft: Draft, scopes: S
     )
     quote = estimate(
         prices, ask, candidates, default_output_cap=config.default_output_cap, model_output_caps=config.output_caps,
-        at_us=now_us,
+        at_us=now_us, key=scopes.key,
     )  # fmt: skip
     route, bound = candidates[0], None
     if quote.output_cap is not None:
@@ -144,7 +144,7 @@ async def preview(config: Config, reader: Reader | None, draft: Draft, scopes: S
         model=ask.model, quote_nanos=quote.amount_nanos, quote_usage=bound, at_us=now_us, deadline_us=now_us,
     )  # fmt: skip
     return Preview(
-        ask=ask, route=route, quote=quote, cost=expected(prices, ask, route, quote, at_us=now_us),
+        ask=ask, route=route, quote=quote, cost=expected(prices, ask, route, quote, at_us=now_us, key=scopes.key),
         verdicts=await _verdicts(config.budgets, reader, hold),
     )  # fmt: skip
 

@@ -24,6 +24,8 @@ from tollkeeper.config.sources import Loc, Source, read, unknown
 from tollkeeper.errors import ConfigError
 from tollkeeper.keys import Key
 from tollkeeper.money import MAX_NANOS, parse_usd
+from tollkeeper.prices.file import entries
+from tollkeeper.prices.override import Override
 from tollkeeper.routing import is_loopback
 from tollkeeper.stores import Retention
 from tollkeeper.values import Budget, Provider, Route
@@ -39,7 +41,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     data_dir: Path
     store: str  #: "memory:" or "sqlite:///path", the path joined with `data_dir`
-    prices: Path | None
+    prices: Path | tuple[Override, ...] | None  #: a file of one's own, or entries that stand in the settings
     keys: tuple[Key, ...]
     budgets: tuple[Budget, ...]
     providers: dict[str, Provider]
@@ -80,7 +82,8 @@ def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> C
     """The configuration from `path` (else $TOLLKEEPER_CONFIG, else ./tollkeeper.toml if there is one) and `environ`.
 
     A mapping in the place of `path` is taken as a file's contents, and no file is read.
-    Raises ConfigError: one line, the first mistake, its file or variable and setting, and what would be right.
+    Raises ConfigError: the first mistake, its file or variable and setting, and what would be right, in one line; of
+    price entries every mistake, a line each.
     """
     settings, source = read(path, environ)
     if settings.total_timeout_s >= settings.hold_ttl_s:
@@ -91,7 +94,7 @@ def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> C
     keys = _keys(settings, source)
     resolved = {
         "store": _store(settings, source),
-        "prices": None if settings.prices is None else source.folder / settings.prices,
+        "prices": _prices(settings, source),
         "keys": keys,
         "budgets": _budgets(settings, source, {key.id for key in keys}),
         "providers": providers,
@@ -221,6 +224,15 @@ def _timezone(name: str, loc: Loc, source: Source) -> str:
         hint = f"did you mean {near[0]}?" if near else "expected a name such as 'UTC' or 'Europe/Amsterdam'"
         raise source.error(loc, f"{name!r} is no time zone; {hint}") from None
     return name
+
+
+def _prices(settings: Settings, source: Source) -> Path | tuple[Override, ...] | None:
+    """The price file's path, or the entries. Raises ConfigError, one line per mistake in these."""
+    if settings.prices is None:
+        return None
+    if isinstance(settings.prices, Path):
+        return source.folder / settings.prices
+    return entries(settings.prices, str(source.error(("prices",), "")).removesuffix(": "))
 
 
 def _store(settings: Settings, source: Source) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -36,6 +36,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     headers: dict[str, str] = {}
     quirks: frozenset[str] = frozenset()
     prices: str | None = None
+    counts: Literal["reported", "computed"] = "reported"
     paths: dict[str, str] = {}
 
 
@@ -93,6 +94,7 @@ def _provider(
         base_url=base_url,
         dialects=dialects,
         prices=preset.prices if table.prices is None else table.prices,
+        counts=preset.counts if table.counts is None else table.counts,
         credential=_credential(table, preset, loc, source, environ),
         credential_header=credential_header,
         headers=tuple(headers.items()),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticUndefined
@@ -120,6 +120,14 @@ def _variable(value: object) -> object:
     return value
 
 
+def _prices(value: object) -> object:
+    if value is None or isinstance(value, str | Path):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(table, dict) for table in value):
+        return value
+    raise ValueError("expected the path of a price file, or a list of its tables: [[prices]], model, input, output")
+
+
 def _target(value: object) -> object:
     """ "provider/model" as the table that it stands for."""
     if isinstance(value, list):
@@ -202,6 +210,10 @@ class ProviderTable(_Table):
         None, description="how it differs on the wire: max_tokens, no_done, no_stream_options, every_search_item"
     )
     prices: str | None = Field(None, description="its id in the price data")
+    counts: Literal["reported", "computed"] | None = Field(
+        None,
+        description="whose figure counts where it reports what a call cost: reported (its own, default) or computed",
+    )
     paths: dict[Dialect, UrlPath] = Field(
         {}, description="a dialect's path below the base URL, where it is not the usual one"
     )
@@ -237,7 +249,9 @@ class Settings(BaseSettings):
     store: str = Field(
         "sqlite:///tollkeeper.sqlite", description="the ledger: sqlite:///path (below data_dir) or memory:"
     )
-    prices: Path | None = Field(None, description="file with prices of your own, relative to the configuration file")
+    prices: Annotated[Path | tuple[dict[str, Any], ...] | None, BeforeValidator(_prices)] = Field(
+        None, description="prices of your own: a file, relative to the configuration file, or its tables in a list"
+    )
     keys: tuple[KeyTable, ...] = Field((), description="virtual keys; none: everybody on this machine is let in")
     budgets: tuple[BudgetTable, ...] = Field((), description="limits by scope, measure and window")
     providers: dict[ProviderName, ProviderTable] = Field(

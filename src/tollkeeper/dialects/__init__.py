@@ -1,12 +1,15 @@
 """Wire formats. A dialect reads a client's ask, writes the few permitted changes into its body, reduces reply bytes to
 usage, recognises the end and in-band errors, and shapes refusals. Each is a module; none knows another.
+
+The gateway speaks what is in DIALECTS. Whoever has a reply already, as the library, needs less of a dialect: METERED has those
+too that are only read.
 """
 
 from __future__ import annotations
 
 from typing import Final, Protocol
 
-from tollkeeper.dialects import anthropic_messages, openai_chat, openai_embeddings, openai_responses
+from tollkeeper.dialects import anthropic_messages, bedrock_converse, openai_chat, openai_embeddings, openai_responses
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Reading
@@ -32,13 +35,21 @@ class Reducer(Protocol):
         ...
 
 
-class Dialect(Protocol):
-    """One wire format."""
+class Metered(Protocol):
+    """One wire format, as far as its replies are read."""
 
     @property
     def name(self) -> str:
-        """As in Provider.dialects and Ask.dialect."""
+        """As in Provider.dialects, Ask.dialect and Entry.dialect."""
         ...
+
+    def reducer(self, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reducer:
+        """What reads one reply."""
+        ...
+
+
+class Dialect(Metered, Protocol):
+    """One wire format that the gateway speaks."""
 
     def read_ask(self, body: bytes, target: str = "") -> Ask:
         """A request as an Ask: its body, and the path and query that it came to.
@@ -49,10 +60,6 @@ class Dialect(Protocol):
 
     def write_body(self, ask: Ask, *, model: str, output_cap: int | None, quirks: frozenset[str]) -> bytes:
         """The body for a provider, with the permitted changes alone."""
-        ...
-
-    def reducer(self, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reducer:
-        """What reads one reply."""
         ...
 
     def refusal(self, error: TollkeeperError, request_id: str) -> bytes:
@@ -66,3 +73,6 @@ class Dialect(Protocol):
 
 _ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_responses, openai_embeddings, anthropic_messages)
 DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}
+METERED: Final[dict[str, Metered]] = {**DIALECTS, bedrock_converse.name: bedrock_converse}
+HOMES: Final[dict[str, str]] = {bedrock_converse.name: bedrock_converse.provider}
+"""The provider of a dialect that one provider alone speaks."""

@@ -94,6 +94,8 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         output_cap=cap,
         user=None if metadata is None else metadata.user_id,
         tier=read_text(fields, "service_tier"),
+        speed=read_text(fields, "speed"),
+        geo=read_text(fields, "inference_geo"),
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from tollkeeper.errors import BudgetExceeded, RateLimited, TollkeeperError
 from tollkeeper.money import CONTEXT, MAX_NANOS, NANOS_PER_USD, format_nanos
-from tollkeeper.values import MAX_TOKENS, iso_utc
+from tollkeeper.values import MAX_ID, MAX_TOKENS, iso_utc
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 """A token count as it may stand on the wire."""
@@ -26,7 +26,22 @@ UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding arbitrary bytes raises."""
 
 _MAX_LABEL: Final = 200
+_UNIQUE: Final = 20
+"""Characters that a provider's id needs to be unique: real ones have 22 and more, Ollama's `chatcmpl-407` repeats."""
 _NULL: Final = msgspec.Raw(b"null")
+
+
+class _Named(msgspec.Struct, rename="camel"):
+    id: str | None = None
+    response_id: str | None = None
+
+
+class _Identified(_Named, rename="camel"):
+    message: _Named | None = None
+    response: _Named | None = None
+
+
+_IDENTIFIED: Final = msgspec.json.Decoder(_Identified)
 _LABEL: Final = msgspec.json.Decoder(str | int | None)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ONE: Final = Decimal(1)
@@ -36,14 +51,15 @@ _DECIMAL: Final = msgspec.json.Decoder(Decimal)
 
 def is_there(raw: msgspec.Raw) -> bool:
     """Whether a member was given and is not null."""
-    return len(raw) > 0 and raw != _NULL
+    size = len(raw)
+    return size > 0 and (size != 4 or raw != _NULL)
 
 
 def generated_bytes(members: Mapping[str, msgspec.Raw], beside: frozenset[str]) -> int:
     """Bytes of everything in a delta but the members `beside`: JSON text, so at least as many as the text itself."""
     total = 0
     for name, value in members.items():
-        if (size := len(value)) > 2 and name not in beside and value != _NULL:
+        if (size := len(value)) > 2 and (size != 4 or value != _NULL) and name not in beside:
             total += size - 2
     return total
 
@@ -65,6 +81,19 @@ def read_usd(raw: msgspec.Raw, unit: Decimal = _ONE) -> Decimal | None:
     if not amount.is_finite() or not 0 <= amount <= CONTEXT.divide(_MAX_USD, unit):
         return None
     return CONTEXT.multiply(amount, unit)
+
+
+def reply_id(document: bytes) -> str | None:
+    """The provider's own id of a reply, in its body or in an event of its stream; None where it has none that is unique."""
+    try:
+        told = _IDENTIFIED.decode(document)
+    except UNREADABLE:
+        return None
+    for named in (told, told.message, told.response):
+        id = None if named is None else named.id or named.response_id
+        if id is not None and _UNIQUE <= len(id) <= MAX_ID and id.isprintable():
+            return id
+    return None
 
 
 def error_label(raw: msgspec.Raw | bytes) -> str:

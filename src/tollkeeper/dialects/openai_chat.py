@@ -35,6 +35,7 @@ from tollkeeper.dialects.json_reply import (
     generated_bytes,
     is_there,
 )
+from tollkeeper.dialects.likeness import Likeness
 from tollkeeper.dialects.openai_wire import Counted, broken, read_usage, refusal
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading
@@ -157,10 +158,12 @@ class _Whole(msgspec.Struct):
     error: msgspec.Raw = ABSENT
 
 
-_CHUNK: Final = msgspec.json.Decoder(_Chunk)
+_chunk: Final = msgspec.json.Decoder(_Chunk).decode
 _GROQ: Final = msgspec.json.Decoder(_Groq)
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 _NO_TEXT: Final = frozenset(("role",))
+_NOTHING_SAID: Final = (msgspec.Raw(b"null"), msgspec.Raw(b'""'))
+_UNASKED: Final = b',"usage":null'
 _NULL_USAGE: Final = re.compile(rb'\s*,\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,\s*')
 
 
@@ -179,10 +182,12 @@ class Reducer:
         "_finished",
         "_hide",
         "_last",
+        "_like",
         "_model",
         "_no_done",
         "_output_bytes",
         "_tier",
+        "_unasked",
         "content",
         "ended",
         "error",
@@ -193,6 +198,8 @@ class Reducer:
         self.content = False
         self.error: str | None = None
         self._hide = hide_usage
+        self._like = Likeness()
+        self._unasked = False  # chunks like the last one have a `usage` to be hidden
         self._no_done = "no_done" in quirks
         self._absurd = False
         self._counted: Counted | None = None
@@ -207,11 +214,17 @@ class Reducer:
         data = event.data
         if not data:
             return event.raw
+        if (size := self._like.text_bytes(data)) >= 0 and not event.name:
+            if size:
+                self.content = True
+                self._output_bytes += size
+            return event.raw.replace(_UNASKED, b"", 1) if self._unasked else event.raw
+        self._like.forget()
         if data.startswith(b"[DONE]"):
             self.ended = True
             return event.raw
         try:
-            chunk = _CHUNK.decode(data)
+            chunk = _chunk(data)
         except UNREADABLE:
             self._unknown(event)
             return event.raw
@@ -227,16 +240,23 @@ class Reducer:
             self._model = chunk.model
         if chunk.service_tier:
             self._tier = chunk.service_tier
-        failed = is_there(chunk.error) or event.name == b"error"
-        if failed:
-            self.error = error_label(chunk.error if len(chunk.error) else data)
+        if event.name or chunk.error is not ABSENT:
+            failed = is_there(chunk.error) or event.name == b"error"
+            if failed:
+                self.error = error_label(chunk.error if len(chunk.error) else data)
+        else:
+            failed = False
+        if chunk.x_groq is not ABSENT and is_there(usage := _groq_usage(chunk.x_groq)):
+            self._count(usage, last=True)
+        if chunk.usage is ABSENT:
+            self._learn(data, chunk)
+            return event.raw
         if is_there(chunk.usage):
             self._count(chunk.usage, last=self._finished or not choices)
             only_usage = not choices and choices is not msgspec.UNSET and not failed
             return None if self._hide and only_usage else event.raw
-        if len(chunk.x_groq) and is_there(usage := _groq_usage(chunk.x_groq)):
-            self._count(usage, last=True)
-        return _without_null_usage(event.raw) if self._hide and len(chunk.usage) else event.raw
+        self._learn(data, chunk)
+        return _without_null_usage(event.raw) if self._hide else event.raw
 
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
@@ -270,6 +290,19 @@ class Reducer:
             note=ABSURD if self._absurd else None,
         )
 
+    def _learn(self, data: bytes, chunk: _Chunk) -> None:
+        """The next chunk may be the same but for its text, if this one has one text and nothing else to say."""
+        if not chunk.choices or len(chunk.choices) > 1 or chunk.x_groq is not ABSENT or chunk.error is not ABSENT:
+            return
+        choice = chunk.choices[0]
+        if len(choice.finish_reason) > 4 or not choice.delta:
+            return
+        said = [value for name, value in choice.delta.items() if name not in _NO_TEXT and value not in _NOTHING_SAID]
+        if len(said) == 1 and (text := bytes(said[0])).startswith(b'"'):
+            self._unasked = self._hide and _UNASKED in data
+            if self._unasked or not self._hide or chunk.usage is ABSENT:
+                self._like.learn(data, text)
+
     def _count(self, usage: msgspec.Raw, *, last: bool) -> None:
         """The latest usage object replaces the one before; one that cannot be believed replaces nothing."""
         try:
@@ -289,7 +322,7 @@ class Reducer:
 
 def _without_null_usage(raw: bytes) -> bytes:
     """An unasked `"usage": null` cut out. Quotes inside JSON text are escaped, so no text matches."""
-    cut = raw.replace(b',"usage":null', b"", 1)
+    cut = raw.replace(_UNASKED, b"", 1)
     return cut if len(cut) < len(raw) else _NULL_USAGE.sub(b"", raw, 1)
 
 

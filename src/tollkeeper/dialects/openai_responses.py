@@ -337,9 +337,12 @@ class Reducer:
             return
         if counted is None:
             return
-        units = openai_tools.units(self._items, counted.tools, response.tool_usage, every_item=self._every_item)
-        self._counted = structs.replace(counted, usage=structs.replace(counted.usage, **units))
-        self._pictures = openai_tools.pictures(self._items, response.tools, response.tool_usage)
+        told = openai_tools.read_tool_usage(response.tool_usage)
+        units = openai_tools.units(self._items, counted.tools, told, every_item=self._every_item)
+        if counted.tools or any(units.values()):
+            counted = structs.replace(counted, usage=structs.replace(counted.usage, **units))
+        self._counted = counted
+        self._pictures = openai_tools.pictures(self._items, response.tools, told)
 
     def _unknown(self, event: Event) -> None:
         self.content = True

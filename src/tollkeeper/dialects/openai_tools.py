@@ -11,7 +11,6 @@ Calls of MCP servers and of the caller's own functions cost nothing by themselve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -63,7 +62,9 @@ class _Searches(msgspec.Struct):
     num_requests: Count | None = None
 
 
-class _ToolUsage(msgspec.Struct):
+class ToolUsage(msgspec.Struct):
+    """What a response states of its tools beside `usage`."""
+
     web_search: _Searches | None = None
     image_gen: _Pictures | None = None
 
@@ -75,7 +76,7 @@ class _Tool(msgspec.Struct):
 
 _ITEM: Final = msgspec.json.Decoder(Item)
 _ITEMS: Final = msgspec.json.Decoder(list[Item] | None)
-_TOOL_USAGE: Final = msgspec.json.Decoder(_ToolUsage | None)
+_TOOL_USAGE: Final = msgspec.json.Decoder(ToolUsage | None)
 _TOOLS: Final = msgspec.json.Decoder(list[_Tool] | None)
 
 
@@ -95,20 +96,25 @@ def read_items(raw: msgspec.Raw) -> list[Item]:
         return []
 
 
-def units(
-    items: Iterable[Item], stated: dict[str, int], tool_usage: msgspec.Raw, *, every_item: bool
-) -> dict[str, int]:
+def read_tool_usage(raw: msgspec.Raw) -> ToolUsage:
+    """What is stated; nothing for another shape."""
+    try:
+        return _TOOL_USAGE.decode(raw) or ToolUsage()
+    except UNREADABLE:
+        return ToolUsage()
+
+
+def units(items: list[Item], stated: dict[str, int], told: ToolUsage, *, every_item: bool) -> dict[str, int]:
     """Units by their kind in `Usage`. `stated` are those of the usage object, `every_item` is the quirk."""
-    items = list(items)
+    kinds = [item.type for item in items]
     searches = [item for item in items if item.type == "web_search_call"]
     counts = {
         "web_search": sum(map(_searched, searches)),
-        "file_search": sum(item.type == "file_search_call" for item in items),
+        "file_search": kinds.count("file_search_call"),
         "code_session": len(_containers(items)),
     } | stated
-    told = _read_tool_usage(tool_usage).web_search
-    if told is not None and told.num_requests is not None:
-        counts["web_search"] = told.num_requests
+    if told.web_search is not None and told.web_search.num_requests is not None:
+        counts["web_search"] = told.web_search.num_requests
     if every_item:
         counts["web_search"] = len(searches)
     return counts
@@ -118,7 +124,7 @@ def _searched(item: Item) -> bool:
     return not isinstance(item.action, _Action) or item.action.type in (None, "search")
 
 
-def _containers(items: Iterable[Item]) -> set[str | int]:
+def _containers(items: list[Item]) -> set[str | int]:
     """The containers in which code ran, each once; a run that does not name its own had one of its own."""
     found: set[str | int] = set()
     for number, item in enumerate(items):
@@ -128,14 +134,14 @@ def _containers(items: Iterable[Item]) -> set[str | int]:
     return found
 
 
-def pictures(items: Iterable[Item], tools: msgspec.Raw, tool_usage: msgspec.Raw) -> Part | None:
+def pictures(items: list[Item], tools: msgspec.Raw, told: ToolUsage) -> Part | None:
     """The usage of the model that drew; None where nothing was drawn.
 
     Pictures without a count are usage of PICTURES, which has no price: what they cost is not known, and not 0.
     """
-    drawn = any(item.type == "image_generation_call" for item in items)
-    counted = _read_tool_usage(tool_usage).image_gen
+    counted = told.image_gen
     if counted is None or not (counted.input_tokens or counted.output_tokens):
+        drawn = any(item.type == "image_generation_call" for item in items)
         return Part(Usage(), PICTURES) if drawn else None
     asked, given = counted.input_tokens_details or _Split(), counted.output_tokens_details or _Split()
     cached = counted.cached_tokens_details or _Cached()
@@ -161,10 +167,3 @@ def _drawing_model(tools: msgspec.Raw) -> str:
     except UNREADABLE:
         known = []
     return next((tool.model for tool in known if tool.type == "image_generation" and tool.model), PICTURES)
-
-
-def _read_tool_usage(raw: msgspec.Raw) -> _ToolUsage:
-    try:
-        return _TOOL_USAGE.decode(raw) or _ToolUsage()
-    except UNREADABLE:
-        return _ToolUsage()

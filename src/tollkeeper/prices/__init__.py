@@ -1,18 +1,19 @@
 """What a call costs: usage times prices, and the bound before it.
 
-    price file (overrides)  ─┐
-                             ├─ sheet ── compile ── Rates, kept per (provider, model, tier) until the next price change
-    genai-prices (dated)    ─┘
+    entries of your own (file or settings)  ─┐
+    entries shipped here                     ├─ sheet ── compile ── Rates, kept per (provider, model, tier)
+    genai-prices (dated)                    ─┘                      until the next price change
 
 Each part of a reading is charged at the model and tier that served it; the whole is one `Decimal` sum with one
 rounding. The status says how far the amount is known: `unpriced` (no price: the amount is unknown, not 0), `partial` (a
 kind, tier or model without a price of its own: `Charge.missing` names it), `estimated` (the usage was), `priced`; the
-worst one wins. What the provider says that it charged stands beside our figure, and counts.
+worst one wins. What the provider says that it charged stands beside our figure; `Provider.counts` says which counts.
 """
 
 from __future__ import annotations
 
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -21,14 +22,18 @@ import msgspec
 from tollkeeper.money import CONTEXT, MAX_NANOS, to_nanos
 from tollkeeper.prices import data as price_data
 from tollkeeper.prices import file as price_file
-from tollkeeper.prices.file import Override
-from tollkeeper.prices.names import MAX_NAME, is_form, spellings, vendor
-from tollkeeper.prices.rates import ZERO, Price, Rates, call_context, compile_sheet, request_fee
+from tollkeeper.prices.layers import Asked, Layers
+from tollkeeper.prices.names import MAX_NAME, is_form
+from tollkeeper.prices.override import Override, fingerprint
+from tollkeeper.prices.rates import ZERO, Rates, call_context, compile_sheet, request_fee
 from tollkeeper.values import Charge, ChargeStatus, Provider, Reading, Term
 
 _MAX_TABLES: Final = 4096
-_FOREVER: Final = 2**62
 _MAX_USD: Final = Decimal(MAX_NANOS // 10**9)
+_Way = tuple[str | None, str | None, str | None]
+"""How a call is served: tier, speed, place."""
+_Name = tuple[str | _Way | None, ...]
+"""What a table is kept under: provider, its id in the price data, model, way; key and route where entries name some."""
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -40,17 +45,22 @@ class _Table(msgspec.Struct, frozen=True):
 
 
 class PriceBook:
-    """Prices of every model that the price data or the overrides know. Pure but for the price file read by `load`."""
+    """Prices of every model that a layer knows. Pure but for the price file read by `load`."""
 
     def __init__(self, overrides: tuple[Override, ...] = ()) -> None:
-        self.overrides = overrides
-        self.version: str = price_data.VERSION + (f"+{price_file.fingerprint(overrides)}" if overrides else "")
-        self._tables: dict[tuple[str | None, str | None, str, str | None, str | None, str | None], _Table] = {}
+        self.layers = Layers(overrides)
+        self.version: str = f"{price_data.VERSION}+{fingerprint(price_file.shipped(), overrides)}"
+        self._tables: dict[_Name, _Table] = {}
+        self._keys, self._routes = self.layers.keys, self.layers.routes
+        self._scoped = bool(self._keys or self._routes)
 
     @classmethod
-    def load(cls, path: Path | None) -> PriceBook:
-        """A book with a file's prices over the price data. Raises ConfigError, one line per mistake in the file."""
-        return cls(() if path is None else price_file.read(path))
+    def load(cls, own: Path | tuple[Override, ...] | None) -> PriceBook:
+        """A book with prices of one's own, a file's or those of the settings, over the others.
+
+        Raises ConfigError, one line per mistake in the file.
+        """
+        return cls(price_file.read(own) if isinstance(own, Path) else own or ())
 
     def warm(self, provider: Provider | None, model: str, at_us: int) -> None:
         """Loads the price data and compiles a model's prices, so that its first call does not wait for them."""
@@ -70,34 +80,59 @@ class PriceBook:
         tier: str | None = None,
         speed: str | None = None,
         geo: str | None = None,
+        key: str | None = None,
+        route: str | None = None,
     ) -> Rates | None:
-        """The rates in force at an instant; None: this name has no price. Without a provider any vendor's will do."""
+        """The rates in force at an instant; None: this name has no price. Without a provider any vendor's will do.
+
+        `key` is the virtual key of a call, `route` the name that its client asked for: entries may be for them alone.
+        """
+        return self._rates(provider, model, at_us, (tier, speed, geo), key, route)
+
+    def _rates(
+        self, provider: Provider | None, model: str, at_us: int, way: _Way, key: str | None, route: str | None
+    ) -> Rates | None:
         name, place = (None, None) if provider is None else (provider.name, provider.prices)
-        key = (name, place, model, tier, speed, geo)
-        table = self._tables.get(key)
+        asked: _Name = (name, place, model, way)
+        if self._scoped:  # only what entries name: the cache does not grow with callers
+            key = key if key in self._keys else None
+            route = route.lower() if route is not None and route.lower() in self._routes else None
+            asked = (name, place, model, way, key, route)
+        table = self._tables.get(asked)
         if table is None or not table.from_us <= at_us < table.until_us:
-            if max(len(model), len(tier or ""), len(speed or ""), len(geo or "")) > MAX_NAME:
+            if max(len(model), *(len(each or "") for each in way)) > MAX_NAME:
                 return None  # not a name; and no room for it in the cache
-            table = self._compile(name, place, model, at_us, call_context(tier, speed, geo))
+            stack = self.layers.stack(Asked(name, place, model, call_context(*way), key, route), at_us)
+            table = _Table(stack.from_us, stack.until_us, compile_sheet(stack.sheet, stack.gaps))
             if len(self._tables) >= _MAX_TABLES:
                 self._tables.clear()
-            self._tables[key] = table
+            self._tables[asked] = table
         return table.rates
 
     def charge(
-        self, reading: Reading, *, provider: Provider | None, model: str, at_us: int, estimated: bool = False
+        self,
+        reading: Reading,
+        *,
+        provider: Provider | None,
+        model: str,
+        at_us: int,
+        estimated: bool = False,
+        key: str | None = None,
+        route: str | None = None,
     ) -> Charge:
         """What a call cost. `model` is the one asked for: it stands in where the reply names none.
 
         `estimated` says that the usage is. A reading without usage is unpriced, unless the provider reported a cost.
+        `key` and `route` as in `rates`.
         """
         total, terms, missing, unpriced = ZERO, list[Term](), list[str](), not reading.parts
+        way = (reading.tier, reading.speed, reading.geo)
         for number, part in enumerate(reading.parts):
             served = part.model if part.model is not None else reading.model if reading.model is not None else model
-            rates = self.rates(provider, served, at_us, tier=reading.tier, speed=reading.speed, geo=reading.geo)
+            rates = self._rates(provider, served, at_us, way, key, route)
             if rates is None and served != model and (part.model is None or part.model == reading.model):
                 # The price of the asked name: the served one is a form of it, or is said to have a stand-in.
-                rates = self.rates(provider, model, at_us, tier=reading.tier, speed=reading.speed, geo=reading.geo)
+                rates = self._rates(provider, model, at_us, way, key, route)
                 if rates is not None and not is_form(served, model):
                     missing.append(f"model={served[:MAX_NAME]}")
             if rates is None:
@@ -110,9 +145,10 @@ class PriceBook:
             missing += rates.gaps
         computed = None if unpriced else to_nanos(total)
         reported = _reported_nanos(reading.reported_usd)
+        theirs = reported is not None and (provider is None or provider.counts == "reported")
         return Charge(
-            amount_nanos=computed if reported is None else reported,
-            status=_status(unpriced, bool(missing), estimated, reported is not None),
+            amount_nanos=reported if theirs else computed,
+            status=_status(unpriced, bool(missing), estimated, theirs),
             computed_nanos=computed,
             reported_nanos=reported,
             price_version=self.version,
@@ -129,15 +165,22 @@ class PriceBook:
         at_us: int,
         *,
         tier: str | None = None,
+        speed: str | None = None,
+        geo: str | None = None,
+        key: str | None = None,
+        route: str | None = None,
     ) -> int | None:
-        """Nanos that no call of at most this many tokens passes, at the standard tier or the one asked; None: unpriced.
+        """Nanos that no call of at most this many tokens passes, as usual or in the way asked for; None: unpriced.
 
         Every prompt token at the dearest input-side kind, every output token at the dearest output kind, at the dearest
-        context step that the prompt may reach, and the fee per request; not searches, which no token count bounds.
+        context step that the prompt may reach, and the fee per request; not searches, which no token count bounds. A call
+        is charged at the prices of its reservation, so a window that opens before it ends does not matter.
         """
         bounds: list[Decimal] = []
-        for asked in {None, tier}:
-            rates = self.rates(provider, model, at_us, tier=asked)
+        usual = tier is speed is geo is None
+        ways = ((None, None, None),) if usual else product({None, tier}, {None, speed}, {None, geo})
+        for way in ways:
+            rates = self._rates(provider, model, at_us, way, key, route)
             if rates is None:
                 return None
             bound = rates.bound(prompt_tokens, output_tokens)
@@ -145,65 +188,6 @@ class PriceBook:
                 return None
             bounds.append(bound)
         return to_nanos(max(bounds))
-
-    def _compile(self, name: str | None, place: str | None, model: str, at_us: int, context: dict[str, str]) -> _Table:
-        """The rates of a name at an instant, and how long they hold: from the last price change to the next one."""
-        found = None if name is not None and place is None else price_data.find(place, model)
-        entries = self._entries(name, place, model, found, context)
-        edges = [entry.from_us for _, entry in entries if entry.from_us is not None]
-        sheet: dict[str, Price] = {}
-        asked = gaps = tuple(f"{key}={value}" for key, value in context.items())
-        if found is not None:
-            edges.extend(price_data.changes(found, at_us))
-            sheet, gaps = price_data.sheet(found, at_us, context)
-        for entry in price_file.in_force(entries, at_us):
-            sheet = entry.over(sheet)
-            covered = {f"{key}={value}" for key, value in entry.context}
-            gaps = tuple(gap for gap in (asked if entry.whole else gaps) if gap not in covered)
-        return _Table(
-            from_us=max((edge for edge in edges if edge <= at_us), default=-_FOREVER),
-            until_us=min((edge for edge in edges if edge > at_us), default=_FOREVER),
-            rates=compile_sheet(sheet, gaps),
-        )
-
-    def _entries(
-        self,
-        name: str | None,
-        place: str | None,
-        model: str,
-        found: price_data.Found | None,
-        context: dict[str, str],
-    ) -> list[tuple[bool, Override]]:
-        """The overrides for a name, at whatever time, each with whether it says the name itself or the undated one."""
-        places = self._places(name, place, model, found)
-        names = set(spellings(model, places))
-        entries: list[tuple[bool, Override]] = []
-        for entry in self.overrides:
-            if entry.provider is not None and places and vendor(entry.provider) not in places:
-                continue
-            if not set(entry.context) <= context.items():
-                continue
-            exact = not names.isdisjoint(entry.models)
-            if exact or any(self._is_same(place, found, model, undated) for undated in entry.models):
-                entries.append((exact, entry))
-        return entries
-
-    def _places(self, name: str | None, place: str | None, model: str, found: price_data.Found | None) -> set[str]:
-        """Whose prices a name may have, as overrides name them; empty: nobody was named, anybody's will do."""
-        if name is not None:
-            return {vendor(known) for known in (name, place) if known is not None}
-        front, slash, _ = model.partition("/")
-        named = {vendor(entry.provider) for entry in self.overrides if entry.provider is not None}
-        places = {vendor(front)} & named if slash else set[str]()
-        return places | ({found.provider} if found is not None else set())
-
-    @staticmethod
-    def _is_same(place: str | None, found: price_data.Found | None, model: str, undated: str) -> bool:
-        """Whether a model is the dated form of an override's name, and the price data agrees that they are one."""
-        if found is None or not is_form(model, undated):
-            return False
-        other = price_data.find(place, undated)
-        return other is not None and other.model is found.model
 
 
 def _reported_nanos(usd: Decimal | None) -> int | None:
@@ -213,8 +197,8 @@ def _reported_nanos(usd: Decimal | None) -> int | None:
     return to_nanos(CONTEXT.plus(usd))
 
 
-def _status(unpriced: bool, partial: bool, estimated: bool, reported: bool) -> ChargeStatus:
-    if reported:  # the amount is the provider's own: what our prices lack does not touch it
+def _status(unpriced: bool, partial: bool, estimated: bool, theirs: bool) -> ChargeStatus:
+    if theirs:  # the amount is the provider's own: what our prices lack does not touch it
         return "estimated" if estimated else "priced"
     if unpriced:
         return "unpriced"

@@ -91,6 +91,19 @@ def models(provider: str) -> tuple[str, ...]:
     return () if shelf is None else tuple(sorted(shelf.exact))
 
 
+def provider_ids() -> tuple[str, ...]:
+    """The ids of every provider in the price data, sorted."""
+    return tuple(sorted(_shelves()))
+
+
+def variants(found: Found) -> list[dict[str, str]]:
+    """The contexts for which the data have prices of their own: {"service_tier": "flex"}."""
+    if found.borrowed:
+        return []
+    whens = [dict(variant.when) for variant in found.model.price_variants or ()]
+    return [when for number, when in enumerate(whens) if when not in whens[:number]]
+
+
 @lru_cache(maxsize=4096)
 def find(provider: str | None, name: str) -> Found | None:
     """The model that `name` means at a provider (its id in the price data), or anywhere for None. No match: None."""

@@ -1,18 +1,12 @@
-"""The price file: prices of your own over the price data, as TOML.
+"""Price entries as people write them: a TOML file, the same tables in the settings, or objects from a program.
 
     [[price]]
-    model = "my-model"            # or models = ["a", "b"]; exact names, "vendor/model" too
+    model = "my-model"            # or models = ["a", "b"]; exact names, "vendor/model" too; "*": each of a provider
     input = "2.50"                # USD per million tokens, decimal text or a whole number
     output = "10"
 
-Optional: `provider`; `from = 2026-01-01` (UTC day); any kind of usage (`cache_read`, `cache_write_5m`, `input_audio`,
-…, with `web_search` and `file_search` per thousand); `request` per request; `multiplier`;
-`tiers = [{above = 200000, input = "5"}]` or `from_tokens` for an inclusive bound; `service_tier`, `speed` and `geo` for
-calls served so.
-
-An entry with `input` or `output` is a whole price list: nothing of an older price mixes in. One with neither changes
-only what it names in the price below it. Entries of different scope build on each other, general to special: any
-provider, one provider, one tier. Of one scope only the newest in force counts.
+What else a table may have is in `_FIELDS`, and what each field means in docs/reference/settings.md. Every mistake is a
+line of its own: source, entry, field, what would be right.
 """
 
 from __future__ import annotations
@@ -20,81 +14,33 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from hashlib import sha256
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from tollkeeper.errors import ConfigError
 from tollkeeper.money import CONTEXT
+from tollkeeper.prices.override import EVERY, Override
 from tollkeeper.prices.rates import BILLED, Price, call_context
+from tollkeeper.prices.windows import read_windows
 from tollkeeper.values import MAX_TOKENS
 
 KINDS: Final = (*BILLED, "reasoning")
 _CONTEXT_FIELDS: Final = ("service_tier", "speed", "geo")
-_FIELDS: Final = ("provider", "model", "models", "from", *KINDS, "request", "multiplier", "tiers", *_CONTEXT_FIELDS)
+_MULTIPLIERS: Final = ("multiplier", "token_multiplier")
+_PRICES: Final = (*KINDS, "request", *_MULTIPLIERS, "tiers")
+_FIELDS: Final = (
+    "provider", "model", "models", "key", "route", "from", "until", "windows", *_CONTEXT_FIELDS, "free", *_PRICES
+)  # fmt: skip
 _MAX_PRICE: Final = 10_000
+_MAX_FACTOR: Final = 1000
 _NUMBER: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Override(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of a price file."""
-
-    models: tuple[str, ...]  #: lower case
-    provider: str | None = None  #: a provider's name in the configuration or in the price data; None: any
-    from_us: int | None = None  #: the first instant at which it counts
-    context: tuple[tuple[str, str], ...] = ()  #: the tier, speed or place that it is for
-    prices: tuple[tuple[str, Price], ...] = ()  #: by kind, `requests` too
-    multiplier: Decimal | None = None
-
-    @property
-    def start_us(self) -> int:
-        """The first instant at which it counts; without one, before every other."""
-        return -(2**62) if self.from_us is None else self.from_us
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is a whole price list and not a change to the one below."""
-        return any(kind in ("input", "output") for kind, _ in self.prices)
-
-    def over(self, below: Mapping[str, Price]) -> dict[str, Price]:
-        """The sheet that this entry makes of the one below it."""
-        sheet = dict(self.prices) if self.whole else {**below, **dict(self.prices)}
-        factor = self.multiplier
-        if factor is None:
-            return sheet
-        return {
-            kind: tuple((start, CONTEXT.multiply(usd, factor)) for start, usd in price) for kind, price in sheet.items()
-        }
-
-    def canonical(self) -> str:
-        """The entry as text: the same for the same prices."""
-        prices = [
-            f"{kind}:{','.join(f'{start}={usd:f}' for start, usd in price)}" for kind, price in sorted(self.prices)
-        ]
-        factor = "" if self.multiplier is None else f"{self.multiplier:f}"
-        return repr((sorted(self.models), self.provider, self.from_us, sorted(self.context), prices, factor))
-
-
-def in_force(entries: Iterable[tuple[bool, Override]], at_us: int) -> list[Override]:
-    """Of the entries for one name, each with whether it says that very name: the newest of each scope, general first."""
-    newest: dict[tuple[bool, int, tuple[tuple[str, str], ...], bool], Override] = {}
-    for exact, entry in entries:
-        scope = (exact, len(entry.context), entry.context, entry.provider is not None)
-        rival = newest.get(scope)
-        if entry.start_us <= at_us and (rival is None or rival.start_us <= entry.start_us):
-            newest[scope] = entry
-    return [entry for _, entry in sorted(newest.items(), key=lambda item: item[0])]
-
-
-def fingerprint(overrides: tuple[Override, ...]) -> str:
-    """Twelve hex digits that name these prices, in whatever order they stand."""
-    return sha256("\n".join(sorted(entry.canonical() for entry in overrides)).encode()).hexdigest()[:12]
+_FREE: Final = tuple((kind, ((0, Decimal(0)),)) for kind in BILLED)
 
 
 def read(path: Path) -> tuple[Override, ...]:
@@ -112,19 +58,35 @@ def parse(text: str, source: str = "prices") -> tuple[Override, ...]:
         document = tomllib.loads(text, parse_float=_Float)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not TOML: {error}") from None
-    entries, mistakes = document.pop("price", []), [f"{name}: unknown; prices stand in [[price]]" for name in document]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    tables, others = document.pop("price", []), [f"{name}: unknown; prices stand in [[price]]" for name in document]
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"{source}: price: expected entries that start with [[price]]")
+    return _entries(tables, source, others)
+
+
+def entries(tables: Sequence[Mapping[str, Any]], source: str = "prices") -> tuple[Override, ...]:
+    """The same entries as plain tables: dicts, or decoded JSON, where days are text. Raises ConfigError as `parse`."""
+    return _entries([dict(table) for table in tables], source, [])
+
+
+@cache
+def shipped() -> tuple[Override, ...]:
+    """The entries that come with the package, for what the price data lack."""
+    return parse(resources.files("tollkeeper.prices").joinpath("shipped.toml").read_text("utf-8"), "shipped.toml")
+
+
+def _entries(tables: Sequence[dict[str, Any]], source: str, mistakes: list[str]) -> tuple[Override, ...]:
     overrides: list[Override] = []
     seen: dict[object, int] = {}
-    for number, entry in enumerate(entries, 1):
-        label = f"price {number}" + (f" ({entry['model']})" if isinstance(entry.get("model"), str) else "")
-        found = _Entry(entry)
+    for number, table in enumerate(tables, 1):
+        label = f"price {number}" + (f" ({table['model']})" if isinstance(table.get("model"), str) else "")
+        found = _Entry(table)
         override = found.read()
-        for scope in [(name, override.provider, override.context, override.from_us) for name in override.models]:
-            if seen.setdefault(scope, number) != number:
+        whom = (override.provider, override.key, override.route, override.context, override.from_us, override.windows)
+        for name in override.models or ("",):
+            if seen.setdefault((name, *whom), number) != number:
                 found.mistakes.append(
-                    f"model: {scope[0]!r} already has a price of this scope in entry {seen[scope]}; keep one"
+                    f"model: {name!r} already has a price of this scope in entry {seen[(name, *whom)]}; keep one"
                 )
         mistakes += [f"{label}: {mistake}" for mistake in found.mistakes]
         overrides.append(override)
@@ -140,7 +102,7 @@ class _Float(str):
 
 
 class _Entry:
-    """One [[price]] table on its way to an Override; collects every mistake instead of stopping at the first."""
+    """One table on its way to an Override; collects every mistake instead of stopping at the first."""
 
     def __init__(self, table: dict[str, Any]) -> None:
         self.table = table
@@ -148,19 +110,28 @@ class _Entry:
 
     def read(self) -> Override:
         for name in self.table.keys() - set(_FIELDS):
-            near = difflib.get_close_matches(name, _FIELDS, 1)
+            near = difflib.get_close_matches(str(name), _FIELDS, 1)
             self.mistakes.append(f"{name}: unknown field" + (f"; did you mean {near[0]}?" if near else ""))
         context = call_context(*(self._text(name) for name in _CONTEXT_FIELDS))
+        route, free = self._text("route"), self._free()
         override = Override(
             models=self._models(),
             provider=self._text("provider"),
-            from_us=self._from_us(),
+            key=self._text("key"),
+            route=None if route is None else route.lower(),
+            from_us=self._instant("from"),
+            until_us=self._instant("until"),
+            windows=read_windows(self.table.get("windows"), self.mistakes),
             context=tuple(sorted(context.items())),
-            prices=tuple(self._prices()),
-            multiplier=self._amount(self.table, "multiplier", 1000),
+            prices=_FREE if free else tuple(self._prices()),
+            multiplier=self._amount(self.table, "multiplier", _MAX_FACTOR),
+            token_multiplier=self._amount(self.table, "token_multiplier", _MAX_FACTOR),
+            free=free,
         )
-        if not override.prices and override.multiplier is None and not self.mistakes:
-            self.mistakes.append('input: no price; write for example input = "2.50" and output = "10"')
+        if override.end_us <= override.start_us:
+            self.mistakes.append("until: is not after from, so the entry never counts; expected a later day")
+        if not self.mistakes and not override.prices and override.multiplier is override.token_multiplier is None:
+            self.mistakes.append('input: no price; write for example input = "2.50" and output = "10", or free = true')
         return override
 
     def _text(self, name: str) -> str | None:
@@ -171,23 +142,56 @@ class _Entry:
         return None
 
     def _models(self) -> tuple[str, ...]:
-        names = [self.table["model"]] if "model" in self.table else self.table.get("models")
-        if ("model" in self.table) == ("models" in self.table) or not isinstance(names, list) or not names:
+        table = self.table
+        if "route" in table and "model" not in table and "models" not in table:
+            return ()
+        names = self._models_told()
+        if ("model" in table) == ("models" in table) or not names:
             self.mistakes.append('model: expected model = "name", or models = ["name", …]')
         elif not all(isinstance(name, str) and not isinstance(name, _Float) and 0 < len(name) <= 256 for name in names):
             self.mistakes.append("model: expected names of 1 to 256 characters in quotes")
+        elif EVERY in names and len(names) > 1:
+            self.mistakes.append('models: "*" is every model; remove it, or the names beside it')
+        elif EVERY in names and not {"provider", "key", "route"} & table.keys():
+            self.mistakes.append('models: "*" needs a provider, a key or a route beside it')
         else:
             return tuple(dict.fromkeys(name.lower() for name in names))
         return ()
 
-    def _from_us(self) -> int | None:
-        value = self.table.get("from")
+    def _models_told(self) -> list[Any]:
+        names = self.table.get("models")
+        return [self.table["model"]] if "model" in self.table else names if isinstance(names, list) else []
+
+    def _free(self) -> bool:
+        value = self.table.get("free")
+        if value is None:
+            return False
+        if value is not True:
+            self.mistakes.append(f"free: expected true, got {value!r}; leave it out where the model has a price")
+        if beside := [name for name in _PRICES if name in self.table]:
+            self.mistakes.append(f"free: stands alone; remove {', '.join(beside)}")
+        if EVERY in self._models_told():
+            self.mistakes.append('free: needs the names of the models; "*" prices none that has no price')
+        return value is True
+
+    def _instant(self, name: str) -> int | None:
+        """A UTC day or an instant, from TOML's own or from text."""
+        value = found = self.table.get(name)
         if value is None:
             return None
-        if isinstance(value, date) and not isinstance(value, datetime):
-            start = datetime(value.year, value.month, value.day, tzinfo=UTC)
-            return (start - _EPOCH) // timedelta(microseconds=1)
-        self.mistakes.append(f"from: expected a day such as 2026-01-01 without quotes, got {value!r}")
+        if isinstance(value, str) and not isinstance(value, _Float):
+            try:
+                found = date.fromisoformat(value) if len(value) == len("2026-01-31") else datetime.fromisoformat(value)
+            except ValueError:
+                found = None
+        if isinstance(found, date) and not isinstance(found, datetime):
+            found = datetime.combine(found, time(), UTC)
+        if isinstance(found, datetime) and found.tzinfo is not None:
+            return (found - _EPOCH) // timedelta(microseconds=1)
+        self.mistakes.append(
+            f"{name}: expected a UTC day such as 2026-01-31, or a time with its zone such as 2026-01-31T12:00:00Z, "
+            f"got {str(value)!r}"
+        )
         return None
 
     def _prices(self) -> Iterator[tuple[str, Price]]:
@@ -230,7 +234,7 @@ class _Entry:
         if value is None:
             return None
         text = str(value)
-        if isinstance(value, _Float):
+        if isinstance(value, (float, _Float)):
             self.mistakes.append(f'{name}: {value} is a float; money is exact, quote it: {name} = "{value}"')
         elif text.startswith("-"):
             self.mistakes.append(f"{name}: {value!r} is negative; expected 0 or more")

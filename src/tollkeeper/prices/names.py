@@ -71,6 +71,13 @@ def is_form(name: str, of: str) -> bool:
     return name.startswith(of) and _SNAPSHOTS.fullmatch(name, len(of)) is not None
 
 
+def is_placed(name: str, of: str) -> bool:
+    """Whether `name` is `of` with its place in front, and perhaps a version behind: us.anthropic.claude-x-v1:0 of claude-x."""
+    name, of = name.lower(), of.lower()
+    at = name.find(of)
+    return at > 0 and _IN_FRONT.fullmatch(name[:at]) is not None and is_form(name[at:], of)
+
+
 def dashed_date(name: str) -> str:
     """gpt-5.2-20251211 in the way that aliases are written: gpt-5.2-2025-12-11."""
     return _COMPACT_DATE.sub(r"-\1-\2-\3", name)

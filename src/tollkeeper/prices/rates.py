@@ -5,13 +5,14 @@ whole prompt decides the step, and the step prices the whole call (a cliff). `co
 one band of ready rates for each stretch of prompt lengths between two steps.
 
 A kind without a price of its own is charged at its parent's (a cached token as a prompt token) and named in `missing`,
-so that the charge shows as partial; without a parent's price it adds nothing and is named too. A price of 0 is a price.
+so that the charge shows as partial; without a parent's price it adds nothing and is named too. An image in the prompt is
+the exception: price lists name it only where it costs something else than text. A price of 0 is a price.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from decimal import Decimal
 from typing import Final
 
@@ -39,8 +40,11 @@ PARENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "output_audio": ("output",),
     "output_image": ("output",),
 }
+_LIKE_PARENT: Final = frozenset({"input_image"})
+"""Kinds for which the parent's price is their own."""
+_HOUR: Final = 3600
 _PER: Final[Mapping[str, int]] = {
-    "web_search": 1000, "file_search": 1000, "audio_seconds": 3600, "code_session": 1000, "requests": 1000,
+    "web_search": 1000, "file_search": 1000, "audio_seconds": _HOUR, "code_session": 1000, "requests": 1000,
 }  # fmt: skip
 _INPUT_SIDE: Final = frozenset(kind for kind in BILLED if kind.startswith(("input", "cache")))
 _OUTPUT_SIDE: Final = frozenset(kind for kind in KINDS if kind.startswith(("output", "reasoning")))
@@ -140,6 +144,8 @@ def _add_term(total: Decimal, rate: Rate, quantity: int, model: str, terms: list
     if not quantity or rate.unit is None:
         return total
     terms.append(Term(model, rate.kind, quantity, rate.usd, rate.per))
+    if rate.per == _HOUR:  # a second's price may not terminate: divide last, so that what is exact stays so
+        return CONTEXT.add(total, CONTEXT.divide(CONTEXT.multiply(quantity, Decimal(rate.usd)), rate.per))
     return CONTEXT.fma(quantity, rate.unit, total)
 
 
@@ -166,11 +172,15 @@ def compile_sheet(sheet: Sheet, gaps: tuple[str, ...] = ()) -> Rates | None:
     return Rates(tuple(steps), tuple(bands), request, gaps)
 
 
+def priced_as(sheet: Container[str], kind: str) -> str | None:
+    """The kind whose price counts for `kind`: its own, else its nearest parent's; None: there is none."""
+    return next((source for source in (kind, *PARENTS.get(kind, ())) if source in sheet), None)
+
+
 def _rate(sheet: Sheet, kind: str, prompt_tokens: int) -> Rate:
-    for source in (kind, *PARENTS.get(kind, ())):
-        price = sheet.get(source)
-        if price is not None:
-            usd = [usd for start, usd in price if start <= prompt_tokens][-1]
-            unit = CONTEXT.divide(usd, per(kind))
-            return Rate(kind, unit, format(usd, "f"), per(kind), own=source == kind)
-    return Rate(kind, None, own=False)
+    source = priced_as(sheet, kind)
+    if source is None:
+        return Rate(kind, None, own=False)
+    usd = [usd for start, usd in sheet[source] if start <= prompt_tokens][-1]
+    own = source == kind or kind in _LIKE_PARENT
+    return Rate(kind, CONTEXT.divide(usd, per(kind)), format(usd, "f"), per(kind), own)

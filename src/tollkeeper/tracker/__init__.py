@@ -1,7 +1,8 @@
 """The ledger as a library: `CostTracker` records calls, answers what was spent, and holds budgets around calls.
 
-    record_usage ── checked ── priced ── booked (durable) ─┐
-    hold … settle ── reserved ── priced ── booked ─────────┴─ ledger ── get_…_usage, check_budget, should_alert
+    record_response, record_stream ── read ──┐
+    record_usage ────────────────────────────┴─ priced ── booked (durable) ─┐
+    hold ── reserved ── settle, settle_response ── priced ── booked ────────┴─ ledger ── get_…_usage, check_budget, should_alert
 
 It keeps the same ledger as the gateway, and is its one owner while it is open. Every argument is checked before anything
 is written: a mistake is a ValueError that names it. Periods are UTC calendar hours, days and months; amounts are exact
@@ -11,13 +12,12 @@ Decimal dollars; a cost that is not known is None, never 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import AsyncIterable, Collection, Generator, Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from threading import Lock
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from tollkeeper.clock import MICROS, Clock, SystemClock, new_id
 from tollkeeper.config import Config, load
@@ -25,15 +25,20 @@ from tollkeeper.config.settings import PREFIX
 from tollkeeper.ledger import PERIODS, Period
 from tollkeeper.money import parse_usd, to_usd
 from tollkeeper.prices import PriceBook
+from tollkeeper.settlement import entry_for
 from tollkeeper.stores import Store
 from tollkeeper.tracker import arguments, usage_report
 from tollkeeper.tracker.accounts import Accounts, Recorded, provider_name
 from tollkeeper.tracker.holding import DIALECT, CallHold
+from tollkeeper.tracker.recording import Recording, unheld
+from tollkeeper.tracker.replies import read_all
+from tollkeeper.tracker.streaming import RecordedStream
 from tollkeeper.tracker.usage_report import Span, UsageReport
-from tollkeeper.values import Entry, Hold, Part, Reading, ScopeKind, Usage
+from tollkeeper.values import Hold, Part, Reading, ScopeKind, Usage
 
 Settings = Config | Mapping[str, Any] | str | os.PathLike[str]
 Usd = Decimal | str | int
+T = TypeVar("T")
 
 
 class CostTracker:
@@ -124,12 +129,80 @@ class CostTracker:
         accounts = self._accounts
         prices = await accounts.prices()
         reading = Reading(parts=(Part(used),), tier=tier, reported_usd=reported, final=True)
-        entry = Entry(
-            id=f"{call}/1", call=call, at_us=at_us, scopes=scopes, dialect=DIALECT,
-            provider=provider_name(provider, model, prices), model=model, served=model, tier=tier, usage=used,
-            charge=prices.charge(reading, provider=accounts.provider(provider), model=model, at_us=at_us),
+        charge = prices.charge(
+            reading, provider=accounts.provider(provider), model=model, at_us=at_us, key=scopes.key, route=model
+        )
+        attempt = unheld(call, scopes, DIALECT, provider_name(provider, model, prices), model, at_us)
+        return await accounts.book(entry_for(attempt, reading, charge, sent=model))
+
+    async def record_response(
+        self,
+        dialect: str,
+        body: object,
+        *,
+        project_id: str,
+        agent_id: str | None = None,
+        model: str | None = None,
+        session_id: str | None = None,
+        request_id: str | None = None,
+        user_id: str | None = None,
+        key_id: str | None = None,
+        tags: Collection[str] = (),
+        provider: str | None = None,
+        tier: str | None = None,
+        prompt_tokens: int | None = None,
+        http_status: int | None = None,
+        timestamp: datetime | None = None,
+    ) -> Recorded:
+        """Book a provider's reply as it came: usage, model, tier and cost are read from it as the gateway reads them.
+
+        `body` is bytes or text (JSON, server-sent events, AWS event stream), a dict, an SDK's response object, or a list or
+        iterator of a stream's chunks, which is read to its end. `model` is the one asked for; needed where the reply names
+        none. `request_id` is by default the provider's own id of the reply, so that the same one recorded twice counts once.
+        `prompt_tokens` bounds the prompt of a reply that does not say its usage: without it that is unpriced. An error body,
+        or `http_status` from 300 on, is booked as an error that costs 0. `tier` overrides the reply's, as for a batch.
+
+        Raises as `record_usage` does.
+        """
+        recording = Recording(
+            self._accounts, dialect, model, project_id=project_id, agent_id=agent_id, session_id=session_id,
+            request_id=request_id, user_id=user_id, key_id=key_id, tags=tags, provider=provider, tier=tier,
+            prompt_tokens=prompt_tokens, timestamp=timestamp,
         )  # fmt: skip
-        return await accounts.book(entry)
+        status, reader = arguments.status(http_status), recording.reader()
+        await read_all(reader, body)
+        return await self._accounts.book(await recording.entry(reader.finish(status, over=True), status))
+
+    def record_stream(
+        self,
+        dialect: str,
+        chunks: AsyncIterable[T] | Iterable[T],
+        *,
+        project_id: str,
+        model: str,
+        agent_id: str | None = None,
+        session_id: str | None = None,
+        request_id: str | None = None,
+        user_id: str | None = None,
+        key_id: str | None = None,
+        tags: Collection[str] = (),
+        provider: str | None = None,
+        tier: str | None = None,
+        prompt_tokens: int | None = None,
+        timestamp: datetime | None = None,
+    ) -> RecordedStream[T]:
+        """Hand an SDK's stream through, chunk by chunk, and book it when it ends: `async for chunk in tracker.record_stream(…)`.
+
+        The last chunk is followed by the booking, then the loop ends; `recorded` of the stream has it. Left early, or broken
+        off, it is booked with what was seen, at once inside `async with` (see `streaming`). Arguments as in `record_response`.
+        Raises ValueError here, StoreError and Conflict at the end.
+        """
+        recording = Recording(
+            self._accounts, dialect, arguments.model(model), project_id=project_id, agent_id=agent_id,
+            session_id=session_id, request_id=request_id, user_id=user_id, key_id=key_id, tags=tags, provider=provider,
+            tier=tier, prompt_tokens=prompt_tokens, timestamp=timestamp,
+        )  # fmt: skip
+        return RecordedStream(recording, chunks)
 
     def hold(
         self,
@@ -167,7 +240,9 @@ class CostTracker:
             return Hold(
                 id=f"{call}/1", call=call, attempt=1, scopes=scopes, dialect=DIALECT,
                 provider=provider_name(provider, model, prices), model=model,
-                quote_nanos=None if cap is None else prices.quote_nanos(place, model, prompt, cap, at_us),
+                quote_nanos=None if cap is None else prices.quote_nanos(
+                    place, model, prompt, cap, at_us, key=scopes.key, route=model
+                ),
                 quote_usage=bound, at_us=at_us, deadline_us=at_us + int(config.hold_ttl_s * MICROS),
                 price_version=prices.version,
             )  # fmt: skip
@@ -250,7 +325,7 @@ class CostTracker:
         place = self._accounts.provider(arguments.optional(provider, "provider"))
         default = arguments.cost(default_usd, "default_usd")
         prices = await self._accounts.prices()
-        nanos = prices.quote_nanos(place, model, prompt, output, self._clock.now_us())
+        nanos = prices.quote_nanos(place, model, prompt, output, self._clock.now_us(), route=model)
         return default if nanos is None else to_usd(nanos)
 
     async def calculate_cost(
@@ -273,7 +348,7 @@ class CostTracker:
         reading = Reading(parts=(Part(used),), tier=arguments.optional(tier, "tier"), final=True)
         at_us = arguments.instant(timestamp, "timestamp", self._clock.now_us())
         prices = await self._accounts.prices()
-        nanos = prices.charge(reading, provider=place, model=model, at_us=at_us).amount_nanos
+        nanos = prices.charge(reading, provider=place, model=model, at_us=at_us, route=model).amount_nanos
         return None if nanos is None else to_usd(nanos)
 
 
@@ -289,46 +364,3 @@ def configuration(settings: Settings | None) -> Config:
             settings, {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
         )
     return load(None if settings is None else Path(settings), os.environ)
-
-
-# ── one per process ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Place:
-    """Where the process's tracker stands."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._tracker: CostTracker | None = None
-
-    def get(self) -> CostTracker:
-        with self._lock:
-            if self._tracker is None or self._tracker.closed:
-                self._tracker = CostTracker()
-            return self._tracker
-
-    def put(self, tracker: CostTracker | None) -> CostTracker | None:
-        """Puts another one there; the one that stood there before."""
-        with self._lock:
-            before, self._tracker = self._tracker, tracker
-            return before
-
-
-_PROCESS: Final = _Place()
-
-
-def get_cost_tracker() -> CostTracker:
-    """The process's tracker, made from the environment and `tollkeeper.toml` at the first call; `await` opens it at once."""
-    return _PROCESS.get()
-
-
-async def reset_cost_tracker(tracker: CostTracker | None = None) -> None:
-    """Close the process's tracker and put `tracker` in its place; None: the next `get_cost_tracker` makes a new one."""
-    before = _PROCESS.put(tracker)
-    if before is not None and before is not tracker:
-        await before.close()
-
-
-async def close_cost_tracker() -> None:
-    """Close the process's tracker, if there is one."""
-    await reset_cost_tracker()

@@ -74,7 +74,7 @@ class Accounts:
         self.closed = False
         self._tended_us, self._pruned_us = 0, clock.now_us()
         shipped = {
-            name: Provider(name=name, base_url="", dialects=frozenset(), prices=preset.prices)
+            name: Provider(name=name, base_url="", dialects=frozenset(), prices=preset.prices, quirks=preset.quirks)
             for name, preset in presets().items()
         }
         self._providers = shipped | config.providers

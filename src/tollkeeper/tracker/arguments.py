@@ -132,6 +132,13 @@ def instant(value: object, argument: str, now_us: int) -> int:
     return at_us
 
 
+def status(value: object) -> int | None:
+    """The HTTP status of a reply, None where it is not known."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 100 <= value <= 599):
+        raise _wrong("http_status", "a whole number from 100 to 599", value)
+    return value
+
+
 def one_of(value: object, argument: str, known: tuple[str, ...]) -> None:
     """Refuses what is not among the `known` words."""
     if value not in known:

@@ -2,7 +2,7 @@
 
     async with tracker.hold(…) as hold:      reserve the most that the call can cost, or raise BudgetExceeded
         reply = await call_the_provider()
-        await hold.settle(usage)             book what it used; the rest is free again
+        await hold.settle_response(…)        book what it used, or settle(usage); the rest is free again
 
 Its life is the ledger's table HOLD_LIFE. `void` lets it go: only the caller knows that nothing was sent. A block that is left
 without either, by its end, an exception or a cancellation, may have been billed: its estimate is booked and marked so, and
@@ -19,13 +19,19 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Final, Self
 
+from msgspec import structs
+
 from tollkeeper.cancellation import to_its_end
+from tollkeeper.dialects import METERED
 from tollkeeper.errors import Conflict, StoreError, StoreUnavailable
 from tollkeeper.ledger import HOLD_LIFE, HoldEvent, HoldState, expired
 from tollkeeper.money import to_usd
 from tollkeeper.prices import PriceBook
+from tollkeeper.settlement import entry_for, entry_of
 from tollkeeper.tracker import arguments
 from tollkeeper.tracker.accounts import Accounts, Recorded
+from tollkeeper.tracker.recording import course_of, reader
+from tollkeeper.tracker.replies import read_all
 from tollkeeper.values import Entry, Grant, Hold, Part, Reading, Usage
 
 log = logging.getLogger("tollkeeper")
@@ -120,16 +126,32 @@ class CallHold:
         reading = Reading(
             parts=(Part(used),), model=served, tier=arguments.optional(tier, "tier"), reported_usd=reported, final=True
         )
-        prices = await accounts.prices()
-        entry = Entry(
-            id=hold.id, call=hold.call, at_us=hold.at_us, scopes=hold.scopes, dialect=DIALECT, provider=hold.provider,
-            model=hold.model, served=served, tier=reading.tier, usage=used,
-            latency_ms=round((accounts.clock.monotonic_s() - self._started_s) * 1000),
-            charge=prices.charge(
-                reading, provider=accounts.provider(self._provider), model=hold.model, at_us=hold.at_us
-            ),
-        )  # fmt: skip
+        prices, provider = await accounts.prices(), accounts.provider(self._provider)
+        charge = prices.charge(
+            reading, provider=provider, model=hold.model, at_us=hold.at_us, key=hold.scopes.key, route=hold.model
+        )
+        entry = entry_for(hold, reading, charge, sent=hold.model, latency_ms=self._latency_ms)
         return await to_its_end(self._book("settle", entry))
+
+    async def settle_response(
+        self, dialect: str, body: object, *, tier: str | None = None, http_status: int | None = None
+    ) -> Recorded:
+        """Book what a provider's reply says that the call used; otherwise as `settle`.
+
+        `dialect`, `body`, `tier` and `http_status` are as in `CostTracker.record_response`. A refusal costs nothing and frees
+        the hold. Without usage in the reply the hold's own bound of the prompt is the estimate's.
+        """
+        arguments.one_of(dialect, "dialect", tuple(METERED))
+        tier, status = arguments.optional(tier, "tier"), arguments.status(http_status)
+        hold, accounts = structs.replace(self._entered, dialect=dialect), self._accounts
+        provider, bound = accounts.provider(self._provider), hold.quote_usage
+        reply = reader(dialect, provider)
+        await read_all(reply, body)
+        course = course_of(
+            reply.finish(status, over=True), hold, provider, tier=tier, http_status=status,
+            prompt_bound=None if bound is None else bound.input, latency_ms=self._latency_ms,
+        )  # fmt: skip
+        return await to_its_end(self._book("settle", entry_of(await accounts.prices(), course)))
 
     async def void(self) -> None:
         """Let the hold go because nothing was sent to the provider. Raises Conflict once it is settled or left."""
@@ -137,6 +159,10 @@ class CallHold:
             store = await self._accounts.store()
             await to_its_end(store.void(self._entered.id))
         self._state = "voided"
+
+    @property
+    def _latency_ms(self) -> int:
+        return round((self._accounts.clock.monotonic_s() - self._started_s) * 1000)
 
     async def _book(self, event: HoldEvent, entry: Entry) -> Recorded:
         self._next(event)

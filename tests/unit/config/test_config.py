@@ -10,6 +10,7 @@ import pytest
 
 from tollkeeper.config import Config, check_listen, load
 from tollkeeper.errors import ConfigError
+from tollkeeper.prices.file import entries
 from tollkeeper.values import Budget
 
 HASH = "sha256:" + "ab" * 32
@@ -276,6 +277,26 @@ def test_paths() -> None:
     assert config.store_path == Path("var/tollkeeper.sqlite")
     assert loaded('store = "sqlite:////srv/x.db"\ndata_dir = "var"').store_path == Path("/srv/x.db")
     assert loaded('store = "memory:"').store_path is None
+
+
+def test_prices_may_stand_in_the_settings() -> None:
+    """Tables in the place of a file are the same entries, from the file, a dict or the environment."""
+    written = loaded('[[prices]]\nmodel = "m"\ninput = "2"\nfrom = 2026-01-01').prices
+    assert written == entries([{"model": "m", "input": "2", "from": "2026-01-01"}])
+    assert load({"prices": [{"model": "m", "input": "2", "from": "2026-01-01"}]}, {}).prices == written
+    assert loaded("", TOLLKEEPER_PRICES='[{"model": "m", "input": "2", "from": "2026-01-01"}]').prices == written
+    assert loaded("", TOLLKEEPER_PRICES="own.toml").prices == Path("own.toml")
+
+
+def test_mistakes_in_price_tables_are_a_line_each() -> None:
+    """I2: each names where it stands, the entry, the field and what would be right; other types are one line."""
+    assert complaint('[[prices]]\nmodel = "m"\ninput = 2.5\noutput = -1').splitlines() == [
+        't.toml: prices: price 1 (m): input: 2.5 is a float; money is exact, quote it: input = "2.5"',
+        "t.toml: prices: price 1 (m): output: -1 is negative; expected 0 or more",
+    ]
+    assert complaint("", TOLLKEEPER_PRICES='[{"model": "m"}]').startswith("TOLLKEEPER_PRICES: price 1 (m): input: no")
+    for wrong in ("7", '["x"]', "true"):
+        assert complaint(f"prices = {wrong}").startswith("t.toml: prices: expected the path of a price file, or a list")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example.com"])

@@ -102,3 +102,16 @@ def test_allowed_hosts() -> None:
         'allow_hosts = ["169.254.1.1"]\n[providers.x]\nbase_url = "https://169.254.1.1/v1"\ndialects = ["openai-chat"]\n'
     )
     assert load(None, {}).providers["x"].base_url == "https://169.254.1.1/v1"
+
+
+def test_whose_figure_counts() -> None:
+    """A8: the provider's own by default; a table says otherwise; another word is one line."""
+
+    def counts(line: str) -> str:
+        Path("tollkeeper.toml").write_text(f"[providers.openrouter]\n{line}\n")
+        return load(None, {"OPENROUTER_API_KEY": "k"}).providers["openrouter"].counts
+
+    assert counts("") == "reported"
+    assert counts('counts = "computed"') == "computed"
+    with pytest.raises(ConfigError, match=r"providers\.openrouter\.counts: expected one of"):
+        counts('counts = "mine"')

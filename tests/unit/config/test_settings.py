@@ -7,7 +7,7 @@ import inspect
 from tollkeeper.config import Config
 from tollkeeper.config.settings import DIALECTS, QUIRKS, TABLES, Settings, describe
 from tollkeeper.dialects import DIALECTS as SPOKEN
-from tollkeeper.dialects import openai_chat
+from tollkeeper.dialects import openai_chat, openai_responses
 
 
 def test_every_setting_is_described() -> None:
@@ -36,5 +36,5 @@ def test_dialects_are_those_that_are_spoken() -> None:
 
 def test_quirks_are_those_that_are_known() -> None:
     """Each quirk that can be configured is one that a dialect acts on."""
-    source = inspect.getsource(openai_chat)
+    source = inspect.getsource(openai_chat) + inspect.getsource(openai_responses)
     assert [quirk for quirk in QUIRKS if f'"{quirk}"' in source] == list(QUIRKS)

@@ -41,11 +41,15 @@ def replay(*events: Event) -> Reading:
 
 
 def test_ask() -> None:
-    """An ask carries model, cap, user and tier; every count and text is checked by name."""
-    body = b'{"model":"claude","max_tokens":9,"stream":true,"metadata":{"user_id":"bob"},"messages":[],"service_tier":"auto"}'
+    """An ask carries model, cap, user, tier, speed and place; every count and text is checked by name."""
+    body = (
+        b'{"model":"claude","max_tokens":9,"stream":true,"metadata":{"user_id":"bob"},"messages":[],"service_tier":"auto",'
+        b'"speed":"fast","inference_geo":"us"}'
+    )
     ask = read_ask(body)
     assert (ask.dialect, ask.model, ask.stream, ask.output_cap) == ("anthropic-messages", "claude", True, 9)
     assert (ask.user, ask.tier, ask.choices, ask.wants_usage) == ("bob", "auto", 1, True)
+    assert (ask.speed, ask.geo) == ("fast", "us")
     assert ask.prompt_bound == len(body) + TEMPLATE_TOKENS
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tollkeeper.dialects import DIALECTS
+from tollkeeper.dialects import DIALECTS, HOMES, METERED
+from tollkeeper.prices import data
 
 
 def test_every_dialect_has_its_name_and_path() -> None:
@@ -14,3 +15,12 @@ def test_every_dialect_has_its_name_and_path() -> None:
         "anthropic-messages": "/messages",
     }
     assert all(dialect.name == name for name, dialect in DIALECTS.items())
+
+
+def test_what_is_spoken_is_metered() -> None:
+    """Every dialect can be metered, one that the gateway does not speak too; a home is a provider of the price data."""
+    assert METERED.items() >= DIALECTS.items()
+    assert set(METERED) - set(DIALECTS) == {"bedrock-converse"}
+    assert all(dialect.name == name for name, dialect in METERED.items())
+    assert set(HOMES) <= set(METERED)
+    assert all(data.models(home) for home in HOMES.values())

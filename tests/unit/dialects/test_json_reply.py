@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
 import msgspec
 import pytest
 
-from tollkeeper.dialects.json_reply import error_label, generated_bytes, read_members, read_usd, refusal_numbers
+from tollkeeper.dialects.json_reply import (
+    error_label,
+    generated_bytes,
+    read_members,
+    read_usd,
+    refusal_numbers,
+    reply_id,
+)
 from tollkeeper.errors import BadRequest, BudgetExceeded
 from tollkeeper.values import Budget, Refusal, Standing
 
@@ -89,3 +97,25 @@ def test_refusal_numbers() -> None:
     numbers = refusal_numbers(BudgetExceeded(Refusal(standing=tokens, asked=None, reason="unbounded")))
     assert (numbers["limit"], numbers["asked"], numbers["resets_at"]) == (5, None, None)
     assert refusal_numbers(BadRequest("x")) == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "id"),
+    [
+        ({"id": "chatcmpl-B1cD2eF3gH4iJ5kL6"}, "chatcmpl-B1cD2eF3gH4iJ5kL6"),
+        ({"type": "message_start", "message": {"id": "msg_01AbCdEfGhIjKlMnOp"}}, "msg_01AbCdEfGhIjKlMnOp"),
+        ({"type": "response.created", "response": {"id": "resp_0123456789abcdef"}}, "resp_0123456789abcdef"),
+        ({"responseId": "x3VmaZ-lGoXgvdIPrpTN4Ao"}, "x3VmaZ-lGoXgvdIPrpTN4Ao"),
+        ({"id": "chatcmpl-407"}, None),
+        ({"id": ""}, None),
+        ({"id": "x" * 129}, None),
+        ({"id": "chatcmpl-B1cD2eF3gH4i\n5kL6"}, None),
+        ({"id": 7}, None),
+        ({"message": "an error that has the words of an error"}, None),
+        ([], None),
+    ],
+)
+def test_reply_ids(document: object, id: str | None) -> None:
+    """B2: a provider's id of a reply is read in each dialect's place; one too short to be unique is none."""
+    assert reply_id(json.dumps(document).encode()) == id
+    assert reply_id(b"\xff{") is None

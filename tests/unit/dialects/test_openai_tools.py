@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from tollkeeper.dialects.openai_tools import PICTURES, Item, pictures, read_item, read_items, units
+from tollkeeper.dialects.openai_tools import (
+    PICTURES,
+    Item,
+    ToolUsage,
+    pictures,
+    read_item,
+    read_items,
+    read_tool_usage,
+    units,
+)
 from tollkeeper.values import Part, Usage
 
 SEARCH = {"type": "web_search_call", "action": {"type": "search", "queries": ["a", "b"]}}
@@ -19,6 +28,10 @@ DRAWN = {"type": "image_generation_call", "action": "generate", "result": "AAAA"
 
 def raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode())
+
+
+def told(value: Any) -> ToolUsage:
+    return read_tool_usage(raw(value))
 
 
 def ran(container: str | None) -> dict[str, Any]:
@@ -45,20 +58,20 @@ def shell(**environment: str) -> dict[str, Any]:
 )
 def test_items_are_counted(items: list[Any], counts: tuple[int, int, int]) -> None:
     """A4: a search is an action that searched, a code session a container; MCP and functions cost nothing themselves."""
-    found = units(read_items(raw(items)), {}, raw(None), every_item=False)
+    found = units(read_items(raw(items)), {}, told(None), every_item=False)
     assert (found["web_search"], found["file_search"], found["code_session"]) == counts
 
 
 def test_what_the_provider_states_comes_first() -> None:
     """A4: its billable searches are right, 0 too; the quirk of resellers that bill every item is above all."""
     items = read_items(raw([SEARCH, PAGE]))
-    told = raw({"web_search": {"num_requests": 0}})
-    assert units(items, {}, told, every_item=False)["web_search"] == 0
-    assert units(items, {"web_search": 5, "file_search": 3}, raw(None), every_item=False) == {
+    none = told({"web_search": {"num_requests": 0}})
+    assert units(items, {}, none, every_item=False)["web_search"] == 0
+    assert units(items, {"web_search": 5, "file_search": 3}, told(None), every_item=False) == {
         "web_search": 5, "file_search": 3, "code_session": 0,
     }  # fmt: skip
-    assert units(items, {"web_search": 5}, told, every_item=False)["web_search"] == 0
-    assert units(items, {"web_search": 5}, told, every_item=True)["web_search"] == 2
+    assert units(items, {"web_search": 5}, none, every_item=False)["web_search"] == 0
+    assert units(items, {"web_search": 5}, none, every_item=True)["web_search"] == 2
 
 
 @pytest.mark.parametrize(
@@ -85,17 +98,17 @@ def test_what_the_provider_states_comes_first() -> None:
 def test_pictures(counted: dict[str, Any], usage: Usage) -> None:
     """A4: a picture's tokens stand in disjoint kinds, at the model that the response's tools name."""
     tools = [{"type": "function", "name": "f"}, {"type": "image_generation", "model": "gpt-image-2"}]
-    told = raw({"image_gen": counted})
-    assert pictures([], raw(tools), told) == Part(usage, "gpt-image-2")
-    assert pictures([], raw([{"type": "image_generation"}]), told) == Part(usage, PICTURES)
+    drawn = told({"image_gen": counted})
+    assert pictures([], raw(tools), drawn) == Part(usage, "gpt-image-2")
+    assert pictures([], raw([{"type": "image_generation"}]), drawn) == Part(usage, PICTURES)
 
 
 def test_pictures_without_a_count_have_no_price() -> None:
     """A5: a picture of which nobody says what it used is not 0: its part is at a model without a price."""
-    nothing = raw({"image_gen": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}})
-    for told in (nothing, raw(None), raw({})):
-        assert pictures(read_items(raw([DRAWN])), raw([]), told) == Part(Usage(), PICTURES)
-        assert pictures(read_items(raw([SEARCH])), raw([]), told) is None
+    nothing = told({"image_gen": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}})
+    for silent in (nothing, told(None), told({})):
+        assert pictures(read_items(raw([DRAWN])), raw([]), silent) == Part(Usage(), PICTURES)
+        assert pictures(read_items(raw([SEARCH])), raw([]), silent) is None
 
 
 @pytest.mark.parametrize("odd", [7, "x", [7], {"a": 1}, [{"type": 3}], None])
@@ -103,7 +116,7 @@ def test_other_shapes_cost_nothing(odd: Any) -> None:
     """H4: an output of another shape raises nothing."""
     assert all(each == Item() for each in read_items(raw(odd)))
     assert read_item(raw([odd])) == Item()
-    assert units([], {}, raw(odd), every_item=True) == {"web_search": 0, "file_search": 0, "code_session": 0}
-    assert pictures([], raw(odd), raw(odd)) is None
-    told = raw({"image_gen": {"input_tokens": -1}, "web_search": {"num_requests": 2}})
-    assert units([], {}, told, every_item=False)["web_search"] == 0
+    assert units([], {}, told(odd), every_item=True) == {"web_search": 0, "file_search": 0, "code_session": 0}
+    assert pictures([], raw(odd), told(odd)) is None
+    absurd = told({"image_gen": {"input_tokens": -1}, "web_search": {"num_requests": 2}})
+    assert units([], {}, absurd, every_item=False)["web_search"] == 0

@@ -1,27 +1,33 @@
-"""tollkeeper.prices.file: overrides from TOML, and one line per mistake."""
+"""tollkeeper.prices.file: entries from TOML and from plain tables, and one line per mistake."""
 
 from __future__ import annotations
 
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from tollkeeper.errors import ConfigError
-from tollkeeper.prices.file import KINDS, fingerprint, in_force, parse, read
+from tollkeeper.prices.file import KINDS, entries, parse, read, shipped
+from tollkeeper.prices.windows import Window
 from tollkeeper.values import MAX_TOKENS
 
 GOOD = """
 [[price]]
 provider = "openai"
 models = ["My-Model", "alias"]
+key = "ci"
+route = "Smart"
 from = 2026-01-01
+until = 2026-02-01T12:00:00+02:00
+windows = [{days = "sat-sun", tz = "Asia/Shanghai"}, {from = "16:30", to = "00:30"}]
 input = "2.50"
 output = 10
 cache_read = "0.250"
 web_search = "10"
 request = "0.001"
 multiplier = "1.10"
+token_multiplier = "0.5"
 tiers = [{above = 200000, input = "4", output = "12"}, {from_tokens = 100000, input = "3"}]
 service_tier = "PRIORITY"
 geo = "us"
@@ -33,9 +39,11 @@ def test_reads_every_field() -> None:
     """Prices become steps per kind: `above` is exclusive, `from_tokens` inclusive; fees are per thousand requests."""
     (entry,) = parse(GOOD)
     assert entry.models == ("my-model", "alias")
-    assert (entry.provider, entry.from_us) == ("openai", 1_767_225_600_000_000)
+    assert (entry.provider, entry.key, entry.route) == ("openai", "ci", "smart")
+    assert (entry.from_us, entry.until_us) == (1_767_225_600_000_000, 1_769_940_000_000_000)
+    assert entry.windows == (Window(days=(5, 6), zone="Asia/Shanghai"), Window(start=990, end=30))
     assert entry.context == (("geo", "us"), ("service_tier", "priority"))
-    assert entry.multiplier == Decimal("1.1")
+    assert (entry.multiplier, entry.token_multiplier) == (Decimal("1.1"), Decimal("0.5"))
     assert dict(entry.prices) == {
         "input": ((0, Decimal("2.5")), (100_000, Decimal(3)), (200_001, Decimal(4))),
         "output": ((0, Decimal(10)), (200_001, Decimal(12))),
@@ -51,6 +59,22 @@ def test_three_lines_price_a_model() -> None:
     assert entry.models == ("llama3:8b",)
     assert dict(entry.prices) == {"input": ((0, Decimal(0)),), "output": ((0, Decimal(0)),)}
     assert parse("") == ()
+
+
+def test_three_lines_make_a_model_free() -> None:
+    """A5: the head, a name and `free` price every kind at 0, however it was served."""
+    (entry,) = parse('[[price]]\nmodel = "llama3:8b"\nfree = true')
+    assert entry.free
+    assert entry.whole
+    assert {kind for kind, _ in entry.prices} == set(KINDS) - {"reasoning"}
+    assert {usd for _, price in entry.prices for _, usd in price} == {0}
+
+
+def test_a_route_needs_no_model() -> None:
+    """An entry for what a client asks for is for whatever serves it; "*" is for every model that has a price."""
+    route, every = parse('[[price]]\nroute = "smart"\ninput = 1\n[[price]]\nprovider = "p"\nmodels = ["*"]\ninput = 1')
+    assert (route.models, route.whole) == ((), True)
+    assert (every.models, every.every, every.whole) == (("*",), True, False)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +96,41 @@ def test_three_lines_price_a_model() -> None:
         ),
         ('inptu = "1"', "prices: price 1 (m): inptu: unknown field; did you mean input?"),
         ('models = ["x"]\ninput = 1', 'prices: price 1 (m): model: expected model = "name", or models = ["name", …]'),
-        ('from = "2026-01-01"\ninput = 1', "from: expected a day such as 2026-01-01 without quotes, got '2026-01-01'"),
-        ("from = 2026-01-01T00:00:00Z\ninput = 1", "from: expected a day such as 2026-01-01 without quotes"),
+        (
+            'from = "soon"\ninput = 1',
+            "prices: price 1 (m): from: expected a UTC day such as 2026-01-31, or a time with its ",
+        ),
+        (
+            "until = 2026-01-01T00:00:00\ninput = 1",
+            "or a time with its zone such as 2026-01-31T12:00:00Z, got '2026-01-01 00",
+        ),
+        ("from = 1.5\ninput = 1", "from: expected a UTC day"),
+        ("from = 2026-01-02\nuntil = 2026-01-02\ninput = 1", "until: is not after from, so the entry never counts"),
+        ("key = 7\ninput = 1", "prices: price 1 (m): key: expected a name in quotes, got 7"),
+        ('route = ""\ninput = 1', "prices: price 1 (m): route: expected a name in quotes, got ''"),
+        ("free = false", "free: expected true, got False; leave it out where the model has a price"),
+        ('free = "yes"', "free: expected true, got 'yes'"),
+        ("free = true\ninput = 1\ntiers = []", "prices: price 1 (m): free: stands alone; remove input, tiers"),
+        ("token_multiplier = 1001", "token_multiplier: 1001 is above 1000, the most that is taken for an amount"),
+        ("windows = []\ninput = 1", 'windows: expected [{days = "sat-sun"}], or with from = "16:30" and to = "00:30"'),
+        ('windows = "sat"\ninput = 1', 'windows: expected [{days = "sat-sun"}]'),
+        ('windows = [{tz = "UTC"}]\ninput = 1', 'windows: expected [{days = "sat-sun"}]'),
+        ('windows = [{days = "sat", dys = 1}]\ninput = 1', "windows: dys: unknown field; did you mean days?"),
+        (
+            'windows = [{days = "sat-son"}]\ninput = 1',
+            'windows: days: expected days such as "sat-sun" or "mon,wed", got',
+        ),
+        (
+            'windows = [{from = "24:00", to = "01:00"}]\ninput = 1',
+            'windows: from: expected a time such as "16:30", got \'24',
+        ),
+        ('windows = [{from = "16:30"}]\ninput = 1', 'windows: to: expected a time such as "16:30", got None'),
+        ('windows = [{from = "16:30", to = "16:30"}]\ninput = 1', "from and to are the same time; leave both out"),
+        ('windows = [{days = "sat", tz = "Asia/Shangai"}]\ninput = 1', "no time zone; did you mean Asia/Shanghai?"),
+        (
+            'windows = [{days = "sat", tz = "?"}]\ninput = 1',
+            "tz: '?' is no time zone; expected a name such as 'Asia/Sh",
+        ),
         ("provider = 7\ninput = 1", "prices: price 1 (m): provider: expected a name in quotes, got 7"),
         ('service_tier = ""\ninput = 1', "prices: price 1 (m): service_tier: expected a name in quotes, got ''"),
         (
@@ -93,7 +150,10 @@ def test_three_lines_price_a_model() -> None:
             "tiers = [{above = 1, input = 1.5}]\ninput = 1",
             'input: 1.5 is a float; money is exact, quote it: input = "1.5"',
         ),
-        ("", 'prices: price 1 (m): input: no price; write for example input = "2.50" and output = "10"'),
+        (
+            "",
+            'prices: price 1 (m): input: no price; write for example input = "2.50" and output = "10", or free = true',
+        ),
         (
             'input = 1\n[[price]]\nmodels = ["n", "M"]\ninput = 2',
             "prices: price 2: model: 'm' already has a price of this scope",
@@ -123,6 +183,14 @@ def test_each_mistake_is_one_line(text: str, expected: str) -> None:
             "prices: price 1 (): model: expected names of 1 to 256 characters in quotes",
         ),
         ("[[price]]\nmodel = 4.5\ninput = 1", "model: expected names of 1 to 256 characters in quotes"),
+        ("[[price]]\nmodels = 4\ninput = 1", 'model: expected model = "name", or models = ["name", …]'),
+        ('[[price]]\nkey = "k"\ninput = 1', 'prices: price 1: model: expected model = "name", or models = ["name", …]'),
+        ('[[price]]\nmodels = ["*"]\ninput = 1', 'models: "*" needs a provider, a key or a route beside it'),
+        ('[[price]]\nprovider = "p"\nmodels = ["*", "m"]\ninput = 1', '"*" is every model; remove it, or the names'),
+        (
+            '[[price]]\nprovider = "p"\nmodels = ["*"]\nfree = true',
+            'free: needs the names of the models; "*" prices none',
+        ),
     ],
 )
 def test_what_is_no_price_file_is_told(text: str, expected: str) -> None:
@@ -152,44 +220,23 @@ def test_read_names_the_file(tmp_path: Path) -> None:
     assert read(path) == parse(GOOD)
 
 
-def test_fingerprint_is_of_the_prices() -> None:
-    """A8: order, spelling and the ambient decimal context change nothing; any price, name, day or tier does."""
-    a, b = '[[price]]\nmodel = "a"\ninput = "2.50"\n', '[[price]]\nmodel = "b"\ninput = "1"\n'
-    first = fingerprint(parse(a + b))
-    with localcontext(prec=1, capitals=0):
-        assert fingerprint(parse(b + a.replace("2.50", "2.5"))) == first
-    assert len(first) == 12
-    changed = [
-        a.replace("2.50", "2.51"),
-        a.replace('"a"', '"c"'),
-        a + "from = 2026-01-01\n",
-        a + 'service_tier = "flex"\n',
+def test_tables_are_entries_too() -> None:
+    """What a program or the settings hand over as plain tables is checked like a file, with days and prices as text."""
+    table = {"model": "m", "input": "2.50", "from": "2026-01-01", "until": "2026-02-01T12:00:00+02:00"}
+    written = parse(PRICED + 'input = "2.50"\nfrom = 2026-01-01\nuntil = 2026-02-01T12:00:00+02:00')
+    assert entries([table]) == written
+    with pytest.raises(ConfigError) as caught:
+        entries([{"model": "m", "input": 2.5}, {"model": "n", "ouput": "1"}], "settings: prices")
+    assert str(caught.value).splitlines() == [
+        'settings: prices: price 1 (m): input: 2.5 is a float; money is exact, quote it: input = "2.5"',
+        "settings: prices: price 2 (n): ouput: unknown field; did you mean output?",
     ]
-    changed += [a + "multiplier = 1\n", a + 'provider = "x"\n', a + "request = 0\n", a + 'geo = "us"\n']
-    assert len({first, *(fingerprint(parse(entry + b)) for entry in changed)}) == len(changed) + 1
 
 
-def test_whole_lists_replace_and_changes_add() -> None:
-    """An entry with input or output replaces the list below; one with neither changes what it names, and multiplies."""
-    below = {"input": ((0, Decimal(2)),), "cache_read": ((0, Decimal(1)),)}
-    whole, change, factor = parse(
-        '[[price]]\nmodel = "a"\ninput = 3\n[[price]]\nmodel = "b"\nweb_search = 10\n[[price]]\nmodel = "c"\nmultiplier = "1.1"'
-    )
-    assert whole.over(below) == {"input": ((0, Decimal(3)),)}
-    assert change.over(below) == {**below, "web_search": ((0, Decimal(10)),)}
-    assert factor.over(below) == {"input": ((0, Decimal("2.2")),), "cache_read": ((0, Decimal("1.1")),)}
-
-
-def test_newest_of_a_scope_general_scopes_first() -> None:
-    """Of one scope the newest started one counts; scopes are applied from general to special."""
-    head = '[[price]]\nmodel = "m"\n'
-    old, new, later, tier, mine = parse(
-        f"{head}input = 1\n{head}input = 2\nfrom = 2026-01-01\n{head}input = 3\nfrom = 2027-01-01\n"
-        f'{head}input = 4\nservice_tier = "flex"\n{head}input = 5\nprovider = "p"\n'
-    )
-    at_us = 1_780_000_000_000_000
-    assert in_force([(True, entry) for entry in (later, tier, new, mine, old)], at_us) == [new, mine, tier]
-    assert in_force([(True, old), (False, new)], at_us) == [new, old]
+def test_shipped_entries_are_good() -> None:
+    """The data that come with the package pass the same checks, name a provider each, and are read once."""
+    assert shipped() is shipped()
+    assert all(entry.provider is not None and entry.key is entry.route is None for entry in shipped())
 
 
 def test_every_kind_can_be_priced() -> None:

@@ -13,7 +13,16 @@ from genai_prices.types import (
     ClauseStartsWith,
 )
 
-from tollkeeper.prices.names import accepts, dashed_date, equal_names, has_pattern, is_form, spellings, vendor
+from tollkeeper.prices.names import (
+    accepts,
+    dashed_date,
+    equal_names,
+    has_pattern,
+    is_form,
+    is_placed,
+    spellings,
+    vendor,
+)
 
 SONNET = ClauseStartsWith("claude-sonnet-4-5")
 ARGON = ClauseAnd([ClauseStartsWith("argon"), ClauseRegex(r"^(?!.*-tts)")])
@@ -114,3 +123,15 @@ def test_what_a_clause_declares() -> None:
     assert (list(equal_names(names)), has_pattern(names)) == (["a", "b"], False)
     assert (list(equal_names(mixed)), has_pattern(mixed)) == (["a"], True)
     assert has_pattern(ARGON)
+
+
+def test_places_in_front() -> None:
+    """A region, vendor or profile in front says more than the bare name; another model, or another name around it, does not."""
+    name = "claude-sonnet-4-5-20250929"
+    for placed in (
+        f"us.anthropic.{name}-v1:0", f"global.anthropic.{name}-v1:0", f"anthropic.{name}", f"US.anthropic.{name}",
+        f"arn:aws:bedrock:us-east-1:123456789012:inference-profile/eu.anthropic.{name}-v1:0",
+    ):  # fmt: skip
+        assert is_placed(placed, name)
+    for other in (name, f"{name}-v1:0", f"us.anthropic.{name}-fast", f"my-{name}", "gpt-4o", f"openai/{name}"):
+        assert not is_placed(other, name)

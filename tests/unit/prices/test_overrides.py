@@ -10,7 +10,7 @@ from tests.pricing import charge, overridden, provider, us
 
 from tollkeeper.errors import ConfigError
 from tollkeeper.prices import PriceBook
-from tollkeeper.prices.data import VERSION
+from tollkeeper.prices.file import parse
 from tollkeeper.values import Term, Usage
 
 DAY_US = 86_400_000_000
@@ -58,6 +58,18 @@ def test_override_covers_the_dated_names_of_its_model(model: str, usd: str) -> N
     assert charge(Usage(input=1), model, place=provider(), book=book).terms[0].usd == usd
 
 
+@pytest.mark.parametrize(("bound", "first"), [("above", 1001), ("from_tokens", 1000)])
+def test_tiers_at_their_bounds(bound: str, first: int) -> None:
+    """A4: at N-1, N and N+1 tokens of the whole prompt, for an exclusive and an inclusive bound; the whole call is priced so."""
+    book = overridden(
+        f'[[price]]\nmodel = "m"\ninput = 1\noutput = 2\ntiers = [{{{bound} = 1000, input = 3, output = 4}}]'
+    )
+    for prompt in (999, 1000, 1001):
+        found = charge(Usage(input=prompt - 900, cache_read=900, output=1), "m", book=book)
+        dear = prompt >= first
+        assert [term.usd for term in found.terms] == (["3", "3", "4"] if dear else ["1", "1", "2"])
+
+
 def test_overrides_build_on_each_other() -> None:
     """A discount on a provider and a surcharge on a place multiply; another tier's list stands alone."""
     head = '[[price]]\nmodel = "claude-haiku-4-5"\n'
@@ -85,11 +97,12 @@ def test_override_without_a_provider_told() -> None:
 
 
 def test_load(tmp_path: Path) -> None:
-    """A5: a book of a file has its prices; a negative price is refused at load; no file is the data alone."""
+    """A5: a book of a file or of entries has its prices; a negative price is refused at load; None is without any."""
     path = tmp_path / "prices.toml"
     path.write_text('[[price]]\nmodel = "m"\ninput = "2.50"\noutput = "10"\n')
     assert charge(Usage(input=1_000_000), "m", book=PriceBook.load(path)).amount_nanos == 2_500_000_000
+    assert PriceBook.load(parse(path.read_text())).version == PriceBook.load(path).version
     path.write_text('[[price]]\nmodel = "m"\ninput = "-2.50"\n')
     with pytest.raises(ConfigError, match="negative"):
         PriceBook.load(path)
-    assert PriceBook.load(None).version == VERSION
+    assert PriceBook.load(None).version == PriceBook().version

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import ROUND_UP, Decimal, Inexact, localcontext
 
 import pytest
+from msgspec import structs
 from tests.pricing import NOON, charge, overridden, provider, us
 
 from tollkeeper.prices import PriceBook
@@ -110,7 +111,8 @@ def test_unpriced_is_not_zero() -> None:
     ("usage", "model", "missing"),
     [
         (Usage(input=1, web_search=2), "o1", ("web_search",)),
-        (Usage(input=1, input_audio=5), "gpt-4o-audio-preview", ("input_audio",)),
+        (Usage(input=1, input_audio=5), "gpt-4o", ("input_audio",)),
+        (Usage(input=1, output_image=5), "gpt-4o", ("output_image",)),
         (Usage(input=1, output=5), "text-embedding-3-small", ("output",)),
         (Usage(input=1, cache_write_1h=5), "gpt-5.6-luna", ("cache_write_1h",)),
     ],
@@ -157,8 +159,9 @@ def test_ambient_context_changes_nothing() -> None:
 def test_charge_names_version_and_unit_prices() -> None:
     """A8: the price version is the data's and the overrides'; the terms alone give the amount again."""
     book = overridden('[[price]]\nmodel = "my-model"\ninput = "1"')
-    assert PriceBook().version == VERSION
     assert VERSION.startswith("genai-prices/0.2.")
+    assert PriceBook().version.startswith(f"{VERSION}+")
+    assert PriceBook().version != book.version
     assert book.version.startswith(f"{VERSION}+")
     assert len(book.version) == len(VERSION) + 13
     found = charge(Usage(input=1000, cache_read=24, output=7), "gpt-4o-mini", place=provider(), book=book)
@@ -181,6 +184,46 @@ def test_reported_cost_counts_and_stands_beside() -> None:
     assert (unknown.amount_nanos, unknown.computed_nanos, unknown.status) == (2_600_000, None, "priced")
     assert charge(None, reported="0").amount_nanos == 0
     assert charge(Usage(input=1), place=provider(), reported="1", estimated=True).status == "estimated"
+
+
+@pytest.mark.parametrize(
+    ("usage", "model", "estimated", "amount", "status"),
+    [
+        (Usage(input=1000), "gpt-4o", False, 2_500_000, "priced"),
+        (Usage(input=1000), "gpt-4o", True, 2_500_000, "estimated"),
+        (Usage(input=1000, output_image=1), "gpt-4o", False, 2_510_000, "partial"),
+        (Usage(input=1000), "no-such-model", False, None, "unpriced"),
+        (None, "gpt-4o", False, None, "unpriced"),
+    ],
+)
+def test_ours_counts_where_it_is_set_so(
+    usage: Usage | None, model: str, estimated: bool, amount: int | None, status: str
+) -> None:
+    """A8: with `counts` "computed" the amount and its status are our own, and the provider's figure stands beside."""
+    place = structs.replace(provider(), counts="computed")
+    found = charge(usage, model, place=place, reported="0.0026", estimated=estimated)
+    assert (found.amount_nanos, found.computed_nanos, found.reported_nanos) == (amount, amount, 2_600_000)
+    assert found.status == status
+    silent = charge(Usage(input=1000), place=place)
+    assert (silent.amount_nanos, silent.reported_nanos, silent.status) == (2_500_000, None, "priced")
+
+
+def test_an_image_in_the_prompt_is_text_where_no_price_says_otherwise() -> None:
+    """A4: price lists name images only where they cost something else: no gap, and an own price where there is one."""
+    found = charge(Usage(input=10, input_image=1000), place=provider())
+    assert (found.amount_nanos, found.status) == (2_525_000, "priced")
+    found = charge(Usage(input_image=1000), "gpt-realtime", place=provider())
+    assert (found.terms[0].usd, found.status) == ("5", "priced")
+
+
+def test_audio_by_the_hour() -> None:
+    """A4: seconds are charged at a price for an hour; the one rounding is to the nano, half to even."""
+    found = charge(Usage(audio_seconds=10), "whisper-large-v3-turbo", place=provider("groq"))
+    assert found.terms == (Term("whisper-large-v3-turbo", "audio_seconds", 10, "0.04", 3600),)
+    assert (found.amount_nanos, found.status) == (111_111, "priced")
+    # 9 s of 0.0000002 USD an hour are half a nano exactly, though the price of one second never ends.
+    tie = overridden('[[price]]\nmodel = "m"\naudio_seconds = "0.0000002"')
+    assert [charge(Usage(audio_seconds=9 * times), "m", book=tie).amount_nanos for times in (1, 3, 5)] == [0, 2, 2]
 
 
 @pytest.mark.parametrize("reported", ["-0.01", "NaN", "sNaN", "Infinity", "1e400", "9007200"])
@@ -293,7 +336,7 @@ def test_cache_is_bounded() -> None:
         book.rates(provider(None), f"made-up-{number}", NOON)
     assert len(book._tables) <= 4096
     book.rates(provider(None), "y" * 257, NOON)
-    assert not any(len(key[2]) > 256 for key in book._tables)
+    assert not any(len(str(key[2])) > 256 for key in book._tables)
     assert charge(Usage(input=1), "m", book=book).status == "priced"
 
 
@@ -314,6 +357,18 @@ def test_quote(model: str, place: str, prompt: int, output: int, tier: str | Non
     """The bound takes the dearest kind (an hour's cache write), step and tier, standard or asked, and the fee."""
     quote = PriceBook().quote_nanos(provider(place), model, prompt, output, NOON, tier=tier)
     assert quote == round(Decimal(usd) * 10**9)
+
+
+def test_quote_of_the_way_asked_for() -> None:
+    """P3: a call that asks for a dearer speed or place is bounded at its price, and a cheaper one at the usual."""
+    book, place = PriceBook(), provider("anthropic")
+    ask = (place, "claude-opus-5-5", 1_000_000, 0, NOON)
+    quotes = [
+        book.quote_nanos(*ask, speed=speed, geo=geo)
+        for speed, geo in ((None, None), ("fast", None), (None, "us"), ("fast", "us"))
+    ]
+    assert quotes == [8_000_000_000, 16_000_000_000, 8_800_000_000, 17_600_000_000]
+    assert book.quote_nanos(*ask, tier="batch") == 8_000_000_000
 
 
 def test_quote_of_the_unpriced() -> None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from tollkeeper.prices.rates import BILLED, PARENTS, Price, call_context, compile_sheet, per
+from tollkeeper.prices.rates import BILLED, PARENTS, Price, call_context, compile_sheet, per, priced_as
 from tollkeeper.values import KINDS, Term, Usage
 
 
@@ -55,7 +55,6 @@ def test_the_whole_prompt_decides_the_step() -> None:
         ("cache_write_5m", "2"),
         ("cache_write_1h", "2"),
         ("input_audio", "2"),
-        ("input_image", "2"),
         ("cache_read_audio", "2"),
         ("output_audio", "8"),
         ("output_image", "8"),
@@ -65,6 +64,19 @@ def test_a_kind_without_its_own_price_takes_its_parents(kind: str, usd: str) -> 
     """A5: the parent's price, and the kind is named as missing."""
     terms, missing, _, known = terms_of({"input": flat("2"), "output": flat("8")}, Usage(**{kind: 7}))
     assert (terms, missing, known) == ([(kind, 7, usd)], [kind], True)
+
+
+def test_an_image_in_the_prompt_is_priced_as_text() -> None:
+    """A4: its parent's price is its own; without any it is missing like the rest."""
+    assert terms_of({"input": flat("2")}, Usage(input_image=7))[:2] == ([("input_image", 7, "2")], [])
+    assert terms_of({"output": flat("2")}, Usage(input_image=7))[1] == ["input_image"]
+
+
+def test_priced_as() -> None:
+    """A5: a kind's own price counts, else its nearest parent's."""
+    assert priced_as({"input", "cache_write_5m"}, "cache_write_1h") == "cache_write_5m"
+    assert priced_as({"input"}, "input") == "input"
+    assert priced_as({"input"}, "web_search") is None
 
 
 def test_one_hour_writes_fall_back_to_five_minute_ones() -> None:

@@ -148,3 +148,11 @@ def test_nothing_else_than_a_value_error(value: object) -> None:
     for check in checks:
         with contextlib.suppress(ValueError):
             check(value)
+
+
+def test_status() -> None:
+    """An HTTP status has three digits, or is not known."""
+    assert [arguments.status(value) for value in (None, 100, 599)] == [None, 100, 599]
+    for value in (99, 600, True, "200", 200.0):
+        with pytest.raises(ValueError, match=r"^http_status: expected a whole number from 100 to 599, got "):
+            arguments.status(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -333,3 +334,51 @@ async def test_ledger_fails_at_the_end(tmp_path: Path, caplog: pytest.LogCapture
                 raise KeyError
         assert "its deadline books it at the estimate: the disk is full" in caplog.text
         assert await live(costs) == 2
+
+
+CHAT: dict[str, Any] = {
+    "id": "chatcmpl-0123456789abcdefghij", "model": "tenth", "choices": [{"message": {"content": "Hi"}}],
+    "usage": {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100},
+}  # fmt: skip
+
+
+async def test_settles_a_reply(tmp_path: Path) -> None:
+    """What the provider's reply says is booked on the hold, whatever its form; the same again counts once."""
+    async with tracker(tmp_path, budgets=[DOLLAR]) as costs:
+        async with costs.hold(**CALL) as hold:
+            told = await hold.settle_response("openai-chat", CHAT, http_status=200)
+            assert (told.booked, told.amount_usd, told.status) == ("booked", Decimal("0.001"), "priced")
+            assert (await hold.settle_response("openai-chat", json.dumps(CHAT))).booked == "repeated"
+            with pytest.raises(Conflict):
+                await hold.settle_response("openai-chat", CHAT | {"usage": None})
+        (entry,) = await booked(costs)
+        assert (entry.usage, entry.dialect, entry.call) == (Usage(input=90, output=10), "openai-chat", hold.request_id)
+        assert (entry.http_status, await live(costs)) == (200, 0)
+
+
+async def test_settles_a_reply_without_usage(tmp_path: Path) -> None:
+    """An estimate stands on the hold's own bound of the prompt, and of the output where no text was seen."""
+    stream: list[dict[str, Any]] = [{"choices": [{"delta": {"content": "Hello"}}]}]
+    for body, seen in ((stream, 5), ([{"choices": [{"delta": {}}]}], 0), ([], 0), (b"data: {", 1000)):
+        async with tracker(tmp_path) as costs, costs.hold(**CALL) as hold:
+            told = await hold.settle_response("openai-chat", body)
+            assert (told.status, told.entry.usage.input) == ("estimated", 100)
+            assert told.entry.usage.output >= seen
+
+
+async def test_a_refusal_frees_the_hold(tmp_path: Path) -> None:
+    """A refusal by the provider costs nothing, and is no mistake of the caller's."""
+    async with tracker(tmp_path, budgets=[DOLLAR]) as costs:
+        async with costs.hold(**CALL) as hold:
+            told = await hold.settle_response("openai-chat", {"error": {"type": "rate_limit"}}, http_status=429)
+            assert (told.amount_usd, told.entry.outcome) == (0, "error")
+        assert (await costs.check_budget("p", "1"))[1:] == (0, 1)
+        for bad, argument in (
+            ({"dialect": "x"}, "dialect"),
+            ({"tier": ""}, "tier"),
+            ({"http_status": 1}, "http_status"),
+        ):
+            async with costs.hold(**CALL) as hold:
+                with pytest.raises(ValueError, match=f"^{argument}: "):
+                    await hold.settle_response(**{"dialect": "openai-chat", "body": CHAT} | bad)
+                await hold.void()

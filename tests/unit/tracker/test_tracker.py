@@ -17,13 +17,7 @@ from tollkeeper.config import load
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.stores import open_store
 from tollkeeper.testing.clock import START_US, ManualClock
-from tollkeeper.tracker import (
-    CostTracker,
-    close_cost_tracker,
-    configuration,
-    get_cost_tracker,
-    reset_cost_tracker,
-)
+from tollkeeper.tracker import CostTracker, configuration
 from tollkeeper.values import Scopes, Usage
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -305,30 +299,6 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("TOLLKEEPER_CONFIG", raising=False)
     (tmp_path / "tollkeeper.toml").write_text('store = "memory:"\ndefault_budget_limit = "7"\n')
     return tmp_path
-
-
-async def test_one_per_process(surroundings: Path) -> None:
-    """Every thread gets the same tracker; closed or reset, the next one is new; `await` opens it."""
-    found: list[CostTracker] = []
-    threads = [threading.Thread(target=lambda: found.append(get_cost_tracker())) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({id(each) for each in found}) == 1
-    first = await get_cost_tracker()
-    assert first is found[0]
-    await close_cost_tracker()
-    await close_cost_tracker()
-    assert first.closed
-    second = get_cost_tracker()
-    assert second is not first
-    mine = CostTracker("memory:", {})
-    await reset_cost_tracker(mine)
-    assert (get_cost_tracker() is mine, second.closed) == (True, True)
-    await mine.close()
-    assert get_cost_tracker() is not mine, "one that its user closed is replaced"
-    await reset_cost_tracker()
 
 
 async def test_settings_from_everywhere(surroundings: Path, monkeypatch: pytest.MonkeyPatch) -> None:

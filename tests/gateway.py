@@ -17,8 +17,9 @@ from tollkeeper import app, config
 from tollkeeper.api import CALLS
 from tollkeeper.clock import Clock
 from tollkeeper.server import BoundedHttp
+from tollkeeper.testing.paths import PATHS
 from tollkeeper.testing.provider import FakeProvider, serving
-from tollkeeper.testing.replies import PATHS, Traits
+from tollkeeper.testing.replies import Traits
 from tollkeeper.values import Entry, Hold
 
 CREDENTIAL = "sk-provider-3f1c9a77"
@@ -26,9 +27,9 @@ ENVIRON = {"PROVIDER_KEY": CREDENTIAL}
 CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How much is the toll?"}]}
 BODIES: dict[str, dict[str, Any]] = {
     "openai-chat": CHAT,
-    "openai-responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
     "openai-embeddings": {"model": "text-embedding-3-small", "input": "toll"},
     "anthropic-messages": CHAT | {"model": "claude-haiku-4-5", "max_tokens": 20},
+    "openai-responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
 }
 """A small good request in each dialect. A new dialect needs one here: the tests go through api.CALLS."""
 ASKS = [(path, BODIES[name]) for path, name in CALLS.items()]
@@ -103,11 +104,6 @@ class Gateway:
     async def connect(self, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self.url.removeprefix("http://").split(":")
         return await asyncio.open_connection(host, int(port), **options)
-
-
-def is_end(event: bytes) -> bool:
-    """Whether an event is its dialect's end marker."""
-    return b"[DONE]" in event or b'"type":"message_stop"' in event or b'"type":"response.completed"' in event
 
 
 def pieces(path: str, body: dict[str, Any]) -> list[bytes]:

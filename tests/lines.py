@@ -20,9 +20,15 @@ GOOD = Provided(
 )  # fmt: skip
 STAYS = Manners(manner="stays", leaves_s=None, slow_s=0, stops_at=0)
 LIMITS = Limits(first_byte_s=4, idle_s=3, total_s=12, hold_ttl_s=30, drain_s=5, drain_limit=8, default_output_cap=64)
-STREAMS = [("openai-chat", True), ("openai-responses", True), ("anthropic-messages", True)]
+STREAMS = [("openai-chat", True), ("anthropic-messages", True), ("openai-responses", True)]
 SLOW = Ledger(latency_s=0.01)
-SHAPES = [*STREAMS, *((dialect, False) for dialect, _ in STREAMS), ("openai-embeddings", False)]
+SHAPES = [
+    *STREAMS,
+    ("openai-chat", False),
+    ("anthropic-messages", False),
+    ("openai-responses", False),
+    ("openai-embeddings", False),
+]
 
 
 def a_call(

@@ -29,12 +29,13 @@ VAGUE = {"util", "utils", "helper", "helpers", "common", "base", "manager", "ser
 
 #: Modules in which an amount of money may stand: no float gets near it.
 MONEY = ("money", "values", "prices/*", "estimate", "settlement", "ledger", "book", "dialects/*", "stores/*")
-MONEY += ("reports", "tracker/*")
+MONEY += ("reports", "tracker/*", "importing/*")
 
 #: Modules without a test file of their own name, and the test file that covers them.
 OWNERS = {
     "testing/conformance": "conformance/test_stores.py",
     "testing/faults": "integration/test_fake_provider.py",
+    "testing/paths": "integration/test_fake_provider.py",
     "testing/provider": "integration/test_fake_provider.py",
     "testing/replies": "integration/test_fake_provider.py",
     "testing/samples": "conformance/test_stores.py",

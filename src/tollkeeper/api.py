@@ -31,9 +31,9 @@ Send = Callable[[Message], Awaitable[None]]
 #: Path → dialect of every billable route: a POST there is a call on the line.
 CALLS: Final[dict[str, str]] = {
     "/v1/chat/completions": "openai-chat",
-    "/v1/responses": "openai-responses",
     "/v1/embeddings": "openai-embeddings",
     "/v1/messages": "anthropic-messages",
+    "/v1/responses": "openai-responses",
 }
 #: The same for what costs nothing: passed through, neither held nor booked.
 FREE: Final[dict[str, str]] = {

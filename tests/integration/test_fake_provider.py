@@ -1,4 +1,4 @@
-"""The fake provider, asked by the official SDKs and byte by byte: what every other integration test stands on."""
+"""The fake provider and its replies, asked by the official SDKs and byte by byte: what every other integration test stands on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from tollkeeper.testing.faults import Piece, distort
+from tollkeeper.testing.paths import PATHS
 from tollkeeper.testing.provider import (
     Cut,
     Endless,
@@ -28,16 +29,15 @@ from tollkeeper.testing.provider import (
     WrongJson,
     serving,
 )
-from tollkeeper.testing.replies import PATHS
 from tollkeeper.values import Usage
 
 CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How much is the toll?"}]}
 MESSAGES = CHAT | {"model": "claude-haiku-4-5", "max_tokens": 20}
 BODIES = {
     "/v1/chat/completions": CHAT,
-    "/v1/responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
     "/v1/embeddings": {"model": "text-embedding-3-small", "input": "toll"},
     "/v1/messages": MESSAGES,
+    "/v1/responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
 }
 
 
@@ -245,7 +245,7 @@ async def test_client_that_leaves() -> None:
     assert [billed.complete for billed in provider.bill] == [False, False]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 async def test_error_inside_a_stream(path: str) -> None:
     """An error event follows good events with status 200, and no end marker follows it."""
     async with posting(FakeProvider([ErrorEvent(3)]), BODIES[path] | {"stream": True}, path) as response:
@@ -254,7 +254,7 @@ async def test_error_inside_a_stream(path: str) -> None:
     assert response.status == 200
     assert len(good) == 3
     assert b"verloaded" in error
-    assert error.startswith(b'data: {"error":' if path == "/v1/chat/completions" else b"event: error\n")
+    assert error.startswith(b'data: {"error":' if "chat" in path else b"event: error\n")
     assert rest == b""
 
 

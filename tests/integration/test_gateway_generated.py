@@ -59,7 +59,6 @@ TEXTS = [
     '"yes"',
 ]
 NAMES = ["model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n", "user", "metadata",
-         "max_output_tokens", "background", "reasoning",
          "input", "tools", "system", "include_usage", "service_tier", "content", "type", "\\u006dodel", "x", ""]  # fmt: skip
 MARKS = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\0", b"\xff", b"\xef\xbb\xbf", b" ", b"\r\n", b"//", b"NaN"]
 TOKENS = [

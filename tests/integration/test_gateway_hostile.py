@@ -59,9 +59,12 @@ BAD_FIELDS = {
 @pytest.mark.parametrize("text", BAD_FIELDS.values(), ids=BAD_FIELDS.keys())
 async def test_bad_fields(tmp_path: Path, path: str, body: dict[str, Any], text: str) -> None:
     """H4: duplicate keys, what is not JSON, and counts that no call can have are a 400 in the dialect's shape."""
+    if "responses" in path:
+        text = text.replace("max_tokens", "max_output_tokens")
     without = {name: value for name, value in body.items() if not (name == "max_tokens" and name in text)}
-    unknown = {"/v1/embeddings": ("max_tokens", "stream"), "/v1/responses": ("max_tokens",)}.get(path, ())
-    harmless = any(name in text for name in unknown) or text == BAD_FIELDS["half a surrogate"]
+    harmless = ("embeddings" in path and ("max_tokens" in text or "stream" in text)) or text == BAD_FIELDS[
+        "half a surrogate"
+    ]
     async with gateway(tmp_path, settings=SETTINGS) as gw:
         async with gw.post(path, with_field(without, text)) as response:
             if harmless and response.status == 200:

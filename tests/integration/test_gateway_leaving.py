@@ -57,7 +57,7 @@ async def test_drained(tmp_path: Path, path: str, body: dict[str, Any], after: i
 async def test_cancelled(tmp_path: Path, path: str, body: dict[str, Any], after: int | str) -> None:
     """D1: with on_disconnect = "cancel" the provider is left at once and an upper bound is booked, marked so.
 
-    After "n" its usage was told already: that is booked.
+    After "n" its usage was told already: that is booked. A response tells it with its end alone.
     """
     stall, events = stalled(path, body, after)
     async with gateway(tmp_path, FakeProvider(always=stall), 'on_disconnect = "cancel"\n') as gw:
@@ -65,8 +65,8 @@ async def test_cancelled(tmp_path: Path, path: str, body: dict[str, Any], after:
         entry = await gw.entry()
         assert gw.app.gate.draining == 0
     (billed,) = gw.fake.bill
+    told = after == "n" and "responses" not in path
     assert not billed.complete
-    told = after == "n" and "responses" not in path  # there the usage comes with the end marker
     assert (entry.outcome, entry.charge.status) == ("left", "priced" if told else "estimated")
     assert entry.usage.output >= billed.usage.output
     assert entry.usage.input_tokens >= billed.usage.input_tokens

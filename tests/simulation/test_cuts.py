@@ -9,7 +9,6 @@ import pytest
 from tests.lines import STREAMS, a_call, entry, events, played
 
 from tollkeeper.testing.simulate import Run
-from tollkeeper.testing.stage import END_MARKERS
 
 
 def cut_at(dialect: str, byte: int, size: int) -> Run:
@@ -21,9 +20,12 @@ def check(run: Run, byte: int, content: int, usage: int) -> None:
     """One entry; the client learns of the cut, without an end marker; what was said last is booked exactly."""
     found, body = entry(run), bytes(run.stories[0].body)
     assert (found.outcome, found.charge.status) == ("cut", "priced" if byte >= usage else "estimated"), byte
-    assert not any(marker in body for marker in END_MARKERS)
+    assert b"[DONE]" not in body
+    assert b'"type":"message_stop"' not in body
+    assert b'{"type":"response.completed"' not in body
     assert b"stream_broken" in body
-    assert run.stories[0].status == (200 if re.search(rb"chatcmpl|message_start|response.created", body) else 502)
+    begins = (b"chatcmpl", b"message_start", b"response.created")
+    assert run.stories[0].status == (200 if any(mark in body for mark in begins) else 502)
     if byte < content:  # no text was seen: nobody knows what was generated
         assert found.usage.output == 20
 
@@ -33,8 +35,8 @@ def places(dialect: str) -> tuple[list[int], int, int]:
     raw = events(a_call(dialect, True))
     ends = list(accumulate(map(len, raw)))
     text = next(n for n, event in enumerate(raw) if re.search(rb'"(content|text|delta)":"[^"]', event))
-    usage = max(n for n, event in enumerate(raw) if b'"usage":{' in event)
-    assert usage == (len(raw) - 1 if dialect == "openai-responses" else len(raw) - 2)
+    usage = -1 if dialect == "openai-responses" else -2  # a response tells it in its end marker
+    assert b"usage" in raw[usage]
     return ends, ends[text] - 2, ends[usage] - 2
 
 
@@ -66,7 +68,7 @@ def test_cut_after_the_end_marker(dialect: str, stream: bool) -> None:
     assert b"stream_broken" not in run.stories[0].body
 
 
-@pytest.mark.parametrize("dialect", [dialect for dialect, _ in STREAMS])
+@pytest.mark.parametrize("dialect", ["openai-chat", "anthropic-messages", "openai-responses"])
 def test_a_whole_body_cut_at_every_byte(dialect: str) -> None:
     """D3: half a body is no reply: 502, one entry, and the most that it can have cost."""
     (body,) = events(a_call(dialect, False))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import prices
+from tollkeeper.cli import imports, prices
 from tollkeeper.cli.options import ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FAILED: Final = 2
-Dialect = Literal["openai-chat", "openai-responses", "openai-embeddings", "anthropic-messages"]
+Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages", "openai-responses"]
 
 app = typer.Typer(
     name="tollkeeper", help="An LLM gateway that keeps exact accounts.", add_completion=False,
@@ -240,6 +240,9 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
         typer.echo(f"{len(wrong):,} differences in {checked} over {size.entries:,} entries", err=True)
         raise typer.Exit(1)
     typer.echo(f"{checked} agree with {size.entries:,} entries")
+
+
+app.command("import")(imports.bring)
 
 
 @app.command("demo")

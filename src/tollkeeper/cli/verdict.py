@@ -19,7 +19,6 @@ from tollkeeper.errors import BadRequest, BudgetExceeded, RateLimited, UnknownMo
 from tollkeeper.estimate import Expectation, estimate, expected
 from tollkeeper.ledger import BalanceKey
 from tollkeeper.prices import PriceBook
-from tollkeeper.prices.rates import Rates
 from tollkeeper.routing import Table
 from tollkeeper.stores import Reader
 from tollkeeper.values import Ask, Budget, Hold, Quote, Route, Scopes, Standing, Usage
@@ -56,11 +55,10 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
 
 
-def read_draft(draft: Draft, table: Table, rates: Callable[[Route], Rates | None]) -> tuple[Ask, tuple[Route, ...]]:
+def read_draft(draft: Draft, table: Table, is_priced: Callable[[Route], bool]) -> tuple[Ask, tuple[Route, ...]]:
     """The ask that a draft comes to, and where it may go. Raises BadRequest, UnknownModel.
 
-    Without a dialect the first one counts in which the model has a price, else the first one that has a route. A model
-    whose output has no price is one for embeddings.
+    Without a dialect the first one counts in which the model has a price, else the first one that has a route.
     """
     fields = _fields(draft)
     found: dict[str, tuple[Route, ...]] = {}
@@ -72,15 +70,10 @@ def read_draft(draft: Draft, table: Table, rates: Callable[[Route], Rates | None
             found[name] = table.candidates(str(fields["model"]), name)
         except UnknownModel as error:
             unknown = unknown or error
-    priced = {name: known for name, candidates in found.items() if (known := rates(candidates[0])) is not None}
+    priced = [name for name, candidates in found.items() if is_priced(candidates[0])]
     if unknown is not None and not priced:
         raise unknown
-    likely = [
-        name
-        for name, known in priced.items()
-        if (name == "openai-embeddings") == (known.bands[0].dearest_output is None)
-    ]
-    name = next(iter(likely or priced or found))
+    name = next(iter(priced or found))
     return DIALECTS[name].read_ask(msgspec.json.encode(_body(fields, name))), found[name]
 
 
@@ -98,24 +91,25 @@ def _fields(draft: Draft) -> dict[str, Any]:
     if "model" not in fields:
         raise BadRequest("--model: is required where FILE names none; give a model such as gpt-4o-mini")
     if draft.max_tokens is not None:
-        for name in ("max_completion_tokens", "max_output_tokens"):
-            fields.pop(name, None)
+        fields.pop("max_completion_tokens", None)
         fields["max_tokens"] = draft.max_tokens
     return fields
 
 
 def _speakable(fields: dict[str, Any]) -> list[str]:
-    if "input" in fields and "messages" not in fields:
-        return ["openai-responses", "openai-embeddings"]
-    left_out = ("openai-embeddings",) if "prompt" in fields else ("openai-embeddings", "openai-responses")
-    return [name for name in DIALECTS if name not in left_out]
+    if "input" in fields and "messages" not in fields:  # one name means an embedding, every other one a reply
+        both = ["openai-embeddings", "openai-responses"]
+        return both if "embed" in str(fields["model"]) else both[::-1]
+    if isinstance(fields.get("prompt"), dict):  # stored at the provider
+        return ["openai-responses"]
+    return [name for name in DIALECTS if name != "openai-embeddings"]
 
 
 def _body(fields: dict[str, Any], dialect: str) -> dict[str, Any]:
     """A bare prompt, and the cap of --max-tokens, as the dialect would carry them."""
     if dialect == "openai-responses" and "max_tokens" in fields:
-        fields = {("max_output_tokens" if name == "max_tokens" else name): fields[name] for name in fields}
-    if "prompt" not in fields:
+        fields = {"max_output_tokens" if name == "max_tokens" else name: value for name, value in fields.items()}
+    if "prompt" not in fields or isinstance(fields["prompt"], dict):
         return fields
     rest = {name: value for name, value in fields.items() if name != "prompt"}
     if dialect in ("openai-embeddings", "openai-responses"):
@@ -130,7 +124,7 @@ async def preview(config: Config, reader: Reader | None, draft: Draft, scopes: S
     """
     prices = PriceBook.load(config.prices)
     ask, candidates = read_draft(
-        draft, routes(config, prices), lambda route: prices.rates(route.provider, route.model, now_us)
+        draft, routes(config, prices), lambda route: prices.rates(route.provider, route.model, now_us) is not None
     )
     quote = estimate(
         prices, ask, candidates, default_output_cap=config.default_output_cap, model_output_caps=config.output_caps,

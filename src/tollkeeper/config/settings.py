@@ -150,8 +150,8 @@ Duration = Annotated[int | None, BeforeValidator(_duration)]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 ProviderName = Annotated[str, BeforeValidator(_provider_name)]
 UrlPath = Annotated[str, BeforeValidator(_url_path)]
-Dialect = Literal["openai-chat", "openai-responses", "openai-embeddings", "anthropic-messages"]
-Quirk = Literal["max_tokens", "no_done", "no_stream_options", "every_search_item"]
+Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages", "openai-responses"]
+Quirk = Literal["every_search_item", "max_tokens", "no_done", "no_stream_options"]
 DIALECTS: Final[tuple[str, ...]] = get_args(Dialect)
 QUIRKS: Final[tuple[str, ...]] = get_args(Quirk)
 
@@ -207,7 +207,7 @@ class ProviderTable(_Table):
     dialects: tuple[Dialect, ...] | None = Field(None, min_length=1, description="the wire formats that it speaks")
     headers: dict[str, str] = Field({}, description="headers for it, where the client sends none of that name")
     quirks: tuple[Quirk, ...] | None = Field(
-        None, description="how it differs on the wire: max_tokens, no_done, no_stream_options, every_search_item"
+        None, description="how it differs on the wire: every_search_item, max_tokens, no_done, no_stream_options"
     )
     prices: str | None = Field(None, description="its id in the price data")
     counts: Literal["reported", "computed"] | None = Field(

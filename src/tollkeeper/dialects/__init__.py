@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from tollkeeper.dialects import anthropic_messages, bedrock_converse, openai_chat, openai_embeddings, openai_responses
+from tollkeeper.dialects import (
+    anthropic_messages,
+    bedrock_converse,
+    openai_chat,
+    openai_embeddings,
+    openai_responses,
+)
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Reading
@@ -71,7 +77,7 @@ class Dialect(Metered, Protocol):
         ...
 
 
-_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_responses, openai_embeddings, anthropic_messages)
+_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_embeddings, anthropic_messages, openai_responses)
 DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}
 METERED: Final[dict[str, Metered]] = {**DIALECTS, bedrock_converse.name: bedrock_converse}
 HOMES: Final[dict[str, str]] = {bedrock_converse.name: bedrock_converse.provider}

@@ -36,7 +36,7 @@ from tollkeeper.dialects.json_reply import (
     is_there,
 )
 from tollkeeper.dialects.likeness import Likeness
-from tollkeeper.dialects.openai_wire import Counted, broken, read_usage, refusal
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, Counted, broken, read_usage, refusal
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading
 
@@ -45,8 +45,6 @@ __all__ = ["broken", "name", "path", "read_ask", "reducer", "refusal", "write_bo
 name: Final = "openai-chat"
 path: Final = "/chat/completions"
 
-IMAGE_TOKENS: Final = 50_000
-"""An image, by URL or inline: gpt-4o-mini counts the most, 2,833 + 8 tiles of 5,667 = 48,169."""
 SEARCH_TOKENS: Final = 50_000
 """What a search that runs at the provider may add to the prompt. A declared bound: one recorded search added 8,000."""
 MAX_CHOICES: Final = 128

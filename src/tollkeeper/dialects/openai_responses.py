@@ -1,29 +1,26 @@
-"""OpenAI responses, as OpenAI, Azure, xAI, DeepSeek, OpenRouter and Groq speak them.
+"""OpenAI responses, as OpenAI, Azure, DeepSeek, xAI and OpenRouter speak it.
 
-A stream ends with the event that carries the whole response once more: `response.completed`, `response.incomplete` (capped
-or filtered, and billed) or `response.failed`. Usage stands there alone; before it is null. `[DONE]`, which some resellers
-add, ends nothing. A response that fails with `usage: null` before anything was generated used nothing: that is the
-provider's last word. After content its usage is not known.
+A reply is one `response` object: the whole body, or inside a stream's events. Its usage is null until the event that ends
+the stream: completed, incomplete, failed or cancelled. Searches, containers and images are billed beside the tokens and are
+counted once, in that last object: by the provider's own count where it states one, else by the items of `output`.
 
-Text is what comes in a `delta`. An item of the output that came without any (a search, a call) is counted by its own bytes.
-Reasoning of which a summary or nothing is shown is `unseen`. An event of an unknown kind is relayed, and is content if it
-has a delta.
+A response that failed before anything was generated costs nothing; one that failed later and tells no usage is estimated.
+Content is text that was seen, because that is what bounds an estimate: a thought or an image that leaves no text behind is
+none, and then the hold's own bound counts.
 """
 
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Final
 
 import msgspec
-from msgspec import structs
 
-from tollkeeper.dialects import openai_tools
 from tollkeeper.dialects.json_body import (
     FILE_TOKENS,
     media_tokens,
     read_count,
-    read_field,
     read_flag,
     read_model,
     read_object,
@@ -40,7 +37,8 @@ from tollkeeper.dialects.json_reply import (
     is_there,
     read_members,
 )
-from tollkeeper.dialects.openai_wire import Counted, error_members, read_response_usage, refusal
+from tollkeeper.dialects.openai_responses_usage import Response, read_response, read_spent
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, refusal, shown_error
 from tollkeeper.errors import BadRequest, TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading, Usage
@@ -50,30 +48,37 @@ __all__ = ["broken", "name", "path", "read_ask", "reducer", "refusal", "write_bo
 name: Final = "openai-responses"
 path: Final = "/responses"
 
-IMAGE_TOKENS: Final = 50_000
-"""An image, by URL, by id or inline: gpt-4o-mini counts the most, 2,833 + 8 tiles of 5,667 = 48,169."""
-HOSTED_TOKENS: Final = 200_000
-"""What the provider may add to the prompt by rounds of its own: a tool that runs there, whose results come back as input,
-or reasoning in another mode than standard. A declared bound, not a proven one: recorded searches added up to 10,000
-tokens, mode "pro" 1,500."""
-HELD_TOKENS: Final = 2_000_000
-"""What the provider holds and the body only names: an earlier response, a conversation, an item, a prompt. No prompt is
-larger than its model's context, and this is the largest in the price data (grok-4-fast; OpenAI's is 1,050,000)."""
-UNFINISHED: Final = "unfinished"
-"""`Reading.note` of a body that is no end: its response is queued or in progress."""
+HELD_TOKENS: Final = 250_000
+"""What the provider already holds and puts into the prompt: an earlier response, a conversation, a stored item or prompt.
+A declared bound, not a proven one: the largest context windows have four times as much."""
+TOOL_TOKENS: Final = 200_000
+"""What each tool that runs at the provider may add to the prompt, turn after turn: a declared bound, as for Anthropic's."""
+MODE_TOKENS: Final = 50_000
+"""What `reasoning.mode` ("pro") adds to the prompt: a declared bound. One recorded call went from 235 bytes to 1,522 tokens."""
 
-_HOSTED: Final = re.compile(
-    rb'"type"\s*:\s*"(?:openrouter:)?(?:web_search(?:_preview)?(?:_\d{4}_\d\d_\d\d)?|x_search|file_search|collections_search'
-    rb'|code_interpreter|code_execution|container_auto|container_reference|mcp|image_generation)"'
-)
 _MEDIA: Final = (
-    (b"input_image", re.compile(rb'"type"\s*:\s*"input_image"'), IMAGE_TOKENS),
-    (b"computer_screenshot", re.compile(rb'"type"\s*:\s*"computer_screenshot"'), IMAGE_TOKENS),
-    (b"image_generation_call", re.compile(rb'"type"\s*:\s*"image_generation_call"'), IMAGE_TOKENS),
-    (b"input_file", re.compile(rb'"type"\s*:\s*"input_file"'), FILE_TOKENS),
-    (b'"tools"', _HOSTED, HOSTED_TOKENS),
+    (
+        b"image",
+        re.compile(rb'"type"\s*:\s*"(?:input_image|computer_screenshot|image_generation_call)"'),
+        IMAGE_TOKENS,
+    ),
+    (b'"input_file"', re.compile(rb'"type"\s*:\s*"input_file"'), FILE_TOKENS),
 )
-_HOLDERS: Final = ("previous_response_id", "conversation", "prompt")
+_MODE: Final = re.compile(rb'"mode"\s*:\s*"')
+_STORED_ITEM: Final = re.compile(rb'"type"\s*:\s*"item_reference"')
+_HELD: Final = ("previous_response_id", "conversation", "prompt")
+_AT_THE_CLIENT: Final = frozenset((
+    "function", "custom", "namespace", "local_shell", "apply_patch", "computer", "computer_use", "computer_use_preview",
+))  # fmt: skip
+"""Tools that the caller runs. Every other one runs at the provider, also one that is not known yet."""
+
+
+class _Tool(msgspec.Struct):
+    type: str = ""
+    model: str | None = None  #: of image_generation
+
+
+_TOOLS: Final = msgspec.json.Decoder(list[_Tool] | None)
 
 
 def read_ask(body: bytes, target: str = "") -> Ask:
@@ -83,23 +88,19 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     stream = read_flag(fields, "stream")
     if read_flag(fields, "background") and not stream:
         raise BadRequest(
-            "background: the end of a response in the background is not seen here, so it cannot be counted; "
-            'leave it out, or add "stream": true.'
+            "background: without stream the reply ends where this gateway does not see what it used; "
+            "set stream to true, or leave background out."
         )
-    inline, refers = _input(fields)
-    beyond = media_tokens(body, _MEDIA)
-    if refers or any(is_there(fields.get(holder, ABSENT)) for holder in _HOLDERS):
-        beyond += HELD_TOKENS
-    reasoning = read_field(fields, "reasoning", _REASONING, "an object with mode as text")
-    if reasoning is not None and reasoning.mode not in (None, "standard"):
-        beyond += HOSTED_TOKENS
+    asked = fields.get("input")
+    if asked is not None and bytes(asked)[:1] not in (b'"', b"[") and is_there(asked):
+        raise BadRequest("input: expected text or a list of items.")
     return Ask(
         dialect=name,
         path=path,
         model=read_model(fields),
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - inline + template_tokens(fields) + beyond,
+        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + _beyond_bytes(body, fields),
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),
@@ -115,51 +116,56 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     return write_object(fields)
 
 
-class _Reasoning(msgspec.Struct):
-    mode: str | None = None
+def _beyond_bytes(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
+    """Prompt tokens that do not stand in the body."""
+    tokens = media_tokens(body, _MEDIA)
+    if any(is_there(fields.get(field, ABSENT)) for field in _HELD) or (
+        b'"item_reference"' in body and _STORED_ITEM.search(body)
+    ):
+        tokens += HELD_TOKENS
+    if _MODE.search(fields.get("reasoning", b"")):
+        tokens += MODE_TOKENS
+    for tools in ("tools", "plugins"):  # OpenRouter's plugins search, too
+        tokens += TOOL_TOKENS * sum(tool.type not in _AT_THE_CLIENT for tool in _tools(fields.get(tools, ABSENT)))
+    return tokens
 
 
-_REASONING: Final = msgspec.json.Decoder(_Reasoning | None)
+def _tools(raw: msgspec.Raw) -> list[_Tool]:
+    try:
+        return (_TOOLS.decode(raw) if len(raw) else None) or []
+    except UNREADABLE:
+        return []
 
 
 class _Piece(msgspec.Struct):
-    type: str | None = None
     image_url: msgspec.Raw = ABSENT
 
 
 class _Item(msgspec.Struct):
-    type: str | None = None
-    role: str | None = None
+    type: str = ""
     content: list[_Piece] | str | None = None
-    output: list[_Piece] | _Piece | str | None = None  #: of a tool's call
-    result: msgspec.Raw = ABSENT  #: an image that an earlier response made
+    output: list[_Piece] | _Piece | str | None = None  #: of a tool that the caller ran
+    result: msgspec.Raw = ABSENT  #: of image_generation_call
 
 
-_IMAGES: Final = frozenset(("input_image", "computer_screenshot"))
-_INPUT: Final = msgspec.json.Decoder(list[_Item] | str | None)
+_ITEMS: Final = msgspec.json.Decoder(list[_Item])
 
 
-def _input(fields: dict[str, msgspec.Raw]) -> tuple[int, bool]:
-    """Bytes of images inside the input, and whether one of its items only names what the provider holds.
-
-    Images are pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length.
-    """
+def _inline_images(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
+    """Bytes of images inside the body: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
+    if b"data:image/" not in body and b'"image_generation_call"' not in body:
+        return 0
     try:
-        items = _INPUT.decode(fields.get("input", b"null"))
+        items = _ITEMS.decode(fields.get("input", b"[]"))
     except UNREADABLE:
-        return 0, False
-    if not isinstance(items, list):
-        return 0, False
-    inline, refers = 0, False
+        return 0
+    size = sum(len(item.result) for item in items if item.type == "image_generation_call")
     for item in items:
-        refers = refers or item.type == "item_reference" or (item.type is None and item.role is None)
-        for part in (item.content, item.output):
-            pieces = part if isinstance(part, list) else [part] if isinstance(part, _Piece) else []
-            urls = (bytes(piece.image_url) for piece in pieces if piece.type in _IMAGES)
-            inline += sum(len(url) for url in urls if url.startswith(b'"data:image/'))
-        if item.type == "image_generation_call":
-            inline += len(item.result)
-    return inline, refers
+        for place in (item.content, item.output):
+            pieces = place if isinstance(place, list) else [place] if isinstance(place, _Piece) else []
+            urls = [bytes(piece.image_url) for piece in pieces]
+            size += sum(len(url) for url in urls if url.startswith(b'"data:image/'))
+    return size
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -170,29 +176,21 @@ class _Chunk(msgspec.Struct, gc=False):
     error: msgspec.Raw = ABSENT
 
 
-class _Response(msgspec.Struct):
-    model: str | None = None
-    status: str | None = None
-    service_tier: str | None = None
-    usage: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
-    output: msgspec.Raw = ABSENT
-    tools: msgspec.Raw = ABSENT
-    tool_usage: msgspec.Raw = ABSENT
-
-
-_CHUNK: Final = msgspec.json.Decoder(_Chunk)
-_RESPONSE: Final = msgspec.json.Decoder(_Response)
-_NULL: Final = msgspec.Raw(b"null")
-_ERROR: Final = msgspec.Raw(b'"error"')
-_ENDS: Final = frozenset(
-    ("response.completed", "response.incomplete", "response.failed", "response.cancelled", "response.done")
-)
-_NO_TEXT: Final = frozenset(("id", "type", "status", "role", "call_id", "output_index", "result"))
+_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_NOT_GENERATED: Final = frozenset((
+    "type", "id", "status", "role", "result", "results", "output", "outputs", "tools", "container_id",
+))  # fmt: skip
+"""Members of an item that name it or that a tool brought."""
+_ENDS: Final = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
+_FRAMES: Final = (b'"message"', b'"reasoning"')
+"""Items that open empty."""
 
 
 def reducer(*, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reducer:
-    """What reads one reply. Usage is part of this dialect's streams, so none is ever hidden."""
+    """What reads one reply. Usage is part of this dialect's streams, so none is ever hidden.
+
+    Quirk "every_search_item": the provider bills each item of a search, also one that only opened a page.
+    """
     del stream, hide_usage
     return Reducer(every_search_item="every_search_item" in quirks)
 
@@ -203,16 +201,14 @@ class Reducer:
     __slots__ = (
         "_absurd",
         "_begun",
-        "_counted",
-        "_every_item",
-        "_items",
+        "_done_bytes",
+        "_every_search_item",
+        "_inferred",
         "_model",
-        "_note",
-        "_output_bytes",
-        "_pictures",
-        "_since",
+        "_open_bytes",
+        "_parts",
+        "_reported_usd",
         "_tier",
-        "_unseen",
         "content",
         "ended",
         "error",
@@ -223,149 +219,143 @@ class Reducer:
         self.content = False
         self.error: str | None = None
         self._absurd = False
-        self._begun = False  # an item of the output was begun: something is generated, if unseen
-        self._counted: Counted | None = None
-        self._every_item = every_search_item
-        self._items: list[openai_tools.Item] = []
+        self._begun = False  # something was generated or done, also where none of it can be seen
+        self._done_bytes = 0  # of finished items
+        self._every_search_item = every_search_item
+        self._inferred = False
         self._model: str | None = None
-        self._note: str | None = None
-        self._output_bytes = 0
-        self._pictures: Part | None = None
-        self._since = 0  # bytes of text when the last item was done
+        self._open_bytes = 0  # of deltas since the last finished item
+        self._parts: tuple[Part, ...] = ()
+        self._reported_usd: Decimal | None = None
         self._tier: str | None = None
-        self._unseen = False  # there was reasoning whose text was not sent
 
     def event(self, event: Event) -> bytes | None:
         """Read one event; the bytes to relay for it."""
         data = event.data
+        if not data:
+            return event.raw
         try:
-            chunk = _CHUNK.decode(data)
+            chunk = _chunk(data)
         except UNREADABLE:
-            if data and not data.startswith(b"[DONE]"):
+            if not data.startswith(b"[DONE]"):
                 self._unknown(event)
             return event.raw
-        size = len(chunk.delta)
-        if size > 2 and (size != 4 or chunk.delta != _NULL):  # longer than "" and {}
-            self.content = True
-            self._output_bytes += size - 2
-            if self._unseen and chunk.type == "response.reasoning_text.delta":
-                self._unseen = False
+        if chunk.delta is not ABSENT and chunk.response is ABSENT:
+            if (size := len(chunk.delta) - 2) > 0 and is_there(chunk.delta):
+                self.content = True
+                self._open_bytes += size
             return event.raw
         kind = chunk.type or event.name.decode("latin-1")
-        if kind in _ENDS:
-            self.ended = True
-            self._close(chunk.response, kind.removeprefix("response."))
-        elif kind == "response.output_item.added":
-            self._begun = True
-            self._unseen = self._unseen or openai_tools.read_item(chunk.item).type == "reasoning"
-        elif kind == "response.output_item.done":
-            self._item(chunk.item)
-        elif kind == "error" or is_there(chunk.error):
-            self.error = self.error or _label(chunk.error if is_there(chunk.error) else data)
-        elif self._model is None and len(chunk.response):
-            self._open(chunk.response)
+        if kind == "error" or is_there(chunk.error):
+            self.error = _label(chunk.error, data)
+            return event.raw
+        match kind:
+            case "response.output_item.added":
+                self._begun = self._begun or bytes(read_members(chunk.item).get("type", b"")) not in _FRAMES
+            case "response.output_item.done":
+                self._finish_item(read_members(chunk.item))
+            case _ if kind in _ENDS:
+                self.ended = True
+                self._finish(chunk.response, kind.removeprefix("response."))
+            case "response.created" | "response.in_progress" | "response.queued":
+                self._begin(chunk.response)
+            case "response.image_generation_call.partial_image":
+                self._begun = True
+            case _ if kind.endswith(".done"):
+                self._begun = True
+            case _:  # a tool's progress, annotations, empty parts, and what may come
+                pass
         return event.raw
 
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
-        self._close(msgspec.Raw(body), None)
+        self._finish(body, None)
         self.ended = self.content = True
-        if self._counted is None:
-            self._output_bytes = len(body)
-            self._unseen = any(item.type == "reasoning" for item in self._items)
+        if not self._parts:
+            self._open_bytes = len(body)
 
     def reading(self) -> Reading:
         """What was read so far."""
-        counted, drawn = self._counted, self._pictures
-        parts = () if counted is None else (Part(counted.usage, self._model),)
         return Reading(
-            parts=parts if drawn is None else (*parts, drawn),
+            parts=self._parts,
             model=self._model,
-            tier=self._tier or (None if counted is None else counted.tier),
-            reported_usd=None if counted is None else counted.reported_usd,
-            final=counted is not None and not self._absurd,
-            inferred=self._absurd or (counted is not None and counted.inferred),
+            tier=self._tier,
+            reported_usd=self._reported_usd,
+            final=bool(self._parts) and not self._absurd,
+            inferred=self._absurd or self._inferred,
             ended=self.ended,
-            output_bytes=self._output_bytes,
-            unseen=self._unseen,
+            output_bytes=self._done_bytes + self._open_bytes,
             error=self.error,
-            note=ABSURD if self._absurd else self._note,
+            note=ABSURD if self._absurd else None,
         )
 
-    def _open(self, raw: msgspec.Raw) -> None:
-        """A response as it begins: who serves it."""
+    def _begin(self, raw: msgspec.Raw) -> None:
+        """What a stream that breaks leaves behind: the model, and the tier if it is decided already."""
+        if self._model is not None:
+            return
         try:
-            response = _RESPONSE.decode(raw)
+            response = read_response(raw)
         except UNREADABLE:
             return
-        self._model, self._tier = response.model or None, response.service_tier
+        self._model = response.model or None
+        self._tier = response.service_tier if response.service_tier != "auto" else None
 
-    def _item(self, raw: msgspec.Raw) -> None:
-        """An item is done. Its text came in deltas, or it did not come at all and its bytes stand for it."""
-        self._items.append(openai_tools.read_item(raw))
-        if self._output_bytes == self._since:
-            self._output_bytes += generated_bytes(read_members(raw), _NO_TEXT)
-        self._since = self._output_bytes
+    def _finish_item(self, item: dict[str, msgspec.Raw]) -> None:
+        """An item counts by its deltas or as it stands, whichever is more: reasoning may come sealed and without deltas."""
+        self._begun = True
+        self._done_bytes += max(self._open_bytes, generated_bytes(item, _NOT_GENERATED))
+        self._open_bytes = 0
+        self.content = self.content or self._done_bytes > 0
 
-    def _close(self, raw: msgspec.Raw, state: str | None) -> None:
-        """A response at its end; `state` is the word of the event that brought it."""
+    def _finish(self, raw: msgspec.Raw | bytes, status: str | None) -> None:
+        """Read the last response object: of the event `status`, or a whole body, which says its own."""
         try:
-            response = _RESPONSE.decode(raw)
+            response = read_response(raw)
         except UNREADABLE:
+            self.error = self.error or ("failed" if status == "failed" else None)
             return
-        self._model = response.model or self._model
-        self._tier = response.service_tier or self._tier
-        state = response.status or state
-        if self.error is None and is_there(response.error):
-            self.error = _label(response.error)
-        elif self.error is None and state in ("failed", "cancelled"):
-            self.error = state
-        if state in ("queued", "in_progress"):
-            self._note = UNFINISHED
-        self._items = openai_tools.read_items(response.output) or self._items
+        status = response.status if status is None else status
+        self._model, self._tier = response.model or self._model, response.service_tier or self._tier
+        if is_there(response.error) or status == "failed":
+            self.error = self.error or (error_label(response.error) if is_there(response.error) else "failed")
         if is_there(response.usage):
             self._count(response)
-        elif state == "failed" and response.usage == _NULL and not (self._items or self._begun or self.content):
-            self._counted = Counted(Usage())
+        elif status == "failed" and not (self.content or self._begun) and len(response.output) <= 2:
+            self._parts = (Part(Usage(), self._model),)
 
-    def _count(self, response: _Response) -> None:
-        """The usage at the end; one that cannot be believed is no usage."""
+    def _count(self, response: Response) -> None:
+        """A usage object that cannot be believed counts nothing."""
         try:
-            counted = read_response_usage(response.usage)
+            spent = read_spent(response, self._model, every_search_item=self._every_search_item)
         except UNREADABLE:
             self._absurd = True
             return
-        if counted is None:
-            return
-        told = openai_tools.read_tool_usage(response.tool_usage)
-        units = openai_tools.units(self._items, counted.tools, told, every_item=self._every_item)
-        if counted.tools or any(units.values()):
-            counted = structs.replace(counted, usage=structs.replace(counted.usage, **units))
-        self._counted = counted
-        self._pictures = openai_tools.pictures(self._items, response.tools, told)
+        if spent is not None:
+            self._parts, self._inferred, self._reported_usd = spent.parts, spent.inferred, spent.reported_usd
 
     def _unknown(self, event: Event) -> None:
+        """Relayed, and counted as content, because it may be: what was relayed cannot be called back."""
         self.content = True
-        self._output_bytes += len(event.data)
-        if event.name == b"error":
-            self.error = error_label(event.data)
+        self._open_bytes += len(event.data)
+        name = event.name.decode("latin-1")
+        self.ended = self.ended or name in _ENDS
+        if name == "error":
+            self.error = "error"
 
 
-def _label(raw: msgspec.Raw | bytes) -> str:
-    """An error's label. An event of type "error" may carry its code and message beside that type, without an object."""
-    members = read_members(raw)
-    if members.get("type") == _ERROR:
-        del members["type"]
-        return error_label(msgspec.json.encode(members))
-    return error_label(raw)
+def _label(error: msgspec.Raw, data: bytes) -> str:
+    """What went wrong, of an `error` event: inside `error`, or beside the event's own type."""
+    if is_there(error):
+        return error_label(error)
+    return error_label(msgspec.json.encode({k: v for k, v in read_members(data).items() if k != "type"}))
 
 
 def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
-    """The event that ends a stream which broke after content; no response.completed follows it.
+    """The event that ends a stream which broke after content; no response.* event follows it.
 
-    In the form that OpenAI's own SDKs raise on: with `error` as an object. The gateway does not count events: number 0.
+    The documented event has its members on top; the official SDK raises where they stand in `error`. So it has both.
     """
     del ask
-    members = error_members(error)
-    told = {"type": "error", "sequence_number": 0, "error": members, "request_id": request_id}
-    return b"event: error\ndata: " + msgspec.json.encode(told) + b"\n\n"
+    shown = shown_error(error)
+    event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None, "error": shown}
+    return b"event: error\ndata: " + msgspec.json.encode(event | {"request_id": request_id}) + b"\n\n"

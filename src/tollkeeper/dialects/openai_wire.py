@@ -1,8 +1,7 @@
 """What the OpenAI dialects share: the usage object with every compatible provider's habits, and the shape of errors.
 
-Usage on the wire counts a token in several places; here it becomes disjoint kinds. Chat says prompt and completion where
-responses say input and output. The habits are told apart by their numbers, not by a provider's name
-(facts/usage-and-prices.md §2 rule 4), with prompt + completion as P + C:
+Usage on the wire counts a token in several places; here it becomes disjoint kinds. The habits are told apart by their
+numbers, not by a provider's name (facts/usage-and-prices.md §2 rule 4), with prompt + completion as P + C:
 
     cached > P                     the prompt leaves out what was cached (grok on Azure): input is P
     total - P - C = reasoning      reasoning stands outside C (xAI): output is C + reasoning
@@ -10,9 +9,10 @@ responses say input and output. The habits are told apart by their numbers, not 
     total - P - C = any other > 0  thinking that is not shown (Gemini): output, marked inferred
 
 DeepSeek's `prompt_cache_hit_tokens` and Mistral's `num_cached_tokens` are read where the details lack cached tokens.
-What OpenAI writes to a cache for 12 hours is the longer of two lifetimes, as Anthropic's hour is: `cache_write_1h`.
 A provider's own cost: OpenRouter `cost` (with the upstream's where the key is the caller's own), Perplexity
 `cost.total_cost`, xAI `cost_in_usd_ticks` of 1e-10 dollars.
+
+Responses have the same object with other names for prompt (`input_tokens`) and completion (`output_tokens`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from tollkeeper.errors import TollkeeperError
 from tollkeeper.money import CONTEXT
 from tollkeeper.values import Ask, Usage
 
+IMAGE_TOKENS: Final = 50_000
+"""An image in a prompt, by URL or inline: gpt-4o-mini counts the most, 2,833 + 8 tiles of 5,667 = 48,169."""
+
 _TICK: Final = Decimal("1e-10")  # dollars
 _ERROR_TYPES: Final = {
     401: "authentication_error",
@@ -37,14 +40,9 @@ _ERROR_TYPES: Final = {
 }
 
 
-class _Lifetimes(msgspec.Struct):
-    ttl_12h_tokens: Count | None = None
-
-
 class _Details(msgspec.Struct):
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
-    cache_write_tokens_details: _Lifetimes | None = None
     audio_tokens: Count | None = None
     image_tokens: Count | None = None
     reasoning_tokens: Count | None = None
@@ -54,9 +52,7 @@ class _Tools(msgspec.Struct):
     web_search_requests: Count | None = None
 
 
-class _Calls(msgspec.Struct):
-    """xAI's: a price for each call, whichever of two searches of a kind it was."""
-
+class _XaiTools(msgspec.Struct):
     web_search_calls: Count | None = None
     x_search_calls: Count | None = None
     file_search_calls: Count | None = None
@@ -76,7 +72,6 @@ class _Wire(msgspec.Struct):
     num_search_queries: Count | None = None
     server_tool_use: _Tools | None = None
     server_tool_use_details: _Tools | None = None
-    server_side_tool_usage_details: _Calls | None = None
     service_tier: str | None = None
     is_byok: bool | None = None
     cost: msgspec.Raw = ABSENT
@@ -85,22 +80,20 @@ class _Wire(msgspec.Struct):
 
 
 class _ResponseWire(_Wire):
-    """The same in the words of responses."""
-
-    prompt_tokens: Count | None = msgspec.field(name="input_tokens", default=None)
-    completion_tokens: Count | None = msgspec.field(name="output_tokens", default=None)
-    prompt_tokens_details: _Details | None = msgspec.field(name="input_tokens_details", default=None)
-    completion_tokens_details: _Details | None = msgspec.field(name="output_tokens_details", default=None)
+    prompt_tokens: Count | None = msgspec.field(default=None, name="input_tokens")
+    completion_tokens: Count | None = msgspec.field(default=None, name="output_tokens")
+    prompt_tokens_details: _Details | None = msgspec.field(default=None, name="input_tokens_details")
+    completion_tokens_details: _Details | None = msgspec.field(default=None, name="output_tokens_details")
+    server_side_tool_usage_details: _XaiTools | None = None
 
 
 class Counted(msgspec.Struct, frozen=True):
     """A usage object as read."""
 
     usage: Usage
-    inferred: bool = False  #: some of it was worked out, not stated
-    tier: str | None = None
-    reported_usd: Decimal | None = None  #: what the provider says that it charged
-    tools: dict[str, int] = {}  #: the unit kinds that it states, 0 too; they are in `usage`
+    inferred: bool  #: some of it was worked out, not stated
+    tier: str | None
+    reported_usd: Decimal | None  #: what the provider says that it charged
 
 
 _NOTHING: Final = _Details()
@@ -109,16 +102,25 @@ _RESPONSE_WIRE: Final = msgspec.json.Decoder(_ResponseWire)
 
 
 def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:
-    """A chat's usage object in disjoint kinds, None where it states no count at all.
+    """A usage object in disjoint kinds, None where it states no count at all.
 
     Raises one of UNREADABLE for an object of another shape or with a count that no call can have.
     """
     return _counted(_WIRE.decode(raw))
 
 
-def read_response_usage(raw: msgspec.Raw | bytes) -> Counted | None:
-    """The same of a response."""
-    return _counted(_RESPONSE_WIRE.decode(raw))
+def read_response_usage(raw: msgspec.Raw | bytes) -> tuple[Counted | None, dict[str, int]]:
+    """The usage object of a response, and the tools' calls that it states, by usage kind. Raises as `read_usage`."""
+    wire = _RESPONSE_WIRE.decode(raw)
+    counted, xai = _counted(wire), wire.server_side_tool_usage_details
+    if xai is not None:
+        return counted, {
+            "web_search": _first(xai.web_search_calls) + _first(xai.x_search_calls),
+            "file_search": _first(xai.file_search_calls) + _first(xai.document_search_calls),
+            "code_session": _first(xai.code_interpreter_calls),
+        }
+    stated = _searches(wire)
+    return counted, {} if stated is None else {"web_search": stated}
 
 
 def _counted(wire: _Wire) -> Counted | None:
@@ -138,8 +140,6 @@ def _counted(wire: _Wire) -> Counted | None:
     reasoning = _first(given.reasoning_tokens, wire.reasoning_tokens)
     written, audio, image = (_first(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
     spoken, drawn = _first(given.audio_tokens), _first(given.image_tokens)
-    lifetimes = asked.cache_write_tokens_details
-    long = 0 if lifetimes is None else min(written, _first(lifetimes.ttl_12h_tokens))
 
     beyond = 0 if total is None else total - prompt - completion
     if cached > prompt:
@@ -156,21 +156,19 @@ def _counted(wire: _Wire) -> Counted | None:
             reasoning = max(reasoning, beyond)
     text = prompt - cached - written - audio - image
     said = completion - spoken - drawn
-    tools = _tools(wire)
     usage = Usage(
         input=max(0, text),
         cache_read=cached,
-        cache_write_5m=written - long,
-        cache_write_1h=long,
+        cache_write_5m=written,
         output=max(0, said),
         input_audio=audio,
         output_audio=spoken,
         input_image=image,
         output_image=drawn,
+        web_search=_first(_searches(wire)),
         reasoning=min(reasoning, completion),
-        **tools,
     )
-    return Counted(usage, inferred or text < 0 or said < 0, wire.service_tier, _reported(wire), tools)
+    return Counted(usage, inferred or text < 0 or said < 0, wire.service_tier, _reported(wire))
 
 
 def _first(*counts: int | None) -> int:
@@ -181,23 +179,11 @@ def _first(*counts: int | None) -> int:
     return 0
 
 
-def _tools(wire: _Wire) -> dict[str, int]:
-    """What a usage object states of tools that ran at the provider."""
-    stated: dict[str, int] = {}
-    calls = wire.server_side_tool_usage_details
-    if calls is not None:
-        stated = {
-            "web_search": _first(calls.web_search_calls) + _first(calls.x_search_calls),
-            "file_search": _first(calls.file_search_calls) + _first(calls.document_search_calls),
-            "code_session": _first(calls.code_interpreter_calls),
-        }
-    searches = [
-        tools.web_search_requests for tools in (wire.server_tool_use, wire.server_tool_use_details) if tools is not None
-    ]
-    for count in (*searches, wire.num_search_queries):
-        if count is not None:
-            return stated | {"web_search": count}
-    return stated
+def _searches(wire: _Wire) -> int | None:
+    for tools in (wire.server_tool_use, wire.server_tool_use_details):
+        if tools is not None and tools.web_search_requests is not None:
+            return tools.web_search_requests
+    return wire.num_search_queries
 
 
 def _reported(wire: _Wire) -> Decimal | None:
@@ -217,7 +203,7 @@ def _reported(wire: _Wire) -> Decimal | None:
 
 def refusal(error: TollkeeperError, request_id: str) -> bytes:
     """The body of a refused or failed call, as OpenAI shapes errors, with a budget's numbers beside."""
-    return msgspec.json.encode({"error": error_members(error), "request_id": request_id})
+    return msgspec.json.encode({"error": shown_error(error), "request_id": request_id})
 
 
 def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
@@ -226,8 +212,8 @@ def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> b
     return b"data: " + refusal(error, request_id) + b"\n\n"
 
 
-def error_members(error: TollkeeperError) -> dict[str, object]:
-    """An error's members as OpenAI names them."""
+def shown_error(error: TollkeeperError) -> dict[str, object]:
+    """An error as OpenAI shapes it."""
     kind = _ERROR_TYPES.get(error.http_status) or (
         "invalid_request_error" if error.http_status < 500 else "server_error"
     )

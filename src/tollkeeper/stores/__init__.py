@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -90,6 +90,10 @@ class Reader(Protocol):
 
     async def entry(self, project: str, id: str) -> Entry | None:
         """The entry of an attempt as it stands: its latest revision."""
+        ...
+
+    async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
+        """The same of many at once, by project and id; those that the ledger does not have are left out."""
         ...
 
     async def verify(self) -> list[Difference]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -123,6 +123,9 @@ class MemoryStore:
 
     async def entry(self, project: str, id: str) -> Entry | None:
         return self._by_id.get((project, id))
+
+    async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
+        return {name: self._by_id[name] for name in names if name in self._by_id}
 
     async def verify(self) -> list[Difference]:
         cells: dict[CellKey, tuple[int, ...]] = {}

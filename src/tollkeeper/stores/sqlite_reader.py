@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -13,7 +13,7 @@ import apsw
 
 from tollkeeper.ledger import BalanceKey, CellKey, Period, Shape, window_of
 from tollkeeper.stores import Cell, Difference, Kept, Size
-from tollkeeper.stores.sqlite_file import open_reader, row_entry, rows, shape_names, unusable
+from tollkeeper.stores.sqlite_file import encode, open_reader, row_entry, rows, shape_names, unusable
 from tollkeeper.values import Entry, ScopeKind
 
 _PAGE: Final = 1000
@@ -102,6 +102,10 @@ class SqliteReader:
     async def entry(self, project: str, id: str) -> Entry | None:
         found = await self._ask("entry", project=project, id=id)
         return row_entry(found[0]) if found else None
+
+    async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
+        found = await self._ask("known", names=encode(names).decode()) if names else []
+        return {(entry.scopes.project, entry.id): entry for entry in map(row_entry, found)}
 
     async def spent(self, key: BalanceKey) -> int:
         names = shape_names(key.shape)

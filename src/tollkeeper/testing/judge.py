@@ -105,16 +105,15 @@ def _of_outcome(story: Story, entry: Entry) -> Iterator[str]:
 def _stated(story: Story) -> Usage | None:
     """The usage that the provider stated as its last word, all of which reached the gateway."""
     reply, provided = story.reply, story.planned.provided
-    at_the_end = story.planned.dialect == "openai-responses"  # the end marker has the usage, also after an error
-    if reply is None or not provided.traits.tells_usage:
-        return None
-    if _fails(story) and not (at_the_end and reply.stream and provided.trouble == "error_done"):
+    if reply is None or not provided.traits.tells_usage or _fails(story):
         return None
     if provided.trouble.startswith("status"):
         return Usage() if provided.trouble == "status" and story.eof else None
-    # A stream's last piece is the end marker, its usage stands before it; of two choices only the end says which is last.
+    # A stream's last piece is the end marker, its usage stands before it, or, in a response, in it; of two choices only the
+    # end says which is last.
     two = b'"n":2' in story.planned.body
-    needed = story.pieces if two or at_the_end or not reply.stream else story.pieces[:-1]
+    in_the_end = two or not reply.stream or story.planned.dialect == "openai-responses"
+    needed = story.pieces if in_the_end else story.pieces[:-1]
     if two and not (b"".join(piece.raw for piece in needed) in story.delivered if reply.stream else story.eof):
         return None
     if len(_useful(story)) < len(b"".join(piece.raw for piece in needed).rstrip()):

@@ -1,4 +1,4 @@
-"""A fake provider: OpenAI's chat, responses and embeddings and Anthropic's messages, from one plain ASGI application.
+"""A fake provider: OpenAI's chat completions, responses and embeddings and Anthropic's messages, a plain ASGI application.
 
     async with serving(FakeProvider()) as url: ...     # or: python -m tollkeeper.testing.provider --port 9001
 
@@ -36,7 +36,8 @@ from tollkeeper.testing.faults import (
     WrongJson,
     distort,
 )
-from tollkeeper.testing.replies import PATHS, BadAskError, Reply, Traits, encode, error_body, error_piece
+from tollkeeper.testing.paths import PATHS
+from tollkeeper.testing.replies import BadAskError, Reply, Traits, encode, error_body, error_piece
 from tollkeeper.testing.serving import TRANSPORT, App, Receive, Scope, Send, serving
 from tollkeeper.values import Usage
 

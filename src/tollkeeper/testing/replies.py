@@ -7,14 +7,13 @@ one word. So a reader of the reply, a reader of the bill and a reader of the req
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from struct import pack
 from typing import Any, Final
 from zlib import crc32
 
 import msgspec
 
-from tollkeeper.testing import responses_events as items
 from tollkeeper.testing.faults import Piece, Refuse
 from tollkeeper.values import Usage
 
@@ -178,54 +177,6 @@ def _openai_events(
     yield Piece(b"data: [DONE]\n\n")
 
 
-def openai_responses(body: dict[str, Any], number: int, traits: Traits) -> Reply:
-    """POST /v1/responses. A web search tool searches once; a function is called where `tool_choice` requires it."""
-    asked, given, tools = _check(body, "model", str), _check(body, "input", (str, list)), body.get("tools") or []
-    entries = [{"content": given}] if isinstance(given, str) else given
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise BadAskError("Invalid 'input': expected text or objects.")
-    prompt = sum(4 + tokens(entry.get("content") or entry.get("output")) for entry in entries)
-    prompt += tokens(body.get("instructions")) + tokens(tools or None)
-    cap = _cap(body, "max_output_tokens")
-    thought = traits.reasoning_tokens if cap is None else min(traits.reasoning_tokens, cap)
-    words, capped = _words({"messages": given}, None if cap is None else cap - thought)
-    called = next((tool for tool in tools if tool.get("type") == "function"), None)
-    searches = sum(str(tool.get("type")).startswith("web_search") for tool in tools)
-    state, text = "incomplete" if capped else "completed", "".join(words)
-    output: list[dict[str, Any]] = [items.reasoning(f"rs_{number:08d}")] if thought else []
-    output += [items.web_search(f"ws_{number:08d}_{each}") for each in range(searches)]
-    if called is not None and words and body.get("tool_choice") == "required":
-        text = encode({"toll": text}).decode()
-        words = [f'{{"toll":"{words[0]}', *words[1:-1], f'{words[-1]}"}}'] if len(words) > 1 else [text]
-        output.append(items.function_call(f"fc_{number:08d}", called["name"], text, state))
-    else:
-        output.append(items.message(f"msg_{number:08d}", text, state))
-    cached, spent = min(traits.cached_tokens, prompt), thought + len(words)
-    response = {
-        "id": f"resp_{number:08d}", "object": "response", "created_at": CREATED, "status": state, "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if capped else None, "instructions": None,
-        "model": SERVED.get(asked, asked), "output": output, "parallel_tool_calls": True,
-        "service_tier": "default" if body.get("service_tier") in (None, "auto") else body["service_tier"],
-        "tool_choice": body.get("tool_choice") or "auto", "tools": tools,
-    }  # fmt: skip
-    usage = {
-        "input_tokens": prompt, "output_tokens": spent, "total_tokens": prompt + spent,
-        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-        "output_tokens_details": {"reasoning_tokens": thought},
-    }  # fmt: skip
-    if traits.tells_usage:
-        response["tool_usage"] = {"web_search": {"num_requests": searches}}
-    told = usage if traits.tells_usage else None
-    if body.get("stream"):
-        pieces = list(items.events(response, words, thought, told))
-    else:
-        pieces = [Piece(encode(response | ({} if told is None else {"usage": told})), spent, thought)]
-    counted = Usage(
-        input=prompt - cached, cache_read=cached, output=spent, reasoning=thought, web_search=searches
-    )  # fmt: skip
-    return Reply(model=response["model"], stream=bool(body.get("stream")), usage=counted, pieces=pieces)
-
-
 def openai_embeddings(body: dict[str, Any], number: int, traits: Traits) -> Reply:
     """POST /v1/embeddings: one vector for each input, as floats or base64."""
     model = _check(body, "model", str)
@@ -338,14 +289,6 @@ def error_piece(refusal: Refuse, dialect: str, request_id: str, *, stream: bool)
     if not stream:
         return Piece(body)
     if dialect == "openai-responses":
-        body = encode({"type": "error", "sequence_number": 0} | msgspec.json.decode(body))
+        body = b'{"type":"error",' + body[1:]
     name = b"" if dialect == "openai-chat" else b"event: error\n"
     return Piece(name + b"data: " + body + b"\n\n")
-
-
-PATHS: Final[dict[str, tuple[str, Callable[[dict[str, Any], int, Traits], Reply]]]] = {
-    "/v1/chat/completions": ("openai-chat", openai_chat),
-    "/v1/responses": ("openai-responses", openai_responses),
-    "/v1/embeddings": ("openai-embeddings", openai_embeddings),
-    "/v1/messages": ("anthropic-messages", anthropic_messages),
-}

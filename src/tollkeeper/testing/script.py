@@ -154,9 +154,8 @@ def _ledger(rng: Random) -> Ledger:
 
 
 def _call(rng: Random, number: int) -> Planned:
-    dialect = rng.choices(("openai-chat", "anthropic-messages", "openai-responses", "openai-embeddings"), (6, 4, 4, 1))[
-        0
-    ]
+    dialects = ("openai-chat", "anthropic-messages", "openai-responses", "openai-embeddings")
+    dialect = rng.choices(dialects, (6, 4, 4, 1))[0]
     cancels: tuple[float, ...] = ()
     if rng.random() < 0.12:
         first_s = rng.choice((-1.0, rng.uniform(0, 0.2), rng.uniform(0, 6)))
@@ -174,13 +173,15 @@ def _body(rng: Random, dialect: str) -> bytes:
     body: dict[str, Any] = {"model": UNPRICED if rng.random() < 0.05 else PRICED}
     if dialect == "openai-embeddings":
         return msgspec.json.encode(body | {"input": text})
-    responses = dialect == "openai-responses"
-    body |= {"input": text} if responses else {"messages": [{"role": "user", "content": text}]}
+    if dialect == "openai-responses":
+        body["input"] = text
+    else:
+        body["messages"] = [{"role": "user", "content": text}]
     cap = rng.choice((None, None, 5, 20, 60))
     if dialect == "anthropic-messages":
         body["max_tokens"] = 40 if cap is None else cap
     elif cap is not None:
-        body["max_output_tokens" if responses else "max_tokens"] = cap
+        body["max_output_tokens" if dialect == "openai-responses" else "max_tokens"] = cap
     if rng.random() < 0.7:
         body["stream"] = True
         if dialect == "openai-chat" and rng.random() < 0.5:

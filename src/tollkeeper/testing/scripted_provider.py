@@ -13,7 +13,9 @@ import msgspec
 
 from tollkeeper.errors import StreamBroken, UpstreamUnreachable
 from tollkeeper.testing.faults import Piece, Refuse
-from tollkeeper.testing.replies import PATHS, Reply, error_body, error_piece
+from tollkeeper.testing.paths import PATHS
+from tollkeeper.testing.replies import Reply, error_body, error_piece
+from tollkeeper.testing.responses_replies import FAILED
 from tollkeeper.testing.script import Planned
 from tollkeeper.testing.stage import Story, Tell
 from tollkeeper.upstream import Answer
@@ -48,7 +50,8 @@ def answer_to(planned: Planned, body: bytes) -> tuple[Reply, list[Piece]]:
         case "error":
             pieces = [*pieces[:at], error]
         case "error_done":
-            pieces = [*pieces[:at], error, pieces[-1]] if reply.stream else [error]
+            end = FAILED if dialect == "openai-responses" else pieces[-1]
+            pieces = [*pieces[:at], error, end] if reply.stream else [error]
         case "error_first":
             pieces = [error, *pieces] if reply.stream else [error]
     return reply, pieces
@@ -64,7 +67,7 @@ def _lied(piece: Piece, lie: str) -> Piece:
         name, _, count = found[0].rpartition(b":")
         return b"" if found[1] == b"total_tokens" else name + b":%d" % stated(lie, int(count))
 
-    return piece._replace(raw=_OUTPUT.sub(change, piece.raw).replace(b",,", b","))
+    return piece._replace(raw=_OUTPUT.sub(change, piece.raw).replace(b",,", b",").replace(b",}", b"}"))
 
 
 def stated(lie: str | None, output: int) -> int:

@@ -193,7 +193,7 @@ class Run:
     def _open_gate(self) -> flow.Gate:
         providers = {
             "o": Provider(
-                name="o", base_url="", dialects=frozenset({"openai-chat", "openai-responses", "openai-embeddings"})
+                name="o", base_url="", dialects=frozenset({"openai-chat", "openai-embeddings", "openai-responses"})
             ),
             "a": Provider(name="a", base_url="", dialects=frozenset({"anthropic-messages"})),
         }

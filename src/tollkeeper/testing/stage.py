@@ -24,8 +24,11 @@ from tollkeeper.values import Budget, Entry, Grant, Hold
 
 T = TypeVar("T")
 END_MARKERS: Final = (
-    b"data: [DONE]", b'"type":"message_stop"', b"event: response.completed", b"event: response.incomplete",
-)  # fmt: skip
+    b"data: [DONE]",
+    b'"type":"message_stop"',
+    b'{"type":"response.completed"',
+    b'{"type":"response.incomplete"',
+)
 Tell = Callable[[int, str], None]
 
 

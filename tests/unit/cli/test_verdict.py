@@ -13,9 +13,8 @@ from tollkeeper.cli.verdict import Draft, Preview, preview, read_draft
 from tollkeeper.config import Config, load
 from tollkeeper.errors import BadRequest, BudgetExceeded, UnknownModel
 from tollkeeper.prices import PriceBook
-from tollkeeper.prices.rates import Rates
 from tollkeeper.stores import open_store
-from tollkeeper.values import Charge, Entry, Hold, Route, Scopes, Usage
+from tollkeeper.values import Charge, Entry, Hold, Scopes, Usage
 
 NOW_US = 1_795_305_600_000_000
 KEYS = {"OPENAI_API_KEY": "x", "ANTHROPIC_API_KEY": "y"}
@@ -45,7 +44,8 @@ def text(model: str = "gpt-4o-mini", **more: Any) -> Draft:
         (text("anthropic/claude-haiku-4-5", max_tokens=9), "anthropic-messages", "anthropic"),
         (text("text-embedding-3-small", dialect="openai-embeddings"), "openai-embeddings", "openai"),
         (Draft(data=b'{"model":"text-embedding-3-small","input":"x"}'), "openai-embeddings", "openai"),
-        (Draft(data=b'{"model":"gpt-4o-mini","input":"x"}'), "openai-responses", "openai"),
+        (Draft(data=b'{"input":"x"}', model="gpt-4o", max_tokens=9), "openai-responses", "openai"),
+        (Draft(data=b'{"prompt":{"id":"p"}}', model="gpt-4o", max_tokens=9), "openai-responses", "openai"),
         (text(dialect="openai-responses", max_tokens=9), "openai-responses", "openai"),
         (Draft(data=b'{"model":"m","messages":[{"role":"user","content":"x"}]}', model="gpt-4o"), "openai-chat", "openai"),
     ],
@@ -63,12 +63,8 @@ async def test_a_file_is_a_prompt_or_a_body(tmp_path: Path, draft: Draft, dialec
 def test_max_tokens_go_over_the_body() -> None:
     """The option's output limit replaces the one in the body, whatever its name there."""
     body = msgspec.json.encode({"model": "m", "messages": [], "max_completion_tokens": 5000})
-    prices = PriceBook()
-
-    def rates(route: Route) -> Rates | None:
-        return prices.rates(route.provider, route.model, NOW_US)
-
-    ask, _ = read_draft(Draft(data=body, model="gpt-4o", max_tokens=7), routes(load(None, KEYS), prices), rates)
+    config = load(None, KEYS)
+    ask, _ = read_draft(Draft(data=body, model="gpt-4o", max_tokens=7), routes(config, PriceBook()), lambda route: True)
     assert ask.output_cap == 7
 
 

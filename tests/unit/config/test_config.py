@@ -130,7 +130,7 @@ BAD = [
     (provider(base_url=""), "providers.p.base_url", "is required"),
     (provider(dialects="[]"), "providers.p.dialects", "at least 1 item"),
     (provider(dialects='["openai"]'), "providers.p.dialects #1", "expected one of 'openai-chat'"),
-    (provider(quirks='["odd"]'), "providers.p.quirks #1", "expected one of 'max_tokens'"),
+    (provider(quirks='["odd"]'), "providers.p.quirks #1", "expected one of 'every_search_item'"),
     (provider(base_url='"http://api.example.com"'), "providers.p.base_url", "use https, or set insecure = true"),
     (provider(base_url='"https://u:canary@h/v1"'), "providers.p.base_url", "user name or password"),
     (provider(base_url='"https://h/v1?key=canary"'), "providers.p.base_url", "query"),

@@ -10,9 +10,9 @@ def test_every_dialect_has_its_name_and_path() -> None:
     """Each dialect stands under its own name, and its path begins below a provider's base URL."""
     assert {name: dialect.path for name, dialect in DIALECTS.items()} == {
         "openai-chat": "/chat/completions",
-        "openai-responses": "/responses",
         "openai-embeddings": "/embeddings",
         "anthropic-messages": "/messages",
+        "openai-responses": "/responses",
     }
     assert all(dialect.name == name for name, dialect in DIALECTS.items())
 

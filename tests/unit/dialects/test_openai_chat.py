@@ -9,7 +9,8 @@ import pytest
 
 from tollkeeper.dialects import openai_chat
 from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
-from tollkeeper.dialects.openai_chat import IMAGE_TOKENS, SEARCH_TOKENS, read_ask, write_body
+from tollkeeper.dialects.openai_chat import SEARCH_TOKENS, read_ask, write_body
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS
 from tollkeeper.errors import BadRequest, BudgetExceeded, RateLimited, StreamBroken, TollkeeperError, UnknownModel
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage

@@ -1,4 +1,4 @@
-"""OpenAI responses: the ask and its bounds, the reply's end, usage and errors, and the event that breaks a stream off."""
+"""OpenAI responses: the ask, the permitted changes, the reply and the refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from tollkeeper.dialects import openai_responses
 from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
-from tollkeeper.dialects.openai_responses import HELD_TOKENS, HOSTED_TOKENS, IMAGE_TOKENS, read_ask, write_body
+from tollkeeper.dialects.openai_responses import HELD_TOKENS, MODE_TOKENS, TOOL_TOKENS, read_ask, write_body
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS
 from tollkeeper.errors import BadRequest, BudgetExceeded, StreamBroken
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
@@ -17,56 +18,69 @@ from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
 NONE: frozenset[str] = frozenset()
 USAGE = {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9}
 READ = Usage(input=7, output=2)
+MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]}
 
 
-def chunk(kind: str, **members: Any) -> Event:
-    data = json.dumps({"type": kind} | members, separators=(",", ":")).encode()
-    return read_event(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
+def event(kind: str, *, named: bool = True, **members: Any) -> Event:
+    """An event of the wire; with `named` its type stands in `event:` too, as OpenAI's do."""
+    name = b"event: " + kind.encode() + b"\n" if named else b""
+    return read_event(name + b"data: " + json.dumps({"type": kind} | members).encode() + b"\n\n")
 
 
-def lifecycle(kind: str, **response: Any) -> Event:
-    """An event that carries the response."""
-    return chunk(f"response.{kind}", response={"model": "gpt-5-2025-08-07", "output": [], "usage": None} | response)
+def delta(text: Any = "Hi", kind: str = "output_text") -> Event:
+    return event(f"response.{kind}.delta", delta=text, sequence_number=1, obfuscation="xyz")
 
 
-CREATED = lifecycle("created", status="in_progress", service_tier="auto")
-TEXT = chunk("response.output_text.delta", delta="Hé\n", logprobs=[], obfuscation="xxxxxxxx")
-DONE = read_event(b"data: [DONE]\n\n")
-FAILED = {"status": "failed", "error": {"code": "server_error", "message": "It failed."}}
+def ends(status: str = "completed", usage: Any = USAGE, **members: Any) -> Event:
+    response = {
+        "status": status,
+        "model": "gpt-5-2025-08-07",
+        "service_tier": "flex",
+        "usage": usage,
+        "output": [MESSAGE],
+    }
+    return event(f"response.{status}", response=response | members)
 
 
-def replay(*events: Event, quirks: frozenset[str] = NONE) -> tuple[openai_responses.Reducer, Reading]:
+CREATED = event("response.created", response={"model": "gpt-5", "service_tier": "auto", "usage": None, "output": []})
+
+
+def replay(*events: Event, quirks: frozenset[str] = NONE) -> Reading:
+    """What a stream says; every event is relayed as it came."""
     reducer = openai_responses.reducer(stream=True, hide_usage=True, quirks=quirks)
-    assert [reducer.event(event) for event in events] == [event.raw for event in events]  # nothing is ever hidden
-    return reducer, reducer.reading()
+    assert [reducer.event(event) for event in events] == [event.raw for event in events]
+    return reducer.reading()
 
 
-# ---- the ask --------------------------------------------------------------------------------------------------------
+def whole(body: Any) -> Reading:
+    reducer = openai_responses.reducer(stream=False, hide_usage=False, quirks=NONE)
+    reducer.whole(body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert reducer.content
+    return reducer.reading()
 
 
 def test_ask() -> None:
-    """An ask carries what the line needs: model, stream, the cap (reasoning inside), user, tier."""
-    body = (
-        b'{"model":"gpt-5","input":"Hi","stream":true,"max_output_tokens":9,"user":"bob","safety_identifier":"x",'
-        b'"service_tier":"flex"}'
-    )
+    """An ask carries what the line needs: model, stream, cap, user, tier; reasoning is inside the cap."""
+    body = b'{"model":"gpt-5","input":"toll","stream":true,"max_output_tokens":9,"user":"bob","service_tier":"flex"}'
     ask = read_ask(body)
-    assert (ask.dialect, ask.path, ask.model, ask.stream) == ("openai-responses", "/responses", "gpt-5", True)
-    assert (ask.output_cap, ask.choices, ask.user, ask.tier, ask.generates) == (9, 1, "bob", "flex", True)
+    assert (ask.dialect, ask.path, ask.model) == ("openai-responses", "/responses", "gpt-5")
+    assert (ask.stream, ask.output_cap, ask.choices, ask.user, ask.tier) == (True, 9, 1, "bob", "flex")
+    assert (ask.generates, ask.free, ask.wants_usage) == (True, False, True)
     assert ask.prompt_bound == len(body) + TEMPLATE_TOKENS
-    assert read_ask(b'{"model":"m","safety_identifier":"x"}').user == "x"
-    assert read_ask(b'{"model":"m","max_tokens":5}').output_cap is None  # that name is chat's
+    assert read_ask(b'{"model":"m","input":[],"safety_identifier":"eve"}').user == "eve"
+    assert read_ask(b'{"model":"m"}').output_cap is None
 
 
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
         ({"model": None}, "model"),
-        ({"stream": "true"}, "stream"),
-        ({"background": 1}, "background"),
+        ({"stream": 1}, "stream"),
+        ({"background": "yes"}, "background"),
+        ({"input": 7}, "input"),
+        ({"input": {"text": "x"}}, "input"),
         ({"max_output_tokens": -1}, "max_output_tokens"),
-        ({"max_output_tokens": "9"}, "max_output_tokens"),
-        ({"reasoning": "high"}, "reasoning"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens"),
         ({"user": 7}, "user"),
         ({"safety_identifier": 7}, "safety_identifier"),
         ({"service_tier": {}}, "service_tier"),
@@ -75,315 +89,273 @@ def test_ask() -> None:
 def test_bad_fields_are_named(fields: dict[str, Any], name: str) -> None:
     """H4: a field of another type or out of bounds is refused by its name."""
     with pytest.raises(BadRequest, match=f"^{name}: expected"):
-        read_ask(json.dumps({"model": "m", **fields}).encode())
+        read_ask(json.dumps({"model": "m", "input": "x", **fields}).encode())
 
 
-def test_background_is_refused_but_as_a_stream() -> None:
-    """C3: a response whose end is not seen cannot be counted: refused, saying why; as a stream its end is seen."""
-    with pytest.raises(BadRequest, match=r'^background: .* cannot be counted; leave it out, or add "stream": true'):
-        read_ask(b'{"model":"m","background":true}')
-    assert read_ask(b'{"model":"m","background":true,"stream":true}').stream
-    assert not read_ask(b'{"model":"m","background":false}').stream
+def test_background() -> None:
+    """A reply that ends where nobody sees it cannot be counted: refused, and the way out is named."""
+    with pytest.raises(BadRequest, match=r"^background: without stream .* set stream to true"):
+        read_ask(b'{"model":"m","input":"x","background":true}')
+    assert read_ask(b'{"model":"m","input":"x","background":true,"stream":true}').stream
+    assert not read_ask(b'{"model":"m","input":"x","background":false}').stream
 
 
 def beyond(**fields: Any) -> int:
-    """The prompt bound above the body's bytes and the template."""
-    body = json.dumps({"model": "m", **fields}).encode()
-    return read_ask(body).prompt_bound - TEMPLATE_TOKENS - len(body)
+    """The prompt bound above the body's bytes and the margin."""
+    body = json.dumps({"model": "m", "input": "x"} | fields).encode()
+    return read_ask(body).prompt_bound - len(body) - TEMPLATE_TOKENS
 
 
-def said(*content: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": list(content)}]
+def parts(*content: Any) -> dict[str, Any]:
+    return {"input": [{"role": "user", "content": list(content)}]}
 
 
-@pytest.mark.parametrize(
-    ("fields", "tokens"),
-    [
-        ({"input": 'they said {"type":"input_image"}, previous_response_id and "type":"mcp"'}, 0),
-        ({"input": said({"type": "input_text", "text": "x"})}, 0),
-        ({"input": said({"type": "input_image", "image_url": "https://x/y.png"})}, IMAGE_TOKENS),
-        ({"input": said({"type": "input_image", "file_id": "file-1"})}, IMAGE_TOKENS),
-        ({"input": [{"type": "function_call_output", "output": [{"type": "input_image", "file_id": "f"}]}]}, IMAGE_TOKENS),
-        ({"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "file_id": "f"}}]}, IMAGE_TOKENS),
-        ({"input": said({"type": "input_file", "file_id": "f"}, {"type": "input_file", "file_url": "u"})}, 2 * FILE_TOKENS),
-        ({"input": said({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}})}, 0),
-        ({"previous_response_id": "resp_1"}, HELD_TOKENS),
-        ({"previous_response_id": None, "conversation": None, "prompt": None}, 0),
-        ({"conversation": {"id": "conv_1"}}, HELD_TOKENS),
-        ({"prompt": {"id": "pmpt_1"}}, HELD_TOKENS),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}, {"id": "msg_2"}]}, HELD_TOKENS),
-        ({"previous_response_id": "resp_1", "input": [{"id": "msg_2"}]}, HELD_TOKENS),
-        ({"tools": [{"type": "function", "name": "f"}, {"type": "custom", "name": "web_search"}]}, TOOL_PREAMBLE_TOKENS),
-        ({"tools": [{"type": "computer_use_preview"}]}, TOOL_PREAMBLE_TOKENS),
-        ({"tools": [{"type": "web_search"}]}, TOOL_PREAMBLE_TOKENS + HOSTED_TOKENS),
-        ({"tools": [{"type": "web_search_preview_2025_03_11"}]}, TOOL_PREAMBLE_TOKENS + HOSTED_TOKENS),
-        ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, TOOL_PREAMBLE_TOKENS + HOSTED_TOKENS),
-        ({"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]}, TOOL_PREAMBLE_TOKENS + HOSTED_TOKENS),
-        ({"tools": [{"type": "mcp"}, {"type": "image_generation"}]}, TOOL_PREAMBLE_TOKENS + 2 * HOSTED_TOKENS),
-        ({"input": [{"type": "web_search_call", "id": "ws_1", "action": {}}]}, 0),
-        ({"reasoning": {"effort": "high", "mode": "standard"}}, 0),
-        ({"reasoning": {"mode": "pro"}}, HOSTED_TOKENS),
-    ],
-)  # fmt: skip
+BEYOND: dict[str, tuple[dict[str, Any], int]] = {
+    "text that talks about it": (parts({"type": "input_text", "text": '"type": "input_image" "item_reference"'}), 0),
+    "image by URL": (parts({"type": "input_image", "image_url": "https://x/y.png"}), IMAGE_TOKENS),
+    "image by id": (parts({"type": "input_image", "file_id": "file-1"}), IMAGE_TOKENS),
+    "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), 2 * FILE_TOKENS),
+    "audio inline": (parts({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}), 0),
+    "earlier response": ({"previous_response_id": "resp_1"}, HELD_TOKENS),
+    "null is nothing": ({"previous_response_id": None, "conversation": None, "prompt": None, "tools": None}, TOOL_PREAMBLE_TOKENS),
+    "conversation": ({"conversation": {"id": "conv_1"}}, HELD_TOKENS),
+    "stored prompt": ({"prompt": {"id": "pmpt_1"}}, HELD_TOKENS),
+    "item by id": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, HELD_TOKENS),
+    "all that is held once": ({"prompt": {"id": "p"}, "previous_response_id": "r"}, HELD_TOKENS),
+    "pro mode": ({"reasoning": {"mode": "pro"}}, MODE_TOKENS),
+    "the caller's tools": ({"tools": [{"type": "function"}, {"type": "local_shell"}]}, TOOL_PREAMBLE_TOKENS),
+    "the provider's tools": (
+        {"tools": [{"type": "web_search_2025_08_26"}, {"type": "file_search"}, {"type": "mcp"}]},
+        3 * TOOL_TOKENS + TOOL_PREAMBLE_TOKENS,
+    ),
+    "a tool of tomorrow": ({"tools": [{"type": "oracle"}]}, TOOL_TOKENS + TOOL_PREAMBLE_TOKENS),
+    "a plugin": ({"plugins": [{"id": "web"}]}, TOOL_TOKENS),
+    "tools of another shape": ({"tools": 7}, TOOL_PREAMBLE_TOKENS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "tokens"), BEYOND.values(), ids=BEYOND)
 def test_prompt_bound_covers_what_bytes_do_not(fields: dict[str, Any], tokens: int) -> None:
-    """C3: images, files, what the provider holds and what runs there have declared bounds; text about them has none."""
+    """C3: what does not stand in the body has declared bounds; text that only talks about it has none."""
     assert beyond(**fields) == tokens
 
 
-def test_escapes_hide_nothing() -> None:
-    """C3: a part whose type is written with escapes is bounded like any other."""
-    body = rb'{"model":"m","input":[{"role":"user","content":[{"type":"input\u005fima\u0067e","file_id":"f"}]}]}'
-    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + IMAGE_TOKENS
-
-
-PIXELS = "A" * 3_000_000
-URL = "data:image/png;base64," + PIXELS
-
-
-@pytest.mark.parametrize(
-    "items",
-    [
-        said({"type": "input_image", "image_url": URL}),
-        [{"type": "function_call_output", "output": [{"type": "input_image", "image_url": URL}]}],
-        [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": URL}}],
-        [{"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": PIXELS}],
-    ],
-)  # fmt: skip
-def test_inline_images_are_not_text(items: Any) -> None:
-    """An inline image is bounded as an image, however many bytes it has."""
-    body = json.dumps({"model": "m", "input": items}).encode()
-    assert IMAGE_TOKENS < read_ask(body).prompt_bound < IMAGE_TOKENS + TEMPLATE_TOKENS + 300
-
-
-@pytest.mark.parametrize("items", [said({"image_url": URL}), [7, PIXELS], PIXELS])
-def test_other_shapes_get_no_discount(items: Any) -> None:
-    """What is not an image by its type counts its bytes."""
-    assert beyond(input=items) == 0
+def test_inline_images_are_not_text() -> None:
+    """An inline image is bounded as an image, however many bytes it has; as text it counts its bytes."""
+    pixels = "data:image/png;base64," + "A" * 3_000_000
+    shot = {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": pixels}}
+    drawn = {"type": "image_generation_call", "result": pixels}
+    given = {"type": "function_call_output", "output": [{"type": "input_image", "image_url": pixels}]}
+    for item in (shot, drawn, given, *parts({"type": "input_image", "image_url": pixels})["input"]):
+        bound = read_ask(json.dumps({"model": "m", "input": [item]}).encode()).prompt_bound
+        assert IMAGE_TOKENS <= bound < IMAGE_TOKENS + 600
+    assert read_ask(json.dumps({"model": "m", "input": pixels}).encode()).prompt_bound > len(pixels)
+    odd = {"model": "m", "input": [7, {"type": "input_image", "image_url": pixels}]}
+    assert read_ask(json.dumps(odd).encode()).prompt_bound > len(pixels)  # not the wire's shape: no discount
 
 
 def test_body_keeps_its_values() -> None:
-    """Every value stays byte for byte but the model's name, and the cap where none was set."""
-    body = b'{"model":"a","input":[{"content": "\\u00e9\\/ "}],"temperature":1.0e0,"x":{"b":1,"a":1}}'
+    """C3: every value stays byte for byte but the model's name, and the cap where none was set."""
+    body = b'{"model":"a","input":"\\u00e9\\/ ","temperature":1.0e0,"x":{"b":1,"a":1}}'
     ask = read_ask(body)
-    renamed = body.replace(b'"a",', b'"b\\"",', 1)
-    assert write_body(ask, model='b"', output_cap=None, quirks=NONE) == renamed
-    assert write_body(ask, model='b"', output_cap=50, quirks=NONE) == renamed[:-1] + b',"max_output_tokens":50}'
-    capped = read_ask(b'{"model":"a","max_output_tokens":5}')
-    assert json.loads(write_body(capped, model="a", output_cap=50, quirks=NONE))["max_output_tokens"] == 5
+    assert write_body(ask, model="b", output_cap=None, quirks=NONE) == body.replace(b'"a",', b'"b",', 1)
+    assert json.loads(write_body(ask, model="b", output_cap=50, quirks=NONE))["max_output_tokens"] == 50
+    capped = read_ask(b'{"model":"a","input":"x","max_output_tokens":9}')
+    assert json.loads(write_body(capped, model="b", output_cap=50, quirks=NONE))["max_output_tokens"] == 9
 
 
-# ---- the reply ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("status", ["completed", "incomplete", "failed", "cancelled"])
+def test_ends(status: str) -> None:
+    """D2: each of the four last events ends a stream, and its response has the usage, the model and the tier."""
+    reading = replay(CREATED, delta(), ends(status), read_event(b"data: [DONE]\n\n"))
+    assert (reading.parts, reading.final) == ((Part(READ, "gpt-5-2025-08-07"),), True)
+    assert (reading.ended, reading.tier, reading.model) == (True, "flex", "gpt-5-2025-08-07")
+    assert reading.error == ("failed" if status == "failed" else None)
 
 
-@pytest.mark.parametrize("kind", ["completed", "incomplete", "failed", "done"])
-def test_usage_comes_with_the_end(kind: str) -> None:
-    """D2: each of the events that end a stream has the usage; before it there is none, and [DONE] ends nothing."""
-    _, reading = replay(CREATED, TEXT, DONE)
-    assert (reading.parts, reading.ended, reading.final) == ((), False, False)
-    _, reading = replay(CREATED, TEXT, lifecycle(kind, usage=USAGE, service_tier="default"), DONE)
-    assert (reading.parts, reading.ended, reading.final) == ((Part(READ, "gpt-5-2025-08-07"),), True, True)
-    assert (reading.model, reading.tier) == ("gpt-5-2025-08-07", "default")
-    assert reading.error == ("failed" if kind == "failed" else None)
+def test_type_without_a_name() -> None:
+    """The type inside the data counts; a provider need not name its events, nor type those that it names."""
+    response = {"status": "completed", "usage": USAGE}
+    assert replay(event("response.completed", named=False, response=response)).parts == (Part(READ, None),)
+    named = read_event(b'event: response.completed\ndata: {"response":' + json.dumps(response).encode() + b"}\n\n")
+    assert replay(named).ended
+    unreadable = replay(delta(), read_event(b"event: response.completed\ndata: {\n\n"))
+    assert (unreadable.ended, unreadable.parts) == (True, ())
 
 
-def test_served_tier() -> None:
-    """A4: the tier is the one at the end, where priority may have become default; a cut stream has the first one."""
-    end = lifecycle("completed", usage=USAGE, service_tier="default")
-    assert replay(lifecycle("created", service_tier="priority"), end)[1].tier == "default"
-    assert replay(lifecycle("created", service_tier="priority"), TEXT)[1].tier == "priority"
+def test_broken_off() -> None:
+    """A stream that breaks off has no usage; the model is known from its first event, a tier that is not decided is not."""
+    reading = replay(CREATED, delta("abc"), delta('"', "function_call_arguments"), delta("x", "refusal"))
+    assert (reading.parts, reading.final, reading.ended) == ((), False, False)
+    assert (reading.model, reading.tier, reading.output_bytes) == ("gpt-5", None, 3 + 2 + 1)
+    assert not replay(CREATED, read_event(b"data: [DONE]\n\n")).ended
 
 
-@pytest.mark.parametrize(
-    ("event", "content", "size"),
-    [
-        (CREATED, False, 0),
-        (lifecycle("queued"), False, 0),
-        (lifecycle("in_progress"), False, 0),
-        (read_event(b": ping\n\n"), False, 0),
-        (chunk("ping"), False, 0),
-        (chunk("response.content_part.added", part={"type": "output_text", "text": ""}), False, 0),
-        (chunk("response.output_item.added", item={"type": "message", "content": []}), False, 0),
-        (chunk("response.web_search_call.searching"), False, 0),
-        (chunk("response.image_generation_call.partial_image", partial_image_b64="AAAA"), False, 0),
-        (chunk("response.output_text.done", text="Hi"), False, 0),
-        (chunk("response.output_text.delta", delta=""), False, 0),
-        (chunk("response.output_text.delta", delta=None), False, 0),
-        (TEXT, True, 9),  # as it is written: H\u00e9\n
-        (chunk("response.refusal.delta", delta="No."), True, 3),
-        (chunk("response.reasoning_summary_text.delta", delta="Hm"), True, 2),
-        (chunk("response.function_call_arguments.delta", delta='{"'), True, 3),
-        (chunk("response.mcp_call_arguments.delta", delta="x"), True, 1),
-        (chunk("response.code_interpreter_call_code.delta", delta="x"), True, 1),
-        (chunk("response.audio.transcript.delta", delta="x"), True, 1),
-        (chunk("response.something_new.delta", delta="new"), True, 3),
-        (chunk("response.something_new", text="new"), False, 0),
-    ],
-)
-def test_content(event: Event, content: bool, size: int) -> None:
-    """D5: what carries a delta is content, known or not; how a response begins, pings and pictures are not."""
-    reducer, reading = replay(event)
-    assert (reducer.content, reading.output_bytes) == (content, size)
-
-
-def item(kind: str, id: str = "x", **members: Any) -> Event:
-    return chunk("response.output_item.done", item={"id": id, "type": kind, "status": "completed"} | members)
-
-
-def test_items_without_deltas_count_their_own_bytes() -> None:
-    """D1: a call that comes in one piece bounds its tokens by its bytes; text that came in deltas is not counted twice."""
-    call = item("function_call", name="f", arguments='{"a":1}')
-    assert replay(CREATED, call)[1].output_bytes == len('f{\\"a\\":1}')
-    assert replay(CREATED, TEXT, item("message", content=[{"text": "Hé\n"}]))[1].output_bytes == 9
-    assert replay(CREATED, TEXT, item("message", content=[]), call)[1].output_bytes == 9 + len('f{\\"a\\":1}')
-    assert replay(CREATED, item("image_generation_call", result="AAAA"))[1].output_bytes == 0
-
-
-def test_secret_reasoning_is_unseen() -> None:
-    """D1: after reasoning that was not shown, the bytes seen bound nothing; reasoning that is shown is text."""
-    begun = chunk("response.output_item.added", item={"type": "reasoning", "summary": []})
-    summary = chunk("response.reasoning_summary_text.delta", delta="Hm")
-    assert replay(CREATED, begun, TEXT)[1].unseen
-    assert replay(CREATED, begun, summary, TEXT)[1].unseen
-    assert not replay(CREATED, begun, chunk("response.reasoning_text.delta", delta="Hm"), TEXT)[1].unseen
-    assert not replay(CREATED, chunk("response.output_item.added", item=7), TEXT)[1].unseen
-
-
-def test_tools_are_counted() -> None:
-    """A4: searches are counted by the provider's own word, else by the items at the end, else by those that were seen."""
-    search = {"type": "web_search_call", "action": {"type": "search"}}
-    page = {"type": "web_search_call", "action": {"type": "open_page"}}
-    ends: dict[str, Any] = {"usage": USAGE, "output": [search, page]}
-    told = {"tool_usage": {"web_search": {"num_requests": 3}}}
-    for response, count in ((ends, 1), (ends | told, 3), ({"usage": USAGE}, 1), ({"usage": USAGE, "output": None}, 1)):
-        _, reading = replay(
-            CREATED, item("web_search_call", action={"type": "search"}), lifecycle("completed", **response)
-        )
-        assert reading.usage == Usage(input=7, output=2, web_search=count)
-    _, reading = replay(lifecycle("completed", **ends, **told), quirks=frozenset(["every_search_item"]))
-    assert reading.usage.web_search == 2
-
-
-def test_pictures_are_a_part_of_their_own() -> None:
-    """A4: a picture is usage of the model that drew it, at that model's price."""
-    drawn = {
-        "input_tokens": 9,
-        "output_tokens": 1056,
-        "output_tokens_details": {"image_tokens": 1056, "text_tokens": 0},
-    }
-    end = lifecycle(
-        "completed",
-        usage=USAGE,
-        tool_usage={"image_gen": drawn},
-        tools=[{"type": "image_generation", "model": "gpt-image-2"}],
+def test_output_bytes_bound_the_text() -> None:
+    """An item counts by its deltas or as it stands, whichever is more: sealed reasoning has no deltas."""
+    sealed = event("response.output_item.done", item={"type": "reasoning", "id": "rs", "encrypted_content": "x" * 900})
+    picture = event(
+        "response.output_item.done", item={"type": "image_generation_call", "id": "ig", "result": "A" * 999}
     )
-    _, reading = replay(CREATED, end)
-    assert reading.parts[1:] == (Part(Usage(input=9, output_image=1056), "gpt-image-2"),)
-    assert reading.parts[0] == Part(READ, "gpt-5-2025-08-07")
+    listed = event("response.output_item.done", item={"type": "mcp_list_tools", "tools": [{"name": "x" * 999}]})
+    assert replay(sealed).output_bytes == 900
+    assert replay(picture).output_bytes == replay(listed).output_bytes == 0
+    message = event("response.output_item.done", item={"type": "message", "content": [{"text": "Hi" * 9}]})
+    said = replay(delta("Hi" * 9), message).output_bytes
+    assert 18 <= said < 40
+    assert replay(delta("Hi" * 99), message, sealed, delta("abc")).output_bytes == 198 + 900 + 3
 
 
-def test_a_response_that_failed_at_once_used_nothing() -> None:
-    """A5: `usage: null` of a response that failed before any content is the provider's last word: 0, and not unknown."""
-    error = chunk("error", error={"type": "insufficient_quota", "code": "insufficient_quota", "message": "No money."})
-    reducer, reading = replay(CREATED, error, lifecycle("failed", **FAILED))
-    assert (reading.parts, reading.final, reading.ended) == ((Part(Usage(), "gpt-5-2025-08-07"),), True, True)
-    assert (reading.error, reducer.content) == ("insufficient_quota", False)
+CONTENT = {
+    "created": (CREATED, False),
+    "in progress": (event("response.in_progress", response={"model": "m"}), False),
+    "queued": (event("response.queued", response={}), False),
+    "ping": (read_event(b": ping\n\n"), False),
+    "an empty message": (event("response.output_item.added", item={"type": "message", "content": []}), False),
+    "an empty thought": (event("response.output_item.added", item={"type": "reasoning", "summary": []}), False),
+    "an empty part": (event("response.content_part.added", part={"type": "output_text", "text": ""}), False),
+    "a call": (event("response.output_item.added", item={"type": "function_call", "name": "f"}), False),
+    "a search": (event("response.output_item.added", item={"type": "web_search_call"}), False),
+    "text": (delta(), True),
+    "no text": (delta(""), False),
+    "null": (delta(None), False),
+    "a part of an image": (event("response.image_generation_call.partial_image", partial_image_b64="AAAA"), False),
+    "text as a whole": (event("response.output_text.done", text="Hi"), False),
+    "an item": (event("response.output_item.done", item=MESSAGE), True),
+    "a thought that is not told": (
+        event("response.output_item.done", item={"type": "reasoning", "summary": []}),
+        False,
+    ),
+    "what may come, with a delta": (event("response.smell.delta", delta={"rose": 1}), True),
+    "what may come": (event("response.smell.sensed", x=1), False),
+    "not JSON": (read_event(b"data: {\n\n"), True),
+}
 
 
-BEGUN = chunk("response.output_item.added", item={"type": "message"})
-SILENT = chunk("response.failed", response={"model": "m"} | FAILED)  # no word of usage
+@pytest.mark.parametrize(("one", "content"), CONTENT.values(), ids=CONTENT)
+def test_content(one: Event, content: bool) -> None:
+    """D5: content is generated text, and what cannot be read; frames, progress and what leaves no text are not."""
+    reducer = openai_responses.reducer(stream=True, hide_usage=False, quirks=NONE)
+    assert reducer.event(one) == one.raw
+    assert reducer.content is content
+    assert not reducer.ended
 
 
 @pytest.mark.parametrize(
-    "events", [(CREATED, TEXT), (CREATED, BEGUN), (CREATED, item("web_search_call"))], ids=["text", "begun", "searched"]
-)
-def test_a_response_that_failed_later_used_something(events: tuple[Event, ...]) -> None:
-    """A5: after content, or an item of the output, `usage: null` says nothing: it is not known what was used."""
-    _, reading = replay(*events, lifecycle("failed", **FAILED))
-    assert (reading.parts, reading.final, reading.ended, reading.error) == ((), False, True, "server_error")
-    assert replay(CREATED, SILENT)[1].parts == ()
-
-
-@pytest.mark.parametrize(
-    ("event", "error"),
+    ("one", "error"),
     [
-        (chunk("error", error={"type": "server_error", "code": "x", "message": "m"}), "server_error"),
-        (chunk("error", code="rate_limit_exceeded", message="Slow down.", param=None), "rate_limit_exceeded"),
-        (chunk("error", code=None, message="Slow down.", error=None), "Slow down."),
-        (read_event(b'data: {"error":{"message":"boom"}}\n\n'), "boom"),
+        (event("error", error={"type": "insufficient_quota", "code": "x", "message": "m"}), "insufficient_quota"),
+        (event("error", code="rate_limit_exceeded", message="slow down", param=None), "rate_limit_exceeded"),
+        (event("error", message="slow down"), "slow down"),
+        (event("error"), "error"),
+        (read_event(b'data: {"error":{"code":502,"message":"upstream"}}\n\n'), "502"),
         (read_event(b"event: error\ndata: oops\n\n"), "error"),
-        (lifecycle("failed", **FAILED, usage=USAGE), "server_error"),
-        (lifecycle("cancelled", status="cancelled"), "cancelled"),
+        (ends("failed", None, error={"code": "server_error", "message": "m"}), "server_error"),
+        (event("response.failed"), "failed"),
     ],
 )
-def test_errors_in_the_stream(event: Event, error: str) -> None:
-    """D2: an in-band error is seen in every shape; the first one counts."""
-    assert replay(CREATED, event)[1].error == error
-    assert replay(CREATED, event, chunk("error", message="later"))[1].error == error
+def test_errors_in_the_stream(one: Event, error: str) -> None:
+    """D2: an in-band error is seen in every shape and relayed."""
+    assert replay(CREATED, one).error == error
+
+
+def test_failed() -> None:
+    """Failed before anything was generated is zero, and the provider's last word; after that it is not known.
+
+    Also where it was nothing that can be seen: a call that opened, a search, a thought, a part of an image.
+    """
+    failed = ends("failed", None, error={"code": "server_error"}, output=[])
+    reading = replay(CREATED, failed)
+    assert (reading.parts, reading.final, reading.ended) == ((Part(Usage(), "gpt-5-2025-08-07"),), True, True)
+    for reading in (
+        replay(CREATED, delta(), failed),
+        replay(CREATED, ends("failed", None)),
+        replay(ends("completed", None)),
+    ):
+        assert (reading.parts, reading.final, reading.ended) == ((), False, True)
+    for begun in ("a call", "a search", "a part of an image", "text as a whole", "a thought that is not told"):
+        assert replay(CREATED, CONTENT[begun][0], failed).parts == ()
+    assert replay(delta(), ends("failed")).parts == (Part(READ, "gpt-5-2025-08-07"),)
 
 
 def test_absurd_usage_is_absent() -> None:
-    """F4: usage that cannot be believed is told and not counted."""
-    _, reading = replay(CREATED, TEXT, lifecycle("completed", usage=USAGE | {"output_tokens": -2}))
-    assert (reading.parts, reading.note, reading.inferred, reading.final) == ((), "absurd usage", True, False)
-    assert (reading.error, reading.ended) == (None, True)
+    """F4: usage that cannot be believed is told and not counted, and is no error."""
+    for usage in (
+        USAGE | {"output_tokens": -2},
+        7,
+        USAGE | {"server_side_tool_usage_details": {"web_search_calls": True}},
+    ):
+        reading = replay(delta(), ends(usage=usage))
+        assert (reading.parts, reading.note, reading.inferred, reading.final) == ((), "absurd usage", True, False)
+        assert (reading.error, reading.ended) == (None, True)
+    assert replay(ends(usage={})).parts == ()
 
 
-def test_odd_events_are_relayed() -> None:
-    """An end of another shape is an end; an event that is not JSON counts as content, since it may be."""
-    assert replay(CREATED, chunk("response.completed"))[1].ended
-    assert replay(CREATED, chunk("response.completed", response=[]))[1].ended
-    assert replay(read_event(b'event: response.completed\ndata: {"response":{"usage":null}}\n\n'))[1].ended
-    odd = read_event(b"data: {oops\n\n")
-    reducer, reading = replay(odd)
-    assert (reducer.content, reading.output_bytes) == (True, len(odd.data))
+def test_search_items_by_quirk() -> None:
+    """Opening a page is no search, but for a provider that bills it as one."""
+    output = [{"type": "web_search_call", "action": {"type": kind}} for kind in ("search", "open_page", "find_in_page")]
+    assert replay(ends(output=output)).usage.web_search == 1
+    assert replay(ends(output=output), quirks=frozenset(["every_search_item"])).usage.web_search == 3
 
 
-@pytest.mark.parametrize(
-    ("body", "parts", "error", "size", "note"),
-    [
-        (b'{"model":"m","status":"completed","usage":{"input_tokens":7,"output_tokens":2}}', (Part(READ, "m"),), None, 0, None),
-        (b'{"model":"m","status":"incomplete","usage":{"input_tokens":7,"output_tokens":2}}', (Part(READ, "m"),), None, 0, None),
-        (b'{"model":"m"}', (), None, 13, None),
-        (b'{"status":"failed","error":{"code":"c"},"output":[],"usage":null}', (Part(Usage()),), "c", 0, None),
-        (b'{"status":"failed","error":{"code":"c"},"output":[{}],"usage":null}', (), "c", 67, None),
-        (b'{"status":"queued","usage":null}', (), None, 32, "unfinished"),
-        (b'{"error":{"type":"t"}}', (), "t", 22, None),
-        (b'{"usage":{"input_tokens":true}}', (), None, 31, "absurd usage"),
-        (b"<html>", (), None, 6, None),
-    ],
-)  # fmt: skip
-def test_whole(body: bytes, parts: tuple[Part, ...], error: str | None, size: int, note: str | None) -> None:
-    """A whole body gives its usage; without one its bytes bound what was generated."""
-    reducer = openai_responses.reducer(stream=False, hide_usage=False, quirks=NONE)
-    assert not reducer.ended
-    reducer.whole(body)
-    assert (reducer.ended, reducer.content) == (True, True)
-    reading = reducer.reading()
-    assert (reading.parts, reading.error, reading.output_bytes, reading.note) == (parts, error, size, note)
-    assert reading.final is bool(parts)
+def test_whole() -> None:
+    """A whole body gives its usage, tier and error; without usage its bytes bound what was generated."""
+    body = {
+        "status": "completed",
+        "model": "gpt-5",
+        "service_tier": "default",
+        "error": None,
+        "usage": USAGE,
+        "output": [MESSAGE],
+    }
+    reading = whole(body)
+    assert (reading.parts, reading.tier, reading.final, reading.ended) == (
+        (Part(READ, "gpt-5"),),
+        "default",
+        True,
+        True,
+    )
+    assert (reading.error, reading.output_bytes) == (None, 0)
+    for status in ("queued", "in_progress"):
+        reading = whole(body | {"status": status, "usage": None})
+        assert (reading.parts, reading.final) == ((), False)
+        assert reading.output_bytes > 0
+    failed = {"status": "failed", "error": {"code": "server_error"}, "usage": None}
+    assert whole(failed | {"output": []}).parts == (Part(Usage()),)
+    assert whole(failed | {"output": [MESSAGE]}).parts == ()
+    assert whole(failed).error == "server_error"
+    refused = whole(b'{"error":{"type":"t"}}')
+    assert (refused.parts, refused.error, refused.ended) == ((), "t", True)
+    assert whole(b"<html>").output_bytes == 6
 
 
-# ---- refusals -------------------------------------------------------------------------------------------------------
+STANDING = Standing(
+    budget=Budget(scope="project", limit=10),
+    id="a",
+    project="a",
+    window_start_us=0,
+    resets_at_us=None,
+    spent=10,
+    held=0,
+)
 
 
-def test_refusals() -> None:
+def test_refusal() -> None:
     """C7: a refusal has OpenAI's shape, with the numbers beside."""
-    standing = Standing(
-        budget=Budget(scope="session", limit=10, measure="usd"), id="s1", project="alpha", window_start_us=0,
-        resets_at_us=None, spent=10, held=0,
-    )  # fmt: skip
-    refused = BudgetExceeded(Refusal(standing=standing, asked=1))
-    body = json.loads(openai_responses.refusal(refused, "r1"))
-    assert body["request_id"] == "r1"
-    assert (body["error"]["type"], body["error"]["code"]) == ("insufficient_quota", "budget_exceeded")
+    body = json.loads(openai_responses.refusal(BudgetExceeded(Refusal(standing=STANDING, asked=1)), "r1"))
+    assert (body["request_id"], body["error"]["code"], body["error"]["scope"]) == ("r1", "budget_exceeded", "project")
 
 
-def test_broken_stream_is_told_as_sdks_raise_on() -> None:
-    """D3: a broken stream ends with an event of type error that the official SDK raises on, and no end follows."""
-    raw = openai_responses.broken(StreamBroken("cut"), "r1")
-    event = read_event(raw)
-    told = json.loads(event.data)
-    assert (event.name, told["type"], told["error"]["type"]) == (b"error", "error", "server_error")
-    assert isinstance(told["sequence_number"], int)
-    _, reading = replay(CREATED, TEXT, event)
-    assert (reading.error, reading.ended) == ("server_error", False)
+def test_broken() -> None:
+    """D3: a broken stream ends with an `error` event that has the documented members and those that the SDK raises on."""
+    one = read_event(openai_responses.broken(StreamBroken("cut"), "r1"))
+    document = json.loads(one.data)
+    assert (one.name, document["type"], document["code"], document["message"]) == (
+        b"error",
+        "error",
+        "stream_broken",
+        "cut",
+    )
+    assert document["error"]["message"] == "cut"
+    assert replay(one).error == "server_error"
+    assert not replay(one).ended

@@ -111,3 +111,10 @@ def test_the_cut_of_a_cache_price() -> None:
         for at in ("2026-10-06T23:59:59", "2026-10-07T00:00:00")
     ]
     assert found == ["0.2", "0.1"]
+
+
+def test_xai_searches() -> None:
+    """A4: a search costs 5 USD per thousand with every model of xAI."""
+    found = charge(Usage(input=1, web_search=2), "grok-4.3", place=provider("x-ai"))
+    assert [(term.kind, term.quantity, term.usd, term.per) for term in found.terms][-1] == ("web_search", 2, "5", 1000)
+    assert found.status == "priced"

@@ -40,3 +40,13 @@ async def test_spent_with_and_without_a_balance() -> None:
         for shape in (kept, unkept)
     ]
     assert answers == [3 * DIME, 2 * DIME]
+
+
+async def test_many_entries_by_name() -> None:
+    """`known` answers many ids at once; what is not there is left out."""
+    store = MemoryStore()
+    await store.settle(an_entry("a/1"))
+    assert await store.known([("alpha", "a/1"), ("beta", "a/1")]) == {
+        ("alpha", "a/1"): await store.entry("alpha", "a/1")
+    }
+    assert await store.known([]) == {}

@@ -15,6 +15,7 @@ from tollkeeper.stores import open_reader, open_store
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.stores.sqlite_reader import SqliteReader, windows_since
 from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, HOUR_US, USD, an_entry, booked, total, usd
+from tollkeeper.values import Scopes
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ async def test_a_reader_sees_what_was_acknowledged(owner: SqliteStore, reader: S
             shape = Shape("project", "usd", window, "UTC")
             start_us = next(windows_since(reader.query, shape, AT_US))[0]
             assert await reader.spent(BalanceKey(shape, "alpha", "", start_us)) == number * DIME
+
+
+async def test_many_entries_by_name(owner: SqliteStore, reader: SqliteReader) -> None:
+    """`known` answers many ids at once, each as it stands after a correction; what is not there is left out."""
+    await owner.settle(an_entry("a/1", outcome="expired"))
+    await owner.settle(an_entry("a/1", 2 * DIME))
+    await owner.settle(an_entry("b/1", scopes=Scopes(project='p"[]')))
+    names = [("alpha", "a/1"), ('p"[]', "b/1"), ("alpha", "b/1"), ("alpha", "c/1")]
+    for each in (owner, reader):
+        found = await each.known(names)
+        assert found.keys() == set(names[:2])
+        assert found["alpha", "a/1"] == await each.entry("alpha", "a/1")
+        assert (found["alpha", "a/1"].revision, found["alpha", "a/1"].sign) == (1, 1)
+        assert await each.known([]) == {}
 
 
 async def test_verify_while_the_owner_writes(owner: SqliteStore, reader: SqliteReader) -> None:

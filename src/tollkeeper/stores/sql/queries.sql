@@ -3,6 +3,11 @@
 -- name: entry
 SELECT seq, {columns} FROM entry WHERE project = :project AND id = :id ORDER BY revision DESC, sign DESC LIMIT 1;
 
+-- name: known
+-- Every revision of many entries, the one that stands last.
+SELECT seq, {columns} FROM entry
+WHERE (project, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:names)) ORDER BY revision, sign;
+
 -- name: entries
 SELECT seq, {columns} FROM entry
 WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) AND seq > :after

@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 _BODY: Final = msgspec.json.Decoder(Body)
 _MEMBER: Final = re.compile(rb'\s*[{,]\s*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*', re.DOTALL)
 _TAIL: Final = re.compile(rb"\s*\}\s*")
+_ESCAPED: Final = re.compile(rb"\\u00((?!22|5[cC])[2-7][0-9a-fA-F])")  # ASCII but the quote and the backslash
 _STRING: Final = re.compile(rb'"[^"]*"')
 _STEPS: Final = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 _NOT_MARKS: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')
@@ -114,8 +115,10 @@ def media_tokens(body: bytes, bounds: tuple[tuple[bytes, re.Pattern[bytes], int]
     """Tokens of parts that the body's own bytes do not bound: each (word, pattern, tokens) counts its pattern's matches.
 
     A pattern is searched only where its word occurs. Inside a JSON string a quote is escaped, so prompt text that talks
-    about such a part does not match a pattern with quotes.
+    about such a part does not match a pattern with quotes. A letter that is written as an escape is still that letter.
     """
+    if b"\\u00" in body:
+        body = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), body)
     return sum(tokens * len(pattern.findall(body)) for word, pattern, tokens in bounds if word in body)
 
 

@@ -21,6 +21,7 @@ from tollkeeper.dialects.json_body import (
     FILE_TOKENS,
     media_tokens,
     read_count,
+    read_field,
     read_flag,
     read_model,
     read_object,
@@ -57,15 +58,10 @@ MODE_TOKENS: Final = 50_000
 """What `reasoning.mode` ("pro") adds to the prompt: a declared bound. One recorded call went from 235 bytes to 1,522 tokens."""
 
 _MEDIA: Final = (
-    (
-        b"image",
-        re.compile(rb'"type"\s*:\s*"(?:input_image|computer_screenshot|image_generation_call)"'),
-        IMAGE_TOKENS,
-    ),
+    (b"image", re.compile(rb'"type"\s*:\s*"(?:input_image|image_generation_call)"'), IMAGE_TOKENS),
+    (b"computer_screenshot", re.compile(rb'"type"\s*:\s*"computer_screenshot"'), IMAGE_TOKENS),
     (b'"input_file"', re.compile(rb'"type"\s*:\s*"input_file"'), FILE_TOKENS),
 )
-_MODE: Final = re.compile(rb'"mode"\s*:\s*"')
-_STORED_ITEM: Final = re.compile(rb'"type"\s*:\s*"item_reference"')
 _HELD: Final = ("previous_response_id", "conversation", "prompt")
 _AT_THE_CLIENT: Final = frozenset((
     "function", "custom", "namespace", "local_shell", "apply_patch", "computer", "computer_use", "computer_use_preview",
@@ -78,7 +74,12 @@ class _Tool(msgspec.Struct):
     model: str | None = None  #: of image_generation
 
 
+class _Reasoning(msgspec.Struct):
+    mode: str | None = None
+
+
 _TOOLS: Final = msgspec.json.Decoder(list[_Tool] | None)
+_REASONING: Final = msgspec.json.Decoder(_Reasoning | None)
 
 
 def read_ask(body: bytes, target: str = "") -> Ask:
@@ -100,7 +101,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         model=read_model(fields),
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + _beyond_bytes(body, fields),
+        prompt_bound=len(body) + template_tokens(fields) + _beyond_bytes(body, fields),
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),
@@ -117,13 +118,13 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
 
 
 def _beyond_bytes(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Prompt tokens that do not stand in the body."""
-    tokens = media_tokens(body, _MEDIA)
-    if any(is_there(fields.get(field, ABSENT)) for field in _HELD) or (
-        b'"item_reference"' in body and _STORED_ITEM.search(body)
-    ):
+    """Prompt tokens that do not stand in the body, less the bytes in it that are none."""
+    items = _read_items(fields)
+    tokens = media_tokens(body, _MEDIA) - sum(map(_inline_images, items))
+    if any(is_there(fields.get(field, ABSENT)) for field in _HELD) or any(map(_is_reference, items)):
         tokens += HELD_TOKENS
-    if _MODE.search(fields.get("reasoning", b"")):
+    reasoning = read_field(fields, "reasoning", _REASONING, "an object, with mode as text")
+    if reasoning is not None and reasoning.mode not in (None, "standard"):
         tokens += MODE_TOKENS
     for tools in ("tools", "plugins"):  # OpenRouter's plugins search, too
         tokens += TOOL_TOKENS * sum(tool.type not in _AT_THE_CLIENT for tool in _tools(fields.get(tools, ABSENT)))
@@ -138,33 +139,43 @@ def _tools(raw: msgspec.Raw) -> list[_Tool]:
 
 
 class _Piece(msgspec.Struct):
+    type: str = ""
     image_url: msgspec.Raw = ABSENT
 
 
 class _Item(msgspec.Struct):
-    type: str = ""
+    type: str | None = None
+    role: str | None = None
     content: list[_Piece] | str | None = None
     output: list[_Piece] | _Piece | str | None = None  #: of a tool that the caller ran
     result: msgspec.Raw = ABSENT  #: of image_generation_call
 
 
-_ITEMS: Final = msgspec.json.Decoder(list[_Item])
+_IMAGES: Final = frozenset(("input_image", "computer_screenshot"))
+_ITEMS: Final = msgspec.json.Decoder(list[_Item] | str | None)
 
 
-def _inline_images(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Bytes of images inside the body: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
-    if b"data:image/" not in body and b'"image_generation_call"' not in body:
-        return 0
+def _read_items(fields: dict[str, msgspec.Raw]) -> list[_Item]:
+    """The items of the input; none where it is text, or of another shape."""
     try:
-        items = _ITEMS.decode(fields.get("input", b"[]"))
+        items = _ITEMS.decode(fields.get("input", b"null"))
     except UNREADABLE:
-        return 0
-    size = sum(len(item.result) for item in items if item.type == "image_generation_call")
-    for item in items:
-        for place in (item.content, item.output):
-            pieces = place if isinstance(place, list) else [place] if isinstance(place, _Piece) else []
-            urls = [bytes(piece.image_url) for piece in pieces]
-            size += sum(len(url) for url in urls if url.startswith(b'"data:image/'))
+        return []
+    return items if isinstance(items, list) else []
+
+
+def _is_reference(item: _Item) -> bool:
+    """Whether an item only names what the provider holds; such a one need not say its type."""
+    return item.type == "item_reference" or (item.type is None and item.role is None)
+
+
+def _inline_images(item: _Item) -> int:
+    """Bytes of images inside an item: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
+    size = len(item.result) if item.type == "image_generation_call" else 0
+    for place in (item.content, item.output):
+        pieces = place if isinstance(place, list) else [place] if isinstance(place, _Piece) else []
+        urls = (bytes(piece.image_url) for piece in pieces if piece.type in _IMAGES)
+        size += sum(len(url) for url in urls if url.startswith(b'"data:image/'))
     return size
 
 

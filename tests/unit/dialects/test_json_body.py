@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tollkeeper.dialects.json_body import (
     json_depth_ok,
+    media_tokens,
     read_count,
     read_flag,
     read_model,
@@ -89,6 +92,24 @@ def test_fields() -> None:
     for read, name in ((read_flag, "number"), (read_text, "yes"), (read_text, "number")):
         with pytest.raises(BadRequest, match=f"^{name}: expected"):
             read(body, name)
+
+
+BOUNDS = ((b"picture", re.compile(rb'"type"\s*:\s*"picture"'), 100),)
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (rb'{"type": "picture", "x": {"type":"picture"}}', 200),
+        (rb'{"typ\u0065":"\u0070icture"}', 100),
+        (rb'{"text":"\"type\":\"picture\""}', 0),
+        (rb'{"text":"\u0022type\u0022:\u0022picture\u0022"}', 0),
+        (rb'{"text":"caf\u00e9 picture \u005C"}', 0),
+    ],
+)
+def test_media_are_counted_however_they_are_written(body: bytes, tokens: int) -> None:
+    """C3: a part counts by its type, letters written as escapes too; text that talks about one does not."""
+    assert media_tokens(body, BOUNDS) == tokens
 
 
 @pytest.mark.parametrize("model", [b"null", b'""', b"1", b'"a\\nb"', b'"' + b"m" * 257 + b'"', b"[]"])

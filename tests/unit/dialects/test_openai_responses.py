@@ -81,6 +81,7 @@ def test_ask() -> None:
         ({"input": {"text": "x"}}, "input"),
         ({"max_output_tokens": -1}, "max_output_tokens"),
         ({"max_output_tokens": 1.5}, "max_output_tokens"),
+        ({"reasoning": "high"}, "reasoning"),
         ({"user": 7}, "user"),
         ({"safety_identifier": 7}, "safety_identifier"),
         ({"service_tier": {}}, "service_tier"),
@@ -115,14 +116,20 @@ BEYOND: dict[str, tuple[dict[str, Any], int]] = {
     "image by URL": (parts({"type": "input_image", "image_url": "https://x/y.png"}), IMAGE_TOKENS),
     "image by id": (parts({"type": "input_image", "file_id": "file-1"}), IMAGE_TOKENS),
     "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), 2 * FILE_TOKENS),
+    "screen by id": (
+        {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "file_id": "f"}}]},
+        IMAGE_TOKENS,
+    ),
     "audio inline": (parts({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}), 0),
     "earlier response": ({"previous_response_id": "resp_1"}, HELD_TOKENS),
     "null is nothing": ({"previous_response_id": None, "conversation": None, "prompt": None, "tools": None}, TOOL_PREAMBLE_TOKENS),
     "conversation": ({"conversation": {"id": "conv_1"}}, HELD_TOKENS),
     "stored prompt": ({"prompt": {"id": "pmpt_1"}}, HELD_TOKENS),
     "item by id": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, HELD_TOKENS),
+    "item by id alone": ({"input": [{"id": "msg_1"}, {"type": "message", "id": "msg_2", "content": "x"}]}, HELD_TOKENS),
     "all that is held once": ({"prompt": {"id": "p"}, "previous_response_id": "r"}, HELD_TOKENS),
     "pro mode": ({"reasoning": {"mode": "pro"}}, MODE_TOKENS),
+    "the usual mode": ({"reasoning": {"effort": "high", "mode": "standard"}}, 0),
     "the caller's tools": ({"tools": [{"type": "function"}, {"type": "local_shell"}]}, TOOL_PREAMBLE_TOKENS),
     "the provider's tools": (
         {"tools": [{"type": "web_search_2025_08_26"}, {"type": "file_search"}, {"type": "mcp"}]},
@@ -150,8 +157,15 @@ def test_inline_images_are_not_text() -> None:
         bound = read_ask(json.dumps({"model": "m", "input": [item]}).encode()).prompt_bound
         assert IMAGE_TOKENS <= bound < IMAGE_TOKENS + 600
     assert read_ask(json.dumps({"model": "m", "input": pixels}).encode()).prompt_bound > len(pixels)
-    odd = {"model": "m", "input": [7, {"type": "input_image", "image_url": pixels}]}
-    assert read_ask(json.dumps(odd).encode()).prompt_bound > len(pixels)  # not the wire's shape: no discount
+    untyped = parts({"image_url": pixels})["input"]
+    for odd in ([7, {"type": "input_image", "image_url": pixels}], untyped):  # not the wire's shape: no discount
+        assert read_ask(json.dumps({"model": "m", "input": odd}).encode()).prompt_bound > len(pixels)
+
+
+def test_escapes_hide_nothing() -> None:
+    """C3: a part whose type is written with escapes is bounded like any other."""
+    body = rb'{"model":"m","input":[{"role":"user","content":[{"type":"input\u005fima\u0067e","file_id":"f"}]}]}'
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + IMAGE_TOKENS
 
 
 def test_body_keeps_its_values() -> None:

@@ -6,7 +6,7 @@ counted once, in that last object: by the provider's own count where it states o
 
 A response that failed before anything was generated costs nothing; one that failed later and tells no usage is estimated.
 Content is text that was seen, because that is what bounds an estimate: a thought or an image that leaves no text behind is
-none, and then the hold's own bound counts.
+none, and then the hold's own bound counts. So it does where there was reasoning of which a summary or nothing was told.
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ _NOT_GENERATED: Final = frozenset((
 ))  # fmt: skip
 """Members of an item that name it or that a tool brought."""
 _ENDS: Final = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
-_FRAMES: Final = (b'"message"', b'"reasoning"')
+_REASONING_ITEM: Final = b'"reasoning"'
+_FRAMES: Final = (b'"message"', _REASONING_ITEM)
 """Items that open empty."""
 
 
@@ -220,6 +221,7 @@ class Reducer:
         "_parts",
         "_reported_usd",
         "_tier",
+        "_unseen",
         "content",
         "ended",
         "error",
@@ -239,6 +241,7 @@ class Reducer:
         self._parts: tuple[Part, ...] = ()
         self._reported_usd: Decimal | None = None
         self._tier: str | None = None
+        self._unseen = False  # there was reasoning, and its text was not sent
 
     def event(self, event: Event) -> bytes | None:
         """Read one event; the bytes to relay for it."""
@@ -255,6 +258,8 @@ class Reducer:
             if (size := len(chunk.delta) - 2) > 0 and is_there(chunk.delta):
                 self.content = True
                 self._open_bytes += size
+                if self._unseen and chunk.type == "response.reasoning_text.delta":
+                    self._unseen = False
             return event.raw
         kind = chunk.type or event.name.decode("latin-1")
         if kind == "error" or is_there(chunk.error):
@@ -262,7 +267,9 @@ class Reducer:
             return event.raw
         match kind:
             case "response.output_item.added":
-                self._begun = self._begun or bytes(read_members(chunk.item).get("type", b"")) not in _FRAMES
+                opened = bytes(read_members(chunk.item).get("type", b""))
+                self._begun = self._begun or opened not in _FRAMES
+                self._unseen = self._unseen or opened == _REASONING_ITEM
             case "response.output_item.done":
                 self._finish_item(read_members(chunk.item))
             case _ if kind in _ENDS:
@@ -284,6 +291,7 @@ class Reducer:
         self.ended = self.content = True
         if not self._parts:
             self._open_bytes = len(body)
+            self._unseen = _REASONING_ITEM in body
 
     def reading(self) -> Reading:
         """What was read so far."""
@@ -296,6 +304,7 @@ class Reducer:
             inferred=self._absurd or self._inferred,
             ended=self.ended,
             output_bytes=self._done_bytes + self._open_bytes,
+            unseen=self._unseen,
             error=self.error,
             note=ABSURD if self._absurd else None,
         )

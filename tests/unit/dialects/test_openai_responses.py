@@ -220,6 +220,18 @@ def test_output_bytes_bound_the_text() -> None:
     assert replay(delta("Hi" * 99), message, sealed, delta("abc")).output_bytes == 198 + 900 + 3
 
 
+def test_secret_reasoning_is_unseen() -> None:
+    """D1: after reasoning that was not shown, or in a summary, the bytes seen bound nothing; reasoning in full is text."""
+    opened = event("response.output_item.added", item={"type": "reasoning", "summary": []})
+    assert replay(CREATED, opened, delta()).unseen
+    assert replay(CREATED, opened, delta("Hm", "reasoning_summary_text"), delta()).unseen
+    assert not replay(CREATED, opened, delta("Hm", "reasoning_text"), delta()).unseen
+    assert not replay(CREATED, delta()).unseen
+    thought = {"status": "completed", "output": [{"type": "reasoning", "summary": []}, MESSAGE]}
+    assert whole(json.dumps(thought, separators=(",", ":")).encode()).unseen
+    assert not whole({"status": "completed", "output": [MESSAGE]}).unseen
+
+
 CONTENT = {
     "created": (CREATED, False),
     "in progress": (event("response.in_progress", response={"model": "m"}), False),

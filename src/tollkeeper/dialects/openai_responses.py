@@ -373,9 +373,11 @@ def _label(error: msgspec.Raw, data: bytes) -> str:
 def broken(error: TollkeeperError, request_id: str, ask: Ask | None = None) -> bytes:
     """The event that ends a stream which broke after content; no response.* event follows it.
 
-    The documented event has its members on top; the official SDK raises where they stand in `error`. So it has both.
+    The documented event has its members on top; the official SDK raises where they stand in `error`. So it has both. Strict
+    readers ask for a number too: the gateway counts no events, so it is 0.
     """
     del ask
     shown = shown_error(error)
-    event = {"type": "error", "code": shown["code"], "message": shown["message"], "param": None, "error": shown}
+    documented = {"code": shown["code"], "message": shown["message"], "param": None, "sequence_number": 0}
+    event = {"type": "error"} | documented | {"error": shown}
     return b"event: error\ndata: " + msgspec.json.encode(event | {"request_id": request_id}) + b"\n\n"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tollkeeper.errors import StoreError as StoreError
     from tollkeeper.errors import StoreUnavailable as StoreUnavailable
     from tollkeeper.errors import TollkeeperError as TollkeeperError
+    from tollkeeper.repricing import Repricing as Repricing
     from tollkeeper.tracker import CostTracker as CostTracker
     from tollkeeper.tracker.accounts import Recorded as Recorded
     from tollkeeper.tracker.holding import CallHold as CallHold
@@ -39,6 +40,7 @@ _MODULES = {
     "errors": (
         "BudgetExceeded", "ConfigError", "Conflict", "RateLimited", "StoreError", "StoreUnavailable", "TollkeeperError",
     ),
+    "repricing": ("Repricing",),
     "tracker": ("CostTracker",),
     "tracker.accounts": ("Recorded",),
     "tracker.holding": ("CallHold",),

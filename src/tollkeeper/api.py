@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -22,7 +23,8 @@ from tollkeeper.errors import (
     TollkeeperError,
     UnsupportedEncoding,
 )
-from tollkeeper.keys import credential
+from tollkeeper.keys import credential, scopes_for
+from tollkeeper.preview import Draft, aim, check_dialect, document, preview
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -41,6 +43,8 @@ FREE: Final[dict[str, str]] = {
 }
 #: Paths that answer a GET; those in OPEN need no key.
 PAGES: Final = ("/v1/models", "/healthz", "/readyz")
+#: Paths that answer a POST without calling anybody.
+QUESTIONS: Final = ("/v1/tollkeeper/estimate",)
 OPEN: Final = frozenset({"/healthz", "/readyz"})
 #: Seconds that a request's body may take to arrive.
 BODY_S: Final = 60.0
@@ -78,25 +82,23 @@ class Api:
         name = dialect_at(path)
         if name is not None and method == "POST":
             await self._call(DIALECTS[name], scope, receive, send)
+        elif path in QUESTIONS and method == "POST":
+            await self._estimate(scope, receive, send)
         elif path in PAGES and method in ("GET", "HEAD"):
             await self._page(path, scope, send)
-        elif name is not None or path in PAGES:
-            problem = _problem("method_not_allowed", f"{path} takes {'POST' if name else 'GET'}.")
+        elif name is not None or path in PAGES or path in QUESTIONS:
+            problem = _problem("method_not_allowed", f"{path} takes {'GET' if path in PAGES else 'POST'}.")
             await _answer(send, 405, problem, [CLOSE])
         else:
-            known = ", ".join((*CALLS, *FREE, *PAGES))
+            known = ", ".join((*CALLS, *FREE, *QUESTIONS, *PAGES))
             await _answer(send, 404, _problem("not_found", f"There is no such path here; there are {known}."), [CLOSE])
 
     async def _call(self, dialect: Dialect, scope: Message, receive: Receive, send: Send) -> None:
         fields: Mapping[bytes, bytes] = dict(scope["headers"])
         try:
-            if self.draining:
-                raise Draining("The gateway is stopping; ask again in a moment.")
             body = await self._body(fields, receive)
         except TollkeeperError as error:
-            id = self._gate.new_id()
-            told = [*headers.of_call(id, None, 0, None), *headers.of_refusal(None, 0, error)]
-            await _answer(send, error.http_status, dialect.refusal(error, id), [*told, CLOSE])
+            await self._refuse(dialect, error, send)
             return
         if body is None:
             return
@@ -107,8 +109,44 @@ class Api:
         finally:
             reply.close()
 
+    async def _estimate(self, scope: Message, receive: Receive, send: Send) -> None:
+        """What a call with this very body would cost and meet, for whoever asks. Nothing is held, nobody is called."""
+        gate, fields = self._gate, dict(scope["headers"])
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+        named = query.get("dialect") or fields.get(b"x-tollkeeper-dialect", b"").decode("latin-1") or None
+        told_in, body = DIALECTS[named if named in DIALECTS else "openai-chat"], None
+        try:
+            if named is not None:
+                check_dialect(named)
+            body = await self._body(fields, receive)
+            if body is None:
+                return
+            now_us, prices = gate.clock.now_us(), gate.prices
+            key = gate.keys.identify(credential(fields), now_us)
+            draft = Draft(data=body, dialect=named, model=query.get("model"))
+            aimed = aim(draft, gate.table, prices, now_us, None if key is None else key.models)
+            told_in = aimed.dialect
+            ask = aimed.ask()
+            scopes = scopes_for(key, fields, ask.user, gate.limits.default_project)
+            found = preview(
+                ask, aimed.routes, scopes, await gate.store.standings(scopes, ask.model, now_us), prices=prices,
+                limits=gate.limits, densities=gate.densities, now_us=now_us,
+            )  # fmt: skip
+        except TollkeeperError as error:
+            await self._refuse(told_in, error, send, close=body is None)
+            return
+        await _answer(send, 200, _encode(document(found, held_known=True)))
+
+    async def _refuse(self, dialect: Dialect, error: TollkeeperError, send: Send, *, close: bool = True) -> None:
+        """The reply to a request that does not come to the line; it closes where the body was not read."""
+        id = self._gate.new_id()
+        told = [*headers.of_call(id, None, 0, None), *headers.of_refusal(None, 0, error)]
+        await _answer(send, error.http_status, dialect.refusal(error, id), [*told, *([CLOSE] if close else [])])
+
     async def _body(self, fields: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
         """The request's body; None if the client left before its end. Raises before it holds more than the limit."""
+        if self.draining:
+            raise Draining("The gateway is stopping; ask again in a moment.")
         if fields.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise UnsupportedEncoding("The body is compressed; send it without Content-Encoding.")
         declared = fields.get(b"content-length", b"0")

@@ -17,6 +17,7 @@ from tollkeeper import chores, flow
 from tollkeeper.api import Api
 from tollkeeper.clock import Clock, SystemClock, new_id
 from tollkeeper.config import Config, check_listen, load
+from tollkeeper.density import Densities
 from tollkeeper.errors import ConfigError, StoreError
 from tollkeeper.keys import KeyRing
 from tollkeeper.prices import PriceBook
@@ -124,7 +125,8 @@ def build(config: Config, clock: Clock | None = None) -> App:
     store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap)
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
-        limits=_limits(config), new_id=lambda: new_id(clock.now_us()),
+        limits=limits(config), densities=Densities(round(config.quote_quantile * 10_000)),
+        new_id=lambda: new_id(clock.now_us()),
     )  # fmt: skip
     known = {name: provider.prices for name, provider in config.providers.items() if provider.prices}
 
@@ -141,12 +143,14 @@ def routes(config: Config, prices: PriceBook) -> Table:
     return Table(config.providers, config.routes, lambda model: by_prices.get(prices.owner(model) or ""))
 
 
-def _limits(config: Config) -> flow.Limits:
+def limits(config: Config) -> flow.Limits:
+    """The bounds of a call."""
     return flow.Limits(
         first_byte_s=config.first_byte_timeout_s, idle_s=config.idle_timeout_s, total_s=config.total_timeout_s,
         hold_ttl_s=config.hold_ttl_s, drain_s=config.drain_seconds, drain_limit=config.drain_limit,
         on_disconnect=config.on_disconnect, default_output_cap=config.default_output_cap,
-        output_caps=config.output_caps, default_project=config.default_project, expose_cost=config.expose_cost,
+        output_caps=config.output_caps, output_ceilings=config.output_ceilings, quote=config.quote,
+        default_project=config.default_project, expose_cost=config.expose_cost,
         expose_cost_in_streams=config.expose_cost_in_streams,
     )  # fmt: skip
 

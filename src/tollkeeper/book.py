@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited
 from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, amount_of, ids_of, window_of
-from tollkeeper.values import Budget, Entry, Grant, Hold, Measure, Refusal, Scopes, Standing
+from tollkeeper.values import Budget, Entry, Grant, Hold, Refusal, Scopes, Standing
 
 #: Balances kept in memory; the least lately used beyond it are read again from the store when needed.
 BALANCES_MAX: Final = 50_000
@@ -106,9 +106,9 @@ class Book:
         covering = self._covering(hold.scopes, hold.model, hold.at_us)
         legs = {}
         for budget, balance in covering:
-            asked = _asked(budget.measure, hold)
-            if budget.hard and budget.limit is not None:
-                _check(budget, balance, asked, hold)
+            asked = asked_of(budget, hold)
+            if not _pays(budget, balance.spent + balance.held, asked):
+                raise _refused(_standing(budget, balance), asked, hold)
             legs[balance] = asked if asked is not None else 0
         for balance, asked in legs.items():
             balance.held += asked
@@ -209,25 +209,38 @@ class Book:
         return balance
 
 
-def _asked(measure: Measure, hold: Hold) -> int | None:
-    if measure == "usd":
+def asked_of(budget: Budget, hold: Hold) -> int | None:
+    """What a hold takes of a budget; None: it is not known."""
+    if budget.measure == "usd":
         return hold.quote_nanos
-    if measure == "requests":
+    if budget.measure == "requests":
         return 1
     return None if hold.quote_usage is None else hold.quote_usage.tokens
 
 
-def _check(budget: Budget, balance: Balance, asked: int | None, hold: Hold) -> None:
-    """Raise if a hard budget cannot pay. What costs nothing always passes, also on a spent budget."""
-    assert budget.limit is not None
+def refusal_of(standing: Standing, hold: Hold) -> BudgetExceeded | RateLimited | None:
+    """What a budget that stands so would say to a hold; None: it pays."""
+    asked = asked_of(standing.budget, hold)
+    if _pays(standing.budget, standing.spent + standing.held, asked):
+        return None
+    return _refused(standing, asked, hold)
+
+
+def _pays(budget: Budget, used: int, asked: int | None) -> bool:
+    """Only a hard budget refuses. What costs nothing always passes, also on a spent one; what is not known does not."""
+    if not budget.hard or budget.limit is None or asked == 0:
+        return True
+    return asked is not None and used + asked <= budget.limit
+
+
+def _refused(standing: Standing, asked: int | None, hold: Hold) -> BudgetExceeded | RateLimited:
     if asked is None:
         reason: Literal["unbounded", "unpriced"] = "unbounded" if hold.quote_usage is None else "unpriced"
-        raise BudgetExceeded(Refusal(standing=_standing(budget, balance), asked=None, reason=reason))
-    if asked and balance.spent + balance.held + asked > budget.limit:
-        refusal = Refusal(standing=_standing(budget, balance), asked=asked)
-        if budget.measure != "usd" and budget.window == "minute":
-            raise RateLimited(refusal)
-        raise BudgetExceeded(refusal)
+        return BudgetExceeded(Refusal(standing=standing, asked=None, reason=reason))
+    refusal = Refusal(standing=standing, asked=asked)
+    if standing.budget.measure != "usd" and standing.budget.window == "minute":
+        return RateLimited(refusal)
+    return BudgetExceeded(refusal)
 
 
 def _standing(budget: Budget, balance: Balance) -> Standing:

@@ -12,7 +12,8 @@
     │   └── StreamBroken         502 cut, stalled or unreadable after content
     ├── StoreError
     │   ├── StoreUnavailable     503 · StoreOwned (a second process) · StoreCorrupt
-    │   └── Conflict             409 same id, other contents
+    │   ├── Conflict             409 same id, other contents
+    │   └── UnknownEntry         404
     ├── Draining                 503 the gateway is stopping
     └── ConfigError              at start only
 
@@ -171,6 +172,13 @@ class Conflict(StoreError):
 
     code = "conflict"
     http_status = 409
+
+
+class UnknownEntry(StoreError):
+    """No entry of this id is in the ledger, or it has outlived its retention."""
+
+    code = "unknown_entry"
+    http_status = 404
 
 
 class Draining(TollkeeperError):

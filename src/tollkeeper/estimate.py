@@ -1,8 +1,11 @@
 """What a call can cost at most, before it goes out.
 
-The quote is the dearest candidate's bound: the prompt at its upper bound and every choice at the output cap. A call
-without a cap gets the configured one, which the dialect writes into the request; without that there is no bound, and
-the quote says so (`output_cap` None for an ask that generates), so that a hard budget can refuse it.
+The quote is the dearest candidate's bound: the prompt at its upper bound and every choice at the output cap. The client's
+own cap counts, or the model's ceiling where that is lower. A call without a cap gets the configured one, which the dialect
+writes into the request (`written_cap`) where a hard budget relies on it. Without any there is no bound, and the quote says
+so (`output_cap` None for an ask that generates), so that a hard budget can refuse it.
+
+With `densities`, the prompt counts with as many tokens as such prompts typically have, where that is known.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from tollkeeper.density import Densities
 from tollkeeper.prices import PriceBook
 from tollkeeper.values import Ask, Part, Quote, Reading, Route, Usage
 
@@ -25,58 +29,83 @@ def estimate(
     *,
     default_output_cap: int | None,
     model_output_caps: Mapping[str, int] = {},
+    output_ceilings: Mapping[str, int] = {},
+    densities: Densities | None = None,
     at_us: int,
     key: str | None = None,
 ) -> Quote:
     """The upper bound over every route that the call may take.
 
-    `amount_nanos` is None where a route has no price or the call no bound; `tokens` then still counts what is known.
-    `output_cap` is per choice: the client's own, else the one configured for the model, else the default; 0 where the
-    reply has no output tokens; None where nothing bounds it. ValueError without a route.
+    `amount_nanos` is None where a route has no price or the call no bound. `output_cap` is per choice; 0 where the reply has
+    no output tokens; None where nothing bounds it. ValueError without a route.
     """
     if not routes:
         raise ValueError("routes: expected at least one route to estimate")
-    cap = output_cap(ask, default_output_cap, model_output_caps)
+    cap, written = output_cap(ask, default_output_cap, model_output_caps, output_ceilings)
     output_tokens = 0 if cap is None else cap * ask.choices
-    amounts = [
-        book.quote_nanos(
-            route.provider, route.model, ask.prompt_bound, output_tokens, at_us, tier=ask.tier, speed=ask.speed,
-            geo=ask.geo, key=key, route=ask.model,
-        )
-        for route in routes
-    ]  # fmt: skip
+    amounts, prompt = list[int | None](), 0
+    for route in routes:
+        tokens = None if densities is None else densities.at_most(route, ask)
+        if tokens is None:
+            tokens = ask.prompt_bound
+        prompt = max(prompt, tokens)
+        amount = book.quote_nanos(
+            route.provider, route.model, tokens, output_tokens, at_us, tier=ask.tier, speed=ask.speed, geo=ask.geo,
+            key=key, route=ask.model,
+        )  # fmt: skip
+        amounts.append(amount)
     known = [amount for amount in amounts if amount is not None]
     bounded = cap is not None and len(known) == len(amounts)
     return Quote(
         amount_nanos=max(known) if bounded else None,
-        tokens=ask.prompt_bound + output_tokens,
+        usage=None if cap is None else Usage(input=prompt, output=output_tokens),
         output_cap=cap,
+        written_cap=written,
         price_version=book.version,
     )
 
 
-def output_cap(ask: Ask, default_output_cap: int | None, model_output_caps: Mapping[str, int] = {}) -> int | None:
-    """Output tokens that one choice may have: asked for, configured for the model, or by default; None: unbounded."""
+def output_cap(
+    ask: Ask, default_output_cap: int | None, model_output_caps: Mapping[str, int], output_ceilings: Mapping[str, int]
+) -> tuple[int | None, int | None]:
+    """Output tokens that one choice may have, None: unbounded; and the cap to be written for that, None: none is needed.
+
+    What the client asked for, or what is configured for the model or by default; never above the model's ceiling, which
+    is a fact about its replies and not asked of the provider.
+    """
     if not ask.generates:
-        return 0
+        return 0, None
+    ceiling = output_ceilings.get(ask.model)
     if ask.output_cap is not None:
-        return ask.output_cap
-    return model_output_caps.get(ask.model, default_output_cap)
+        return ask.output_cap if ceiling is None else min(ask.output_cap, ceiling), None
+    configured = model_output_caps.get(ask.model, default_output_cap)
+    if configured is None or (ceiling is not None and ceiling <= configured):
+        return ceiling, None
+    return configured, configured
 
 
 class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     """What a call may cost, for people: nanos, None where it is not known. Only `high` is a bound."""
 
-    low_nanos: int | None  #: the prompt at four bytes a token, and no output
+    low_nanos: int | None  #: the prompt as most such prompts are, else at four bytes a token; no output
     expected_nanos: int | None  #: the same prompt, and half of the output cap
     high_nanos: int | None  #: the quote
 
 
 def expected(
-    book: PriceBook, ask: Ask, route: Route, quote: Quote, *, at_us: int, key: str | None = None
+    book: PriceBook,
+    ask: Ask,
+    route: Route,
+    quote: Quote,
+    *,
+    densities: Densities | None = None,
+    at_us: int,
+    key: str | None = None,
 ) -> Expectation:
     """Low, expected and high cost of a call on one route; `quote` is its upper bound from `estimate`."""
-    prompt = -(-ask.prompt_bound // BYTES_PER_TOKEN)
+    prompt = None if densities is None else densities.about(route, ask)
+    if prompt is None:
+        prompt = -(-ask.prompt_bound // BYTES_PER_TOKEN)
     half = None if quote.output_cap is None else quote.output_cap * ask.choices // 2
     return Expectation(
         low_nanos=_plain_nanos(book, ask, route, prompt, 0, at_us, key),

@@ -22,6 +22,7 @@ import msgspec
 from tollkeeper import headers
 from tollkeeper.cancellation import Deadline, to_its_end
 from tollkeeper.clock import Clock
+from tollkeeper.density import Densities
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import (
     BudgetExceeded,
@@ -42,7 +43,7 @@ from tollkeeper.routing import Table
 from tollkeeper.settlement import Course, entry_of
 from tollkeeper.stores import Store
 from tollkeeper.upstream import Answer, Upstream
-from tollkeeper.values import Ask, Entry, Grant, Hold, Reading, Route, Usage
+from tollkeeper.values import Ask, Entry, Grant, Hold, Quote, Reading, Route
 
 log = logging.getLogger("tollkeeper")
 
@@ -64,6 +65,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     on_disconnect: Literal["drain", "cancel"] = "drain"
     default_output_cap: int | None = 4096
     output_caps: Mapping[str, int] = {}
+    output_ceilings: Mapping[str, int] = {}
+    quote: Literal["bound", "typical"] = "bound"
     default_project: str = "default"
     expose_cost: bool = True
     expose_cost_in_streams: bool = False
@@ -106,6 +109,7 @@ class Gate(msgspec.Struct, kw_only=True, eq=False):
     store: Store
     upstream: Upstream
     limits: Limits
+    densities: Densities = msgspec.field(default_factory=Densities)
     new_id: Callable[[], str]
     draining: int = 0  #: replies being read for clients that have left
     owed: list[Entry | Hold] = []  #: entries to book and holds to let go that the ledger did not take yet
@@ -123,6 +127,7 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     deadline: Deadline
     prices: PriceBook  #: those at its admission: a price that changes meanwhile changes nothing
     ask: Ask | None = None
+    quote: Quote | None = None
     hold: Hold | None = None
     route: Route | None = None
     grant: Grant = Grant()
@@ -175,17 +180,17 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
     call.route = routes[0]
     if ask.free:
         return
-    quote = estimate(
-        call.prices, ask, routes, default_output_cap=limits.default_output_cap,
-        model_output_caps=limits.output_caps, at_us=now_us, key=scopes.key,
+    call.quote = quote = estimate(
+        call.prices, ask, routes, default_output_cap=limits.default_output_cap, model_output_caps=limits.output_caps,
+        output_ceilings=limits.output_ceilings, densities=gate.densities if limits.quote == "typical" else None,
+        at_us=now_us, key=scopes.key,
     )  # fmt: skip
-    bound = None
-    if quote.output_cap is not None:
-        bound = Usage(input=ask.prompt_bound, output=quote.output_cap * ask.choices)
     call.hold = Hold(
         id=f"{call.id}/1", call=call.id, attempt=1, scopes=scopes, dialect=request.dialect.name,
-        provider=call.route.provider.name, model=ask.model, quote_nanos=quote.amount_nanos, quote_usage=bound,
+        provider=call.route.provider.name, model=ask.model, quote_nanos=quote.amount_nanos, quote_usage=quote.usage,
         at_us=now_us, deadline_us=now_us + int(limits.hold_ttl_s * 1_000_000), price_version=quote.price_version,
+        sent=call.route.model if call.route.model != ask.model else None, tier=ask.tier,
+        speed=ask.speed, geo=ask.geo,
     )  # fmt: skip
     call.grant = await gate.store.reserve(call.hold)
 
@@ -198,9 +203,8 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     assert ask is not None
     assert route is not None
     dialect, provider, now_s = request.dialect, route.provider, asyncio.get_running_loop().time
-    bound = None if call.hold is None else call.hold.quote_usage
-    if call.grant.capped and ask.output_cap is None and ask.generates and bound is not None:
-        call.cap = bound.output // ask.choices
+    if call.grant.capped and call.quote is not None:
+        call.cap = call.quote.written_cap
     body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
     path = dict(provider.paths).get(dialect.name, ask.path).replace("{model}", quote_path(route.model))
     ends_s = now_s() + limits.total_s
@@ -326,18 +330,21 @@ async def _book(gate: Gate, due: Entry | Hold) -> None:
 def _entry(gate: Gate, call: Call, failure: TollkeeperError | None) -> Entry:
     answer, meter = call.answer, call.meter
     assert call.ask is not None
+    assert call.quote is not None
     assert call.hold is not None
     assert call.route is not None
     whole = answer is not None and not call.is_stream
+    reading = Reading() if meter is None else meter.finish()
     course = Course(
         hold=call.hold, provider=call.route.provider, sent=call.route.model, prompt_bound=call.ask.prompt_bound,
         choices=call.ask.choices, answered=answer is not None, http_status=None if answer is None else answer.status,
-        is_stream=call.is_stream, reading=Reading() if meter is None else meter.finish(),
+        is_stream=call.is_stream, reading=reading,
         content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
-        complete=call.complete, left=call.leaving, failure=failure,
-        capped=call.cap is not None or call.ask.output_cap is not None,
+        complete=call.complete, left=call.leaving, capped=call.cap == call.quote.written_cap, failure=failure,
         latency_ms=round((gate.clock.monotonic_s() - call.started_s) * 1000),
     )  # fmt: skip
+    if failure is None and reading.final and len(reading.parts) == 1 and not reading.inferred:
+        gate.densities.learn(call.route, call.ask, reading.usage.input_tokens)
     return entry_of(call.prices, course)
 
 

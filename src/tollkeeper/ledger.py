@@ -10,14 +10,14 @@ entries, and can be computed again from them (`cells_of`, `spent_by`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from msgspec import structs
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, UnknownEntry
 from tollkeeper.values import KINDS, OTHER, Charge, Entry, Hold, Measure, ScopeKind, Scopes, Usage, Window
 
 HoldState = Literal["held", "settled", "voided", "expired"]
@@ -171,7 +171,18 @@ def cells_of(entry: Entry) -> Iterator[tuple[CellKey, tuple[int, ...]]]:
                 ), sums  # fmt: skip
 
 
-# ── corrections ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one id, written again ────────────────────────────────────────────────────────────────────────────────────────────
+#
+# An id's entry is never changed: what is right now is its latest revision, the one that stands. A settlement is judged by
+# what was settled, whatever corrections have made of it since; a correction by the revision that it was computed from.
+#
+#   the id has                        settle                         correct, computed from revision n
+#   nothing                           booked                         UnknownEntry
+#   an estimate, its hold expired     late: what stands is reversed  where n stands: n is reversed, n + 1 is what is right
+#   a settlement of the same contents repeated                       where n + 1 is there and equal: repeated
+#   a settlement of other contents    Conflict                       else Conflict: somebody else corrected it meanwhile
+#
+# Settling an estimate again (an expiry) is repeated whatever is there: it knows nothing better.
 
 
 def expired(hold: Hold, note: str = "its hold expired: booked at the estimate") -> Entry:
@@ -179,10 +190,11 @@ def expired(hold: Hold, note: str = "its hold expired: booked at the estimate") 
     return Entry(
         id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us, scopes=hold.scopes,
         dialect=hold.dialect, provider=hold.provider, model=hold.model, served=hold.model, outcome="expired",
-        usage=hold.quote_usage if hold.quote_usage is not None else Usage(), note=note,
+        usage=hold.quote_usage if hold.quote_usage is not None else Usage(), note=note, sent=hold.sent, tier=hold.tier,
+        speed=hold.speed, geo=hold.geo,
         charge=Charge(
             amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, price_version=hold.price_version,
-            status="unpriced" if hold.quote_nanos is None else "estimated",
+            status="unpriced" if hold.quote_nanos is None else "estimated", estimated=True,
         ),
     )  # fmt: skip
 
@@ -191,6 +203,42 @@ def correction(old: Entry, right: Entry) -> tuple[Entry, Entry]:
     """The two entries that put `right` in the place of `old`: `old` reversed, and the next revision, in the old one's windows."""
     reversed_old = structs.replace(old, sign=-1)
     return reversed_old, structs.replace(right, at_us=old.at_us, revision=old.revision + 1, other=old.other)
+
+
+def settling(revisions: Sequence[Entry], entry: Entry) -> tuple[Entry, ...]:
+    """What a settlement adds to the revisions that its id has, oldest first: itself, a correction, or nothing. Raises Conflict."""
+    if not revisions:
+        return (entry,)
+    settled = next((each for each in reversed(revisions) if each.by is None), revisions[0])
+    return correction(revisions[-1], entry) if is_late(settled, entry) else ()
+
+
+def correcting(revisions: Sequence[Entry], right: Entry) -> tuple[Entry, ...]:
+    """What putting `right` in the place of the entry that stands adds; nothing if it was put there before.
+
+    Its revision is the one after the one that it was computed from. Raises UnknownEntry, Conflict, and ValueError where it
+    does not say who asked for it, or is about another call.
+    """
+    if right.by is None:
+        raise ValueError("by: expected who asks for the correction")
+    if not revisions:
+        raise UnknownEntry(
+            f"there is no entry {right.id!r} in project {right.scopes.project!r}, or it is not kept any more"
+        )
+    old = revisions[-1]
+    if (old.scopes, old.call, old.attempt, old.model) != (right.scopes, right.call, right.attempt, right.model):
+        raise ValueError(f"entry {right.id!r}: a correction is of the same call, for whom it was made")
+    pair = correction(old, right)
+    if right.revision == old.revision + 1:
+        return pair
+    if any(
+        each.revision == right.revision and each == structs.replace(pair[1], revision=each.revision)
+        for each in revisions
+    ):
+        return ()
+    raise Conflict(
+        f"entry {right.id!r} was corrected meanwhile: revision {old.revision} stands; compute the correction from that one"
+    )
 
 
 def is_late(known: Entry, again: Entry) -> bool:

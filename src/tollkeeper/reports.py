@@ -288,13 +288,15 @@ def _dearest(row: Row) -> tuple[bool, int, int, str, str]:
 
 
 class Difference(msgspec.Struct, kw_only=True):
-    """Entries of one model for which the provider reported a cost; the two sums are over those that have both."""
+    """Entries that stand, of one model, for which the provider reported a cost; two sums are over those that have both."""
 
     provider: str
-    model: str
+    model: str  #: as served; all of them, with " + " between, where several served a call
     reported: int = 0  #: entries with a cost that the provider reported
     differing: int = 0  #: those of them where ours is another
     uncomputed: int = 0  #: those of them that we have no price for
+    ours: int = 0  #: those of them in which our figure counts and not the provider's, which is another
+    counted_nanos: int = 0  #: what the provider's own figure adds to the total: all of them but `ours`
     computed_nanos: int = 0
     reported_nanos: int = 0
 
@@ -311,23 +313,28 @@ class Differences:
         self._found: dict[tuple[str, str], Difference] = {}
 
     def add(self, entry: Entry) -> None:
-        """Count an entry; a reversal takes away what it reverses."""
-        computed, reported, sign = entry.charge.computed_nanos, entry.charge.reported_nanos, entry.sign
+        """Count an entry that stands."""
+        charge = entry.charge
+        computed, reported = charge.computed_nanos, charge.reported_nanos
         if reported is None:
             return
-        key = (entry.provider, entry.served)
-        found = self._found.setdefault(key, Difference(provider=entry.provider, model=entry.served))
-        found.reported += sign
+        models = [entry.served if part.model is None else part.model for part in entry.parts] or [entry.served]
+        key = (entry.provider, " + ".join(dict.fromkeys(models)))
+        found = self._found.setdefault(key, Difference(provider=key[0], model=key[1]))
+        found.reported += 1
+        if charge.amount_nanos == reported:
+            found.counted_nanos += reported
+        else:
+            found.ours += 1
         if computed is None:
-            found.uncomputed += sign
+            found.uncomputed += 1
             return
-        found.differing += sign * (computed != reported)
-        found.computed_nanos += sign * computed
-        found.reported_nanos += sign * reported
+        found.differing += computed != reported
+        found.computed_nanos += computed
+        found.reported_nanos += reported
 
     def rows(self) -> list[Difference]:
         """One for each model with a reported cost, the largest difference first."""
         return sorted(
-            (found for found in self._found.values() if found.reported),
-            key=lambda found: (-abs(found.difference_nanos), found.provider, found.model),
+            self._found.values(), key=lambda found: (-abs(found.difference_nanos), found.provider, found.model)
         )

@@ -36,7 +36,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes: int  #: of a reply that is not streamed
     complete: bool  #: the reply was read to its end
     left: bool  #: the client did not stay for it
-    capped: bool  #: the provider was told the hold's output cap
+    capped: bool  #: the hold's output cap holds: the provider was told it, or no reply of the model is longer
     failure: TollkeeperError | None
     latency_ms: int | None
 
@@ -93,10 +93,11 @@ def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
     if not course.answered:  # nothing came back: what it used is not known
         status: ChargeStatus = "unpriced" if hold.quote_nanos is None else "estimated"
         quoted = Charge(
-            amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, status=status,
+            amount_nanos=hold.quote_nanos, computed_nanos=hold.quote_nanos, status=status, estimated=True,
             price_version=hold.price_version,
         )  # fmt: skip
-        return Reading(parts=() if hold.quote_usage is None else (Part(hold.quote_usage),)), quoted
+        bound = () if hold.quote_usage is None else (Part(hold.quote_usage),)
+        return Reading(parts=bound, tier=hold.tier, speed=hold.speed, geo=hold.geo), quoted
     # A cut stream of several choices may have told the usage of some of them only.
     exact = reading.final and bool(reading.parts) and (course.complete or course.choices == 1)
     if not exact:

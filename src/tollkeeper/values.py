@@ -129,6 +129,7 @@ class Charge(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     price_version: str = ""
     terms: tuple[Term, ...] = ()  #: the unit prices used: pricing again is a function of the entry
     missing: tuple[str, ...] = ()  #: kinds that had no rate of their own
+    estimated: bool = False  #: the usage is a bound of ours, also where the status is `partial` or `unpriced`
 
 
 class Scopes(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -156,6 +157,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     free: bool = False  #: costs nothing anywhere (counting tokens): passed through, neither held nor booked
     path: str = ""  #: where it goes below a provider's base URL; {model} stands for the route's model
     array: bool = False  #: its stream comes as one JSON array and not as events
+    plain: bool = False  #: its prompt is text and nothing else: its tokens can be learned from its bytes
     wants_usage: bool = True  #: whether the client asked for a usage event in its stream
     user: str | None = None  #: from the dialect's own user field
     tier: str | None = None  #: the service tier asked for
@@ -190,11 +192,12 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Quote(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The upper bound of what a call can cost. `amount_nanos` None: it cannot be priced."""
+    """The upper bound of what a call can cost; where quotes are typical, what most such calls stay within."""
 
-    amount_nanos: int | None
-    tokens: int | None  #: None: without an output cap there is no bound
-    output_cap: int | None  #: the cap that the bound stands on; written into the request where the client set none
+    amount_nanos: int | None  #: None: it cannot be priced, or has no bound
+    usage: Usage | None  #: the tokens that it stands on; None: without an output cap there is no bound
+    output_cap: int | None  #: output tokens that one choice may have; None: nothing bounds them
+    written_cap: int | None = None  #: the cap that makes it so once it is written into the request; None: it is so
     price_version: str = ""
 
 
@@ -216,6 +219,10 @@ class Hold(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     at_us: int  #: when it was reserved: fixes every window that it counts in
     deadline_us: int
     price_version: str = ""
+    sent: str | None = None  #: the provider's name for the model, where it is another one
+    tier: str | None = None  #: asked for, as are speed and geo: what the quote stands on
+    speed: str | None = None
+    geo: str | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -1,4 +1,4 @@
-"""Every store passes `tollkeeper.testing.conformance`."""
+"""Every store passes `tollkeeper.testing.conformance`, and with it `tollkeeper.testing.corrections`."""
 
 from __future__ import annotations
 

@@ -90,6 +90,56 @@ async def test_reports_beside_a_running_gateway(tmp_path: Path, number: int) -> 
     assert (code, out.splitlines()[1].split(",")[3:5]) == (0, ["alpha", "3"])
 
 
+BUDGETS = """
+[[budgets]]
+scope = "project"
+limit = "1"
+[[budgets]]
+scope = "session"
+measure = "tokens"
+window = "total"
+limit = 10
+[[budgets]]
+scope = "user"
+limit = "none"
+"""
+BODIES = [
+    CHAT | {"user": "ann"},
+    CHAT | {"model": "gpt-4o", "max_completion_tokens": 9, "n": 2},
+    {"model": "text-embedding-3-small", "input": "toll"},
+    {"model": "claude-haiku-4-5", "max_tokens": 20, "messages": CHAT["messages"]},
+]
+
+
+async def test_estimates_agree(tmp_path: Path) -> None:
+    """G1, C7: the command line and the running gateway say the same of one body; only what is held the gateway alone knows."""
+    headers = {"x-tollkeeper-project": "alpha", "x-tollkeeper-session": "s"}
+    async with serving(FakeProvider()) as fake:
+        write(tmp_path, fake, BUDGETS)
+        with (tmp_path / "tollkeeper.toml").open("a") as file:
+            file.write(f'[providers.anthropic]\nbase_url = "{fake}/v1"\n')
+        async with (
+            served(tmp_path, OPENAI_API_KEY="x", ANTHROPIC_API_KEY="y") as (_, url),
+            aiohttp.ClientSession() as session,
+        ):
+            await ask(url, {"x-tollkeeper-project": "alpha"})
+            for body in BODIES:
+                data = json.dumps(body, indent=2)
+                async with session.post(f"{url}/v1/tollkeeper/estimate", data=data, headers=headers) as reply:
+                    told = await reply.json()
+                (tmp_path / "body.json").write_text(data)
+                options = ("--project", "alpha", "--session", "s", "--json")
+                code, out, err = await ended(tmp_path, "estimate", "body.json", *options)
+                assert (code, err, reply.status) == (0, "", 200)
+                for each in told["budgets"]:
+                    assert each.pop("held") in ("0", 0)
+                found = json.loads(out)
+                assert [each.pop("held") for each in found["budgets"]] == [None] * len(told["budgets"])
+                assert found == told
+                assert len(told["budgets"]) == 2 + ("user" in body)
+                assert [each["spent"] for each in told["budgets"]][:1] != ["0"]
+
+
 async def test_a_taken_port(tmp_path: Path) -> None:
     """I2: a port in use is one line that names the setting, exit code 2, and nothing is left half-started."""
     async with serving(FakeProvider()) as taken:

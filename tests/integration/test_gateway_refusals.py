@@ -13,7 +13,7 @@ import pytest
 from tests.gateway import ASKS, BODIES, CHAT, ENVIRON, PROVIDERS, budget, gateway, until
 
 from tollkeeper import chores, config
-from tollkeeper.api import CALLS, OPEN, PAGES
+from tollkeeper.api import CALLS, OPEN, PAGES, QUESTIONS
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.keys import hash_secret
 from tollkeeper.money import parse_usd
@@ -49,6 +49,7 @@ async def test_no_route_is_billable_but_those(tmp_path: Path) -> None:
     paths = [
         *CALLS,
         *PAGES,
+        *QUESTIONS,
         "/",
         "/v1",
         "/v1/completions",
@@ -61,7 +62,7 @@ async def test_no_route_is_billable_but_those(tmp_path: Path) -> None:
         for path in paths:
             for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "POST"):
                 async with gw.session.request(method, gw.url + path, json=CHAT) as response:
-                    known = path in PAGES and method in ("GET", "HEAD")
+                    known = method in (("GET", "HEAD") if path in PAGES else ("POST",) if path in QUESTIONS else ())
                     gated = path.removesuffix("?x=1") in CALLS and method == "POST"
                     assert response.status in ((200,) if known else (402, 400) if gated else (404, 405)), (method, path)
         assert await gw.untouched()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.gateway import ASKS, CHAT, CREDENTIAL, PROVIDERS, budget, gateway, until
 
-from tollkeeper.api import CALLS, OPEN, PAGES
+from tollkeeper.api import CALLS, OPEN, PAGES, QUESTIONS
 from tollkeeper.keys import hash_secret
 from tollkeeper.testing.provider import Cut, ErrorEvent, FakeProvider, Refuse, Replay
 
@@ -40,7 +40,7 @@ async def test_every_route_needs_a_key(tmp_path: Path, headers: dict[str, str]) 
     """H1: every path but the open ones refuses without a known key, in every list that api has; nothing is sent."""
     assert {"/healthz", "/readyz"} == OPEN
     async with gateway(tmp_path, settings=KEYS + EXPIRED) as gw:
-        for path, body in ASKS:
+        for path, body in [*ASKS, *((path, CHAT) for path in QUESTIONS)]:
             async with gw.post(path, body, headers) as response:
                 assert response.status == 401, path
                 assert response.headers["x-should-retry"] == "false"
@@ -59,6 +59,9 @@ async def test_every_sdks_header_carries_the_key(tmp_path: Path, header: str) ->
     async with gateway(tmp_path, settings=KEYS) as gw:
         for path, body in ASKS:
             async with gw.post(path, body, headers) as response:
+                assert response.status == 200, path
+        for path in QUESTIONS:
+            async with gw.post(path, CHAT, headers) as response:
                 assert response.status == 200, path
         async with gw.session.get(gw.url + "/v1/models", headers=headers) as response:
             assert response.status == 200

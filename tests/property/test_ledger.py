@@ -29,6 +29,7 @@ from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, window_of
 from tollkeeper.stores import Retention, Store
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.testing.corrections import current
 from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, SECOND_US, USD, a_hold, an_entry, booked, usd
 from tollkeeper.values import Budget, Entry, Hold, Scopes, Usage, Window
 
@@ -160,6 +161,25 @@ class Pair(RuleBasedStateMachine):
             entry = structs.replace(entry, served="another")
         self.both("settle", structs.replace(entry, latency_ms=None))
 
+    @precondition(lambda self: self.holds or self.entries)
+    @rule(
+        data=st.data(),
+        nanos=st.sampled_from([0, DIME, USD, None]),
+        tokens=st.sampled_from([7, 450]),
+        step=st.sampled_from([1, 1, 1, 0, 2]),
+        by=st.sampled_from(["ann", "bob"]),
+    )
+    def correct(self, data: st.DataObject, nanos: int | None, tokens: int, step: int, by: str) -> None:
+        """From the entry that stands or, by `step`, from another one; expired holds and unknown ids too."""
+        each = data.draw(st.sampled_from([*self.holds.values(), *self.entries.values()]))
+        standing = self.do(self.model.entry(each.scopes.project, each.id))
+        old = standing if isinstance(standing, Entry) else an_entry(each.id, scopes=each.scopes, at_us=each.at_us)
+        charge = an_entry("a/1", nanos).charge
+        usage = Usage(input=tokens, cache_read=3)
+        right = structs.replace(old, revision=old.revision + step, usage=usage, charge=charge, note="why", by=by)
+        if self.both("correct", right) == "corrected":
+            assert self.both("correct", right) == "repeated"
+
     @precondition(lambda self: self.holds)
     @rule(data=st.data())
     def void(self, data: st.DataObject) -> None:
@@ -203,6 +223,8 @@ class Pair(RuleBasedStateMachine):
             sorted(map(_plain, self.loop.run_until_complete(booked(each)))) for each in (self.file, self.model)
         )
         assert file == model
+        standing = [self.loop.run_until_complete(current(each)) for each in (self.file, self.model)]
+        assert [sorted(map(_plain, entries)) for entries in standing] == [_standing(model)] * 2
 
     @invariant()
     def sums(self) -> None:
@@ -219,7 +241,13 @@ class Pair(RuleBasedStateMachine):
 
 def _plain(entry: Entry) -> tuple[Any, ...]:
     """An entry to compare: a hold found without its owner has another note than one past its deadline."""
-    return entry.id, entry.revision, entry.sign, repr(structs.replace(entry, note=None))
+    return entry.scopes.project, entry.id, entry.revision, entry.sign, repr(structs.replace(entry, note=None))
+
+
+def _standing(entries: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Those of all entries, as `_plain` says them, that no other one reverses."""
+    reversed_ = {entry[:3] for entry in entries if entry[3] < 0}
+    return [entry for entry in entries if entry[3] > 0 and entry[:3] not in reversed_]
 
 
 def test_the_file_equals_the_model(rounds: int) -> None:

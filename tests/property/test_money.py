@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tests.pricing import us
 
+from tollkeeper.estimate import estimate
 from tollkeeper.money import format_nanos, parse_usd, to_nanos, to_usd
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import KINDS as PRICED
 from tollkeeper.prices.override import Override
 from tollkeeper.prices.rates import BILLED
 from tollkeeper.prices.windows import Window
-from tollkeeper.values import KINDS, UNIT_KINDS, Charge, Part, Provider, Reading, Usage
+from tollkeeper.values import KINDS, UNIT_KINDS, Ask, Charge, Part, Provider, Reading, Route, Usage
 
 NOON = 1_795_348_800_000_000
 WIDE = Context(prec=200, rounding=ROUND_HALF_EVEN)
@@ -112,6 +113,40 @@ def test_quote_covers_every_charge(place: str, model: str, usage: Usage, tier: s
     for served in (None, tier):
         found = charge(usage, place, model, tier=served)
         assert found.computed_nanos is None or found.computed_nanos <= quote
+
+
+@given(
+    spent=usages(),
+    choices=st.integers(1, 4),
+    cap=st.none() | st.integers(0, 5_000),
+    default=st.none() | st.integers(1, 5_000),
+    ceiling=st.none() | st.integers(1, 5_000),
+)
+@pytest.mark.parametrize(("place", "model"), MODELS)
+def test_quote_covers_every_reply_of_its_ask(
+    place: str, model: str, spent: Usage, choices: int, cap: int | None, default: int | None, ceiling: int | None
+) -> None:
+    """P3, C3: no reply within the client's cap, the written one and the model's ceiling costs more than the quote."""
+    provider = Provider(name=place, base_url="", dialects=frozenset(), prices=place)
+    ask = Ask(
+        dialect="openai-chat", model="m", stream=False, body={}, prompt_bound=spent.input_tokens, output_cap=cap, choices=choices
+    )  # fmt: skip
+    quote = estimate(
+        BOOK, ask, (Route(provider, model),), default_output_cap=default,
+        output_ceilings={} if ceiling is None else {"m": ceiling}, at_us=NOON,
+    )  # fmt: skip
+    bounds = [bound for bound in (cap, quote.written_cap, ceiling) if bound is not None]
+    if not bounds:
+        assert (quote.amount_nanos, quote.usage, quote.output_cap) == (None, None, None)
+        return
+    most, kinds = min(bounds) * choices, ("output", "output_audio", "output_image")
+    for kind in kinds:  # as much of it as the provider may send
+        reply = structs.replace(spent, **dict.fromkeys((*UNIT_KINDS, *kinds, "reasoning"), 0))
+        reply = structs.replace(reply, **{kind: most})
+        found = charge(reply, place, model)
+        assert quote.amount_nanos is not None
+        assert found.computed_nanos is None or found.computed_nanos <= quote.amount_nanos
+    assert quote.output_cap == min(bounds)
 
 
 @given(prices=price_lists(), usage=usages(), spare=st.integers(0, 400_000))

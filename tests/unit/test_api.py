@@ -12,7 +12,7 @@ import pytest
 from tests.gateway import ASKS, PROVIDERS, budget
 
 from tollkeeper import api, app, config
-from tollkeeper.api import CALLS, CLOSE, OPEN, PAGES, AsgiReply
+from tollkeeper.api import CALLS, CLOSE, OPEN, PAGES, QUESTIONS, AsgiReply
 from tollkeeper.dialects import DIALECTS
 
 LIMIT = 2000
@@ -71,6 +71,7 @@ def test_tables_agree() -> None:
     assert set(CALLS.values()) == set(DIALECTS)
     assert set(PAGES) >= OPEN
     assert not set(CALLS) & set(PAGES)
+    assert not set(QUESTIONS) & {*CALLS, *PAGES}
     assert all(path == "/v1" + DIALECTS[name].path for path, name in CALLS.items())
 
 
@@ -128,6 +129,35 @@ async def test_encodings(built: app.App, path: str, body: bytes) -> None:
         assert told["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("path", QUESTIONS)
+async def test_questions_are_bounded_like_calls(built: app.App, path: str) -> None:
+    """H4: size, encoding, nesting and time of a question's body have the bounds of a call's, and no status above 4xx."""
+    _, body = GOOD[0]
+    assert (await ask(built, path, part(body[:9], True), part(body[9:])))[0] == 200
+    filled = body + b" " * (LIMIT - len(body))
+    assert (await ask(built, path, part(filled)))[0] == 200
+    for messages, headers, expected in (
+        ([part(filled + b" ")], [], 413),
+        ([part(filled, True), part(b" ")], [], 413),
+        ([], [(b"content-length", b"2001")], 413),
+        ([part(body)], [(b"content-encoding", b"gzip")], 415),
+        ([part(b'{"model": "gpt-4o", "messages": ' + b"[" * 8 + b"]" * 8 + b"}")], [], 413),
+        ([part(b"")], [], 400),
+        ([part(b"[]")], [], 400),
+        ([part(b"\xff")], [], 400),
+        ([part(b'{"model":"a","model":"b"}')], [], 400),
+        ([part(body)], [(b"x-tollkeeper-dialect", "mörse".encode())], 400),
+        ([part(body)], [(b"x-tollkeeper-project", b"\x00")], 400),
+        ([part(b'{"messages":[]}')], [], 400),
+        ([part(b'{"model":"anthropic/x","input":"y"}')], [], 404),
+    ):
+        status, told, document = await ask(built, path, *messages, headers=headers)
+        assert (status, told["x-should-retry"]) == (expected, "false"), messages
+        assert document["error"]["code"]
+        assert document["request_id"] == told["x-tollkeeper-request-id"] != ""
+    assert await ask(built, path, part(body, True), GONE) == (None, {}, None)
+
+
 async def test_depth(built: app.App) -> None:
     """H4: nesting up to depth_limit passes, one more is a 413."""
     for depth, expected in ((7, 402), (8, 413)):
@@ -155,8 +185,8 @@ async def test_other_paths_and_methods(built: app.App) -> None:
     """An unknown path is a 404 that names the known ones, a wrong method a 405 that names the right one."""
     status, told, document = await ask(built, "/v1/nothing", part())
     assert (status, told["connection"]) == (404, "close")
-    assert all(path in document["error"]["message"] for path in (*CALLS, *PAGES))
-    for paths, method, right in ((CALLS, "GET", "POST"), (PAGES, "POST", "GET")):
+    assert all(path in document["error"]["message"] for path in (*CALLS, *QUESTIONS, *PAGES))
+    for paths, method, right in ((CALLS, "GET", "POST"), (QUESTIONS, "GET", "POST"), (PAGES, "POST", "GET")):
         for path in paths:
             status, told, document = await ask(built, path, part(), method=method)
             assert (status, told["connection"]) == (405, "close")
@@ -175,7 +205,7 @@ async def test_pages(built: app.App, method: str) -> None:
 async def test_draining(built: app.App) -> None:
     """I3: a gateway that stops takes no new call, and says so where it is asked."""
     built.api.draining = True
-    for path, body in GOOD:
+    for path, body in [*GOOD, *((path, GOOD[0][1]) for path in QUESTIONS)]:
         status, _, document = await ask(built, path, part(body))
         assert (status, "stopping" in document["error"]["message"]) == (503, True)
     status, _, document = await ask(built, "/readyz", method="GET")

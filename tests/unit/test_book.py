@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tollkeeper.book import Book
+from tollkeeper.book import Book, refusal_of
 from tollkeeper.errors import BudgetExceeded, Conflict
 from tollkeeper.ledger import BalanceKey, Shape, window_of
 from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, USD, a_hold, an_entry, usd
@@ -152,3 +152,31 @@ def test_due() -> None:
     book.reserve(hold)
     assert book.due(hold.deadline_us - 1) == []
     assert book.due(hold.deadline_us) == [hold]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        usd(USD),
+        usd(DIME, hard=False),
+        usd(3, measure="requests", window="minute"),
+        usd(100, measure="tokens"),
+        usd(None),
+    ],
+    ids=lambda budget: f"{budget.limit} {budget.measure}",
+)
+@pytest.mark.parametrize(("nanos", "tokens"), [(DIME, 97), (2 * USD, 98), (None, 5), (None, None), (0, 0)])
+def test_what_a_budget_would_say(budget: Budget, nanos: int | None, tokens: int | None) -> None:
+    """C7: a budget as it stands says to a hold what its reservation would say, in the same words, and holds nothing."""
+    book, hold = Book([budget]), a_hold("a/1", nanos, tokens=tokens)
+    for number in range(3):
+        book.reserve(a_hold(f"{number}/1", nanos=1, tokens=1))
+    (standing,) = book.standings(hold.scopes, hold.model, hold.at_us)
+    told = refusal_of(standing, hold)
+    assert book.standings(hold.scopes, hold.model, hold.at_us) == [standing]
+    if told is None:
+        book.reserve(hold)
+        return
+    with pytest.raises(type(told)) as refused:
+        book.reserve(hold)
+    assert str(refused.value) == str(told)

@@ -55,7 +55,7 @@ def test_the_tree_is_as_drawn() -> None:
 def test_a_leaf_says_what_it_is(error: type[TollkeeperError]) -> None:
     """Its code is its own and its name; its status is a client's 4xx or a server's 5xx; it says what may be owed."""
     assert vars(error)["code"] == re.sub(r"(?<!^)([A-Z])", r"_\1", error.__name__).lower()
-    assert error.http_status in (range(400, 500) if issubclass(error, RequestError) else (409, *range(500, 600)))
+    assert error.http_status in (range(400, 500) if issubclass(error, RequestError) else (404, 409, *range(500, 600)))
     assert error.owed == OWED.get(error.__name__, "no")
     assert "http_status" in vars(error) or error in (UpstreamRefused, ConfigError)  # its own from outside; never served
 

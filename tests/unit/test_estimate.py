@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from tollkeeper.density import Densities
 from tollkeeper.estimate import estimate, expected, output_cap
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import parse
-from tollkeeper.values import Ask, Provider, Quote, Route
+from tollkeeper.values import Ask, Provider, Quote, Route, Usage
 
 NOON = 1_795_348_800_000_000
 OPENAI = Provider(name="openai", base_url="", dialects=frozenset(), prices="openai")
@@ -29,17 +30,28 @@ def ask(
         choices=choices,
         generates=generates,
         tier=tier,
+        plain=True,
     )
 
 
-def quoted(wanted: Ask, *routes: Route, default: int | None = None, caps: dict[str, int] | None = None) -> Quote:
-    return estimate(PriceBook(), wanted, routes, default_output_cap=default, model_output_caps=caps or {}, at_us=NOON)
+def quoted(
+    wanted: Ask,
+    *routes: Route,
+    default: int | None = None,
+    caps: dict[str, int] | None = None,
+    ceilings: dict[str, int] | None = None,
+    densities: Densities | None = None,
+) -> Quote:
+    return estimate(
+        PriceBook(), wanted, routes, default_output_cap=default, model_output_caps=caps or {},
+        output_ceilings=ceilings or {}, densities=densities, at_us=NOON,
+    )  # fmt: skip
 
 
 def test_quote_is_prompt_and_cap() -> None:
     """The prompt at its bound and every choice at the cap: 1,000 in and 3 x 100 out of gpt-4o are 0.0055."""
     quote = quoted(ask(choices=3), GPT)
-    assert (quote.amount_nanos, quote.tokens, quote.output_cap) == (5_500_000, 1300, 100)
+    assert (quote.amount_nanos, quote.usage, quote.output_cap) == (5_500_000, Usage(input=1000, output=300), 100)
     assert quote.price_version == PriceBook().version
 
 
@@ -63,28 +75,57 @@ def test_dearest_candidate_counts() -> None:
 )
 def test_output_cap(cap: int | None, default: int | None, caps: dict[str, int], expected_cap: int | None) -> None:
     """C3: the client's cap, else the one for the model, else the default; 0 is a cap."""
-    assert output_cap(ask(cap=cap), default, caps) == expected_cap
-    assert quoted(ask(cap=cap), GPT, default=default, caps=caps).output_cap == expected_cap
+    written = expected_cap if cap is None else None
+    assert output_cap(ask(cap=cap), default, caps, {}) == (expected_cap, written)
+    quote = quoted(ask(cap=cap), GPT, default=default, caps=caps)
+    assert (quote.output_cap, quote.written_cap) == (expected_cap, written)
+
+
+@pytest.mark.parametrize(
+    ("cap", "default", "ceiling", "bounded", "written"),
+    [
+        (100, None, 7, 7, None),  # below the client's own: it bounds, and the client's stays as it is
+        (7, None, 100, 7, None),
+        (None, 4096, 100, 100, None),  # the model ends before the configured cap: nothing needs to be written
+        (None, 100, 100, 100, None),
+        (None, 100, 4096, 100, 100),
+        (None, None, 100, 100, None),  # a bound, where there would be none
+        (0, None, 100, 0, None),
+    ],
+)
+def test_a_ceiling_bounds_and_is_never_written(
+    cap: int | None, default: int | None, ceiling: int, bounded: int, written: int | None
+) -> None:
+    """C3: no reply of the model is longer than its ceiling, for each choice alone; a name that is not exact has none."""
+    for choices in (1, 3):
+        quote = quoted(ask(cap=cap, choices=choices), GPT, default=default, ceilings={"my-model": ceiling})
+        assert (quote.output_cap, quote.written_cap) == (bounded, written)
+        assert quote.usage == Usage(input=1000, output=bounded * choices)
+        assert quote.amount_nanos == 1000 * 2500 + bounded * choices * 10_000
+    other = quoted(ask(cap=cap), GPT, default=default, ceilings={"my": ceiling, "my-model-2": ceiling})
+    assert other.output_cap == (cap if cap is not None else default)
+    nothing = quoted(ask(cap=cap, generates=False), EMBEDDING, default=default, ceilings={"my-model": ceiling})
+    assert (nothing.output_cap, nothing.written_cap) == (0, None)
 
 
 def test_unbounded_is_said() -> None:
     """C3: no cap and no default is no bound: no amount and no cap, for an ask that generates."""
     wanted = ask(cap=None)
     quote = quoted(wanted, GPT)
-    assert (quote.amount_nanos, quote.output_cap, quote.tokens) == (None, None, 1000)
+    assert (quote.amount_nanos, quote.output_cap, quote.usage) == (None, None, None)
     assert wanted.generates
 
 
 def test_embeddings_have_no_output() -> None:
     """A call without output tokens is bounded by its prompt, whatever the default cap."""
     quote = quoted(ask(cap=None, generates=False), EMBEDDING, default=4096)
-    assert (quote.amount_nanos, quote.output_cap, quote.tokens) == (20_000, 0, 1000)
+    assert (quote.amount_nanos, quote.output_cap, quote.usage) == (20_000, 0, Usage(input=1000))
 
 
 def test_one_unpriced_candidate_leaves_no_bound() -> None:
     """A5: a route without a price has no known cost, so the whole quote has none; its tokens are still bounded."""
     quote = quoted(ask(), GPT, Route(LOCAL, "mine"))
-    assert (quote.amount_nanos, quote.output_cap, quote.tokens) == (None, 100, 1100)
+    assert (quote.amount_nanos, quote.output_cap, quote.usage) == (None, 100, Usage(input=1000, output=100))
 
 
 def test_tier_asked_for() -> None:
@@ -100,6 +141,20 @@ def test_no_route_is_refused() -> None:
     """An estimate needs a route."""
     with pytest.raises(ValueError, match="routes: expected at least one"):
         quoted(ask())
+
+
+def test_typical_prompts() -> None:
+    """What was learned of a route counts for it, the bound for those that are not known; never more than the bound."""
+    densities = Densities(9_000)
+    for _ in range(50):
+        densities.learn(GPT, ask(), 250)
+    typical, bound = quoted(ask(), GPT, densities=densities), quoted(ask(), GPT)
+    assert typical.usage == Usage(input=258, output=100)
+    assert typical.amount_nanos == 258 * 2500 + 100 * 10_000 < (bound.amount_nanos or 0)
+    both = quoted(ask(), MINI, GPT, densities=densities)
+    assert both.usage == Usage(input=1000, output=100)  # nothing is known of the other one
+    assert both.amount_nanos == typical.amount_nanos
+    assert quoted(ask(), MINI, densities=densities) == quoted(ask(), MINI)
 
 
 def test_expected() -> None:

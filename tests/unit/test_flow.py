@@ -14,10 +14,10 @@ from tests.lines import GOOD, SHAPES, STREAMS, a_call, a_run, entry, events, pla
 from tollkeeper import flow
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.meter import Meter
-from tollkeeper.testing.script import Ledger, Manners
+from tollkeeper.testing.script import Ledger, Manners, Planned
 from tollkeeper.testing.simulate import Run
 from tollkeeper.upstream import Answer
-from tollkeeper.values import Budget, Route
+from tollkeeper.values import Ask, Budget, Provider, Route
 
 USD = Budget(scope="project", measure="usd", window="total", limit=200_000)
 STOPS = Manners(manner="stops", leaves_s=None, slow_s=0, stops_at=1)
@@ -88,6 +88,32 @@ def test_a_hard_budget_caps_the_output(cap: int | None) -> None:
     run = played(a_call(body={"max_tokens": cap}), budgets=(big,), default_output_cap=9)
     assert entry(run).usage.output == (9 if cap is None else 7)
     assert run.stories[0].headers.get(b"x-tollkeeper-output-cap") == (b"9" if cap is None else None)
+
+
+@pytest.mark.parametrize(("ceiling", "written"), [(20, None), (50, None), (90, b"50")])
+def test_a_ceiling_bounds_without_being_written(ceiling: int, written: bytes | None) -> None:
+    """C3: the hold and its estimate stand on the model's ceiling where it is below the cap, and the provider is not told."""
+    open_end = a_call(body={"max_tokens": None}, trouble="cut", at=0)
+    big = structs.replace(USD, limit=10**9)
+    run = played(open_end, budgets=(big,), default_output_cap=50, output_ceilings={"m": ceiling})
+    assert run.stories[0].headers.get(b"x-tollkeeper-output-cap") == written
+    assert (entry(run).charge.status, entry(run).usage.output) == ("estimated", min(50, ceiling))
+
+
+def test_what_is_learned() -> None:
+    """A reply with the provider's last word teaches how many tokens such a prompt has; a cut or refused one does not."""
+    for planned in (a_call(trouble="cut", at=0), a_call(trouble="status"), a_call(body={"n": 0})):
+        assert played(planned).gate.densities.about(*_kind(planned)) is None
+    calls = [a_call(number=number) for number in range(50)]
+    run = played(*calls)
+    tokens = entry(run).usage.input_tokens
+    assert run.gate.densities.about(*_kind(calls[0])) in range(tokens, tokens * 104 // 100 + 2)
+
+
+def _kind(planned: Planned) -> tuple[Route, Ask]:
+    provider = Provider(name="o", base_url="", dialects=frozenset())
+    asked = msgspec.json.decode(planned.body) | {"n": 1}
+    return Route(provider, "m"), DIALECTS[planned.dialect].read_ask(msgspec.json.encode(asked))
 
 
 def test_parallel_calls_share_a_budget() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, UnknownEntry
 from tollkeeper.ledger import (
     CELL_SUMS,
     HOLD_LIFE,
@@ -15,10 +15,12 @@ from tollkeeper.ledger import (
     Shape,
     amount_of,
     cells_of,
+    correcting,
     correction,
     expired,
     ids_of,
     is_late,
+    settling,
     spent_by,
     window_of,
 )
@@ -176,6 +178,64 @@ def test_a_second_settlement(changed: dict[str, object], answer: object) -> None
         assert is_late(known, again) is answer
     estimate = expired(a_hold("a/1"))
     assert is_late(estimate, again) is (again.outcome != "expired")
+
+
+ESTIMATE = expired(a_hold("a/1", 3 * DIME))
+SETTLED = an_entry("a/1")
+BY_ANN = structs.replace(SETTLED, revision=1, by="ann", charge=Charge(amount_nanos=7, status="priced"))
+LATE = structs.replace(SETTLED, revision=2)
+
+
+@pytest.mark.parametrize(
+    ("has", "settled", "added"),
+    [
+        ((), SETTLED, [(0, 1)]),
+        ((SETTLED,), SETTLED, []),
+        ((SETTLED, BY_ANN), SETTLED, []),
+        ((SETTLED, BY_ANN), BY_ANN, Conflict),
+        ((SETTLED, BY_ANN), ESTIMATE, []),
+        ((ESTIMATE,), ESTIMATE, []),
+        ((ESTIMATE,), SETTLED, [(0, -1), (1, 1)]),
+        ((ESTIMATE, structs.replace(ESTIMATE, revision=1, by="ann")), SETTLED, [(1, -1), (2, 1)]),
+        ((ESTIMATE, structs.replace(ESTIMATE, revision=1, by="ann"), LATE), SETTLED, []),
+        ((ESTIMATE, structs.replace(ESTIMATE, revision=1, by="ann"), LATE), an_entry("a/1", 5), Conflict),
+        ((BY_ANN,), BY_ANN, []),
+    ],
+)
+def test_settling_an_id(has: tuple[Entry, ...], settled: Entry, added: object) -> None:
+    """B2, C2: a settlement is judged by what was settled, not by corrections; what it corrects is the entry that stands."""
+    if added is Conflict:
+        with pytest.raises(Conflict):
+            settling(has, settled)
+    else:
+        assert [(each.revision, each.sign) for each in settling(has, settled)] == added
+
+
+@pytest.mark.parametrize(
+    ("has", "right", "added"),
+    [
+        ((), BY_ANN, UnknownEntry),
+        ((SETTLED,), BY_ANN, [(0, -1), (1, 1)]),
+        ((SETTLED,), structs.replace(BY_ANN, at_us=AT_US + 9, other=("tag",)), [(0, -1), (1, 1)]),
+        ((SETTLED,), structs.replace(BY_ANN, revision=0), Conflict),
+        ((SETTLED,), structs.replace(BY_ANN, revision=2), Conflict),
+        ((SETTLED, BY_ANN), BY_ANN, []),
+        ((SETTLED, BY_ANN), structs.replace(BY_ANN, at_us=AT_US + 9, other=("tag",)), []),
+        ((SETTLED, BY_ANN), structs.replace(BY_ANN, note="another reason"), Conflict),
+        ((SETTLED, BY_ANN), structs.replace(BY_ANN, revision=2), [(1, -1), (2, 1)]),
+        ((SETTLED, BY_ANN, LATE), BY_ANN, []),
+        ((SETTLED,), structs.replace(BY_ANN, by=None), ValueError),
+        ((SETTLED,), structs.replace(BY_ANN, scopes=FULL), ValueError),
+        ((SETTLED,), structs.replace(BY_ANN, model="n"), ValueError),
+    ],
+)
+def test_correcting_an_id(has: tuple[Entry, ...], right: Entry, added: object) -> None:
+    """B2: a correction stands on the revision before its own: put there once, and refused where another one stands."""
+    if isinstance(added, type):
+        with pytest.raises(added):
+            correcting(has, right)
+    else:
+        assert [(each.revision, each.sign) for each in correcting(has, right)] == added
 
 
 # ── the census ───────────────────────────────────────────────────────────────────────────────────────────────────────

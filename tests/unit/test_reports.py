@@ -15,11 +15,11 @@ from msgspec import structs
 from tollkeeper import reports
 from tollkeeper.cli.gather import differences, gather
 from tollkeeper.errors import BadRequest
-from tollkeeper.ledger import CELL_SUMS, Period, correction, window_of
+from tollkeeper.ledger import CELL_SUMS, Period, window_of
 from tollkeeper.reports import GROUPINGS, Grouping, Slice, Source, Sums, choose, plan, span
 from tollkeeper.stores import Retention
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.values import Charge, Entry, Scopes, Usage
+from tollkeeper.values import Charge, Entry, Part, Scopes, Usage
 
 HOUR = 3_600_000_000
 NOTHING_PRUNED: dict[Source, int] = dict.fromkeys(get_args(Source), 0)
@@ -326,19 +326,32 @@ async def test_differences_between_reported_and_computed() -> None:
         await store.settle(entry(number, day, served=served, charge=charge))
     found = await differences(store, at("2026-11-01"), at("2026-12-01"), None)
     assert [(*structs.astuple(row), row.difference_nanos) for row in found.rows()] == [
-        ("openai", "m", 3, 1, 1, 200, 230, 30), ("openai", "n", 1, 1, 0, 7, 5, -2),
+        ("openai", "m", 3, 1, 1, 0, 280, 200, 230, 30), ("openai", "n", 1, 1, 0, 0, 5, 7, 5, -2),
     ]  # fmt: skip
 
 
-def test_a_reversal_takes_back_its_difference() -> None:
-    """A8: an entry and its reversal leave nothing but the correction."""
-    old = entry(1, 0, charge=Charge(amount_nanos=9, computed_nanos=8, reported_nanos=9, status="priced"))
-    right = structs.replace(old, charge=Charge(amount_nanos=8, computed_nanos=8, reported_nanos=8, status="priced"))
+async def test_differences_follow_corrections() -> None:
+    """A8: what was corrected is compared as it stands, once; the entries that it took the place of are in no figure."""
+    day, store = at("2026-11-02"), MemoryStore()
+    old = entry(1, day, charge=Charge(amount_nanos=9, computed_nanos=None, reported_nanos=9, status="priced"))
+    await store.settle(old)
+    charge = Charge(amount_nanos=9, computed_nanos=8, reported_nanos=9, status="priced")
+    await store.correct(structs.replace(old, charge=charge, revision=1, by="ann"))
+    (row,) = (await differences(store, at("2026-11-01"), at("2026-12-01"), None)).rows()
+    assert (row.reported, row.differing, row.uncomputed, row.computed_nanos, row.reported_nanos) == (1, 1, 0, 8, 9)
+
+
+def test_differences_of_several_models_and_of_ours() -> None:
+    """A8: a call that several models served is compared with calls of the same ones; where our figure counts it is said."""
+    charge = Charge(amount_nanos=8, computed_nanos=8, reported_nanos=9, status="priced")
+    parts = (Part(Usage(input=1)), Part(Usage(input=2), "small"), Part(Usage(input=3), "large"))
     found = reports.Differences()
-    for each in (old, *correction(old, right)):
+    for each in (entry(1, 0, served="large", charge=charge, parts=parts), entry(2, 0, served="large", charge=charge)):
         found.add(each)
-    (row,) = found.rows()
-    assert (row.reported, row.differing, row.computed_nanos, row.reported_nanos) == (1, 0, 8, 8)
+    assert [(row.model, row.ours, row.counted_nanos) for row in found.rows()] == [
+        ("large", 1, 0),
+        ("large + small", 1, 0),
+    ]
 
 
 async def test_differences_need_their_entries() -> None:

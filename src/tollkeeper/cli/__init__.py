@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import imports, prices
+from tollkeeper.cli import imports, prices, reprice
 from tollkeeper.cli.options import ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
@@ -199,18 +199,30 @@ def estimate(
     store: StoreUrl = None,
 ) -> None:
     """Say what a call would cost and whether its budgets would pay, calling nobody."""
+    from tollkeeper.app import limits, routes
     from tollkeeper.cli import render
-    from tollkeeper.cli.verdict import Draft, Preview, preview
     from tollkeeper.clock import SystemClock
+    from tollkeeper.density import Densities
     from tollkeeper.errors import StoreUnavailable
-    from tollkeeper.values import Scopes
+    from tollkeeper.keys import scopes_for
+    from tollkeeper.preview import Draft, Preview, aim, document, preview, standings_in
+    from tollkeeper.prices import PriceBook
 
     settings = load(config, with_any_key(config, overlay(store=store)))
-    draft = Draft(data=_content(file), model=model, dialect=dialect, max_tokens=max_tokens)
-    scopes = Scopes(project=project or settings.default_project, agent=agent, session=session, user=user)
+    draft = Draft(data=_content(file), bare=True, model=model, dialect=dialect, max_tokens=max_tokens)
+    named = {"project": project, "agent": agent, "session": session, "user": user}
+    told = {f"x-tollkeeper-{scope}".encode(): id.encode() for scope, id in named.items() if id is not None}
 
     async def ask(reader: Reader | None) -> Preview:
-        return await preview(settings, reader, draft, scopes, SystemClock().now_us())
+        now_us, prices = SystemClock().now_us(), PriceBook.load(settings.prices)
+        aimed = aim(draft, routes(settings, prices), prices, now_us)
+        asked = aimed.ask()
+        scopes = scopes_for(None, told, asked.user, settings.default_project)
+        standings = await standings_in(reader, settings.budgets, scopes, asked.model, now_us)
+        return preview(
+            asked, aimed.routes, scopes, standings, prices=prices, limits=limits(settings), densities=Densities(),
+            now_us=now_us,
+        )  # fmt: skip
 
     try:
         found = reading(settings.store, ask)
@@ -219,7 +231,7 @@ def estimate(
             raise
         found = asyncio.run(ask(None))  # no gateway has run here: nothing is spent
     if as_json:
-        typer.echo(render.preview_json(found))
+        typer.echo(render.as_text(document(found, held_known=False)))
     else:
         render.show(lambda width: render.preview_table(found))
 
@@ -243,6 +255,7 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
 
 
 app.command("import")(imports.bring)
+app.command("reprice")(reprice.again)
 
 
 @app.command("demo")

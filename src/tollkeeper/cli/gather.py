@@ -30,11 +30,11 @@ async def gather(reader: Reader, plan: Plan) -> Report:
 
 
 async def differences(reader: Reader, from_us: int, to_us: int, project: str | None) -> Differences:
-    """Where reported and computed costs differ, from the entries. Raises BadRequest where they are pruned."""
+    """Where reported and computed costs differ, from the entries that stand. Raises BadRequest where they are pruned."""
     async with reader.snapshot():
         choose(Slice(from_us, to_us, ()), await _kept(reader))
         found = Differences()
-        async for entry in reader.entries(from_us, to_us, project):
+        async for entry in reader.current(from_us, to_us, project):
             found.add(entry)
     return found
 

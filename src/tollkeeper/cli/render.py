@@ -25,7 +25,7 @@ from tollkeeper.reports import Difference, Plan, Report, Row, Sums
 from tollkeeper.values import KINDS, Standing, iso_utc, show_amount
 
 if TYPE_CHECKING:
-    from tollkeeper.cli.verdict import Preview
+    from tollkeeper.preview import Preview
 
 #: Characters of a full bar, from the one that looks best to the one that fits almost anywhere.
 _BARS: Final = (10, 6, 3, 0)
@@ -53,8 +53,8 @@ def table(report: Report, width: int) -> RenderableType:
     plan = report.plan
     if not report.rows:
         named = f" with a {plan.by}" if any(report.total) else ""
-        return Text(f"No calls{named} from {_span(plan)}.")
-    title = Text.assemble(("Spend", "bold"), f" by {plan.by}" if plan.by else "", f"  {_span(plan)}")
+        return Text(f"No calls{named} from {span_of(plan)}.")
+    title = Text.assemble(("Spend", "bold"), f" by {plan.by}" if plan.by else "", f"  {span_of(plan)}")
     drawings = (_draw(report, width, bar) for bar in _BARS)
     drawn = next((each for each in drawings if _natural_width(each) <= width), _draw(report, width, _BARS[-1]))
     return Group(title, drawn, *map(Text, notes(report)))
@@ -67,7 +67,7 @@ def _natural_width(drawn: Table) -> int:
 
 def _draw(report: Report, width: int, bar: int) -> Table:
     plan, total = report.plan, report.total
-    decimals = _decimals([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
+    decimals = decimals_of([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
     inexact = any(row.sums.inexact_nanos or row.sums.unpriced for row in report.rows)
     drawn = grid(show_footer=True)
     if plan.each is not None:
@@ -127,21 +127,26 @@ def difference_table(rows: list[Difference]) -> RenderableType:
     """Where the provider's own figures differ from ours, by model."""
     if not rows:
         return Text("No provider reported a cost in this time: there is nothing to compare.")
-    decimals = _decimals([amount for row in rows for amount in (row.computed_nanos, row.reported_nanos)])
+    decimals = decimals_of([amount for row in rows for amount in (row.computed_nanos, row.reported_nanos)])
     drawn = grid()
     drawn.add_column("model", overflow="fold", min_width=10)
     for name in ("reported", "differ", "computed cost", "reported cost", "difference"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        difference = _usd(row.difference_nanos, decimals)
+        difference = usd(row.difference_nanos, decimals)
         drawn.add_row(
             Text(safe(f"{row.provider}/{row.model}")), f"{row.reported:,}", f"{row.differing:,}",
-            _usd(row.computed_nanos, decimals), _usd(row.reported_nanos, decimals),
+            usd(row.computed_nanos, decimals), usd(row.reported_nanos, decimals),
             Text(f"+{difference}" if row.difference_nanos > 0 else difference, "yellow" if row.difference_nanos else ""),
         )  # fmt: skip
+    counted, ours = sum(row.counted_nanos for row in rows), sum(row.ours for row in rows)
     uncomputed = sum(row.uncomputed for row in rows)
-    note = f"{uncomputed:,} of them have no price of ours and stand in neither sum." if uncomputed else ""
-    return Group(Text("Reported by providers and computed here", style="bold"), drawn, Text(note))
+    below = [f"${format_nanos(counted)} of what was spent stands on the provider's own figure."]
+    if ours:
+        below.append(f"Where ours counts and not theirs, which is another: {ours:,}.")
+    if uncomputed:
+        below.append(f"Without a price of ours, and in neither sum: {uncomputed:,}.")
+    return Group(Text("Reported by providers and computed here", style="bold"), drawn, *map(Text, below))
 
 
 def preview_table(preview: Preview) -> RenderableType:
@@ -186,45 +191,14 @@ def _standing(standing: Standing) -> str:
     return safe(f"{budget.window} {budget.scope} {standing.id}".rstrip() + of)
 
 
-def preview_json(preview: Preview) -> str:
-    """The same as one JSON object: dollars as decimal text, null where unknown."""
-    ask, cost, quote = preview.ask, preview.cost, preview.quote
-    return _json({
-        "model": ask.model, "dialect": ask.dialect, "provider": preview.route.provider.name,
-        "provider_model": preview.route.model, "prompt_tokens_max": ask.prompt_bound, "output_cap": quote.output_cap,
-        "low_usd": _dollars(cost.low_nanos), "expected_usd": _dollars(cost.expected_nanos),
-        "high_usd": _dollars(cost.high_nanos), "price_version": quote.price_version, "admitted": preview.admitted,
-        "held": None,
-        "budgets": [
-            {
-                "scope": standing.budget.scope, "id": standing.id, "project": standing.project,
-                "window": standing.budget.window, "measure": standing.budget.measure,
-                "limit": _amount(standing.budget.limit, standing.budget.measure),
-                "spent": _amount(standing.spent, standing.budget.measure),
-                "remaining": _amount(standing.remaining, standing.budget.measure),
-                "admitted": verdict.refusal is None, "refusal": verdict.refusal,
-            }
-            for verdict in preview.verdicts
-            for standing in (verdict.standing,)
-        ],
-    })  # fmt: skip
-
-
-def _dollars(nanos: int | None) -> str | None:
-    return None if nanos is None else format_nanos(nanos)
-
-
-def _amount(amount: int | None, measure: str) -> str | int | None:
-    return _dollars(amount) if measure == "usd" else amount
-
-
-def _json(value: object) -> str:
+def as_text(value: object) -> str:
+    """A document as JSON for people and programs."""
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def show(draw: Callable[[int], RenderableType]) -> None:
+def show(draw: Callable[[int], RenderableType], *, err: bool = False) -> None:
     """Print what `draw` makes for the width at hand: in colour on a terminal, as plain text to a pipe."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, stderr=err)
     console.print(draw(console.width))
 
 
@@ -239,7 +213,7 @@ def _bucket(start_us: int | None, plan: Plan) -> str:
     return local(start_us, plan.timezone).strftime(_BUCKET_FORMAT[plan.each])
 
 
-def _span(plan: Plan) -> str:
+def span_of(plan: Plan) -> str:
     """ "2026-11-01 to 2026-11-30 (UTC)": whole days by their dates, else with times."""
     first, after = local(plan.from_us, plan.timezone), local(plan.to_us, plan.timezone)
     if not any((first.hour, first.minute, first.second, after.hour, after.minute, after.second)):
@@ -268,19 +242,19 @@ def _bar(sums: Sums, total: Sums, width: int) -> Text:
     return Text.assemble((f"{bar.ljust(width)} " if width else "", "cyan"), f"{share} %")
 
 
-def _decimals(amounts: Iterable[int]) -> int:
+def decimals_of(amounts: Iterable[int]) -> int:
     """The decimals that show every one of them exactly, 2 to 9."""
     return max((len(format_nanos(amount).partition(".")[2]) for amount in amounts), default=2) or 2
 
 
-def _usd(nanos: int, decimals: int) -> str:
+def usd(nanos: int, decimals: int) -> str:
     whole, rest = divmod(abs(nanos), NANOS_PER_USD)
     return f"{'-' if nanos < 0 else ''}${whole:,}.{f'{rest:09d}'[: max(2, decimals)]}"
 
 
 def _cost(sums: Sums, decimals: int) -> str:
     """What is known of the cost; where nothing is, that and not a zero."""
-    return "unknown" if sums.unpriced and sums.unpriced == sums.attempts else _usd(sums.amount_nanos, decimals)
+    return "unknown" if sums.unpriced and sums.unpriced == sums.attempts else usd(sums.amount_nanos, decimals)
 
 
 def _not_exact(sums: Sums) -> str:
@@ -318,7 +292,7 @@ def as_json(report: Report, differences: list[Difference] | None = None) -> str:
     }  # fmt: skip
     if differences is not None:
         whole["differences"] = [_difference(row) for row in differences]
-    return _json(whole)
+    return as_text(whole)
 
 
 def as_csv(report: Report, differences: list[Difference] | None = None) -> str:
@@ -329,13 +303,14 @@ def as_csv(report: Report, differences: list[Difference] | None = None) -> str:
 
 
 _DIFFERENCE: Final = (
-    "provider", "model", "reported", "differing", "uncomputed", "computed_usd", "reported_usd", "difference_usd",
+    "provider", "model", "reported", "differing", "uncomputed", "ours", "computed_usd", "reported_usd", "difference_usd",
+    "counted_usd",
 )  # fmt: skip
 
 
 def _difference(row: Difference) -> dict[str, Any]:
-    amounts = (row.computed_nanos, row.reported_nanos, row.difference_nanos)
-    counts = (row.provider, row.model, row.reported, row.differing, row.uncomputed)
+    amounts = (row.computed_nanos, row.reported_nanos, row.difference_nanos, row.counted_nanos)
+    counts = (row.provider, row.model, row.reported, row.differing, row.uncomputed, row.ours)
     return dict(zip(_DIFFERENCE, (*counts, *map(format_nanos, amounts)), strict=True))
 
 

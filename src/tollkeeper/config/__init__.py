@@ -50,6 +50,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     default_project: str
     default_output_cap: int | None
     output_caps: dict[str, int]
+    output_ceilings: dict[str, int]
+    quote: Literal["bound", "typical"]
+    quote_quantile: float
     hold_ttl_s: float
     connect_timeout_s: float
     first_byte_timeout_s: float

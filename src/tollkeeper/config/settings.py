@@ -268,6 +268,17 @@ class Settings(BaseSettings):
         4096, description='output tokens of a call under a hard budget that sets no limit itself; "none": refused'
     )
     output_caps: dict[ModelName, Count] = Field({}, description="the same for single models")
+    output_ceilings: dict[ModelName, Count] = Field(
+        {}, description="output tokens that no reply of a model passes: they bound a quote and are never written"
+    )
+    quote: Literal["bound", "typical"] = Field(
+        "bound",
+        description="what a call holds: bound, which it cannot pass; or typical, as such prompts were before: some calls "
+        "pass it, and overspend hard budgets by the difference",
+    )
+    quote_quantile: Annotated[float, BeforeValidator(_number)] = Field(
+        0.99, ge=0.5, le=0.9999, description="share of calls whose prompt stays within a typical quote"
+    )
     hold_ttl_s: Seconds = Field(660, description="seconds until an unsettled hold is booked at its estimate")
     connect_timeout_s: Seconds = Field(10, description="seconds to connect to a provider")
     first_byte_timeout_s: Seconds = Field(120, description="seconds until a provider's first byte")

@@ -7,22 +7,19 @@ start alone. The first `message_start` counts; a repeated one adds nothing. A st
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import msgspec
 
+from tollkeeper.dialects.anthropic_prompt import prompt_of
 from tollkeeper.dialects.anthropic_usage import read_parts, read_wire
 from tollkeeper.dialects.json_body import (
-    FILE_TOKENS,
-    media_tokens,
     read_count,
     read_field,
     read_flag,
     read_model,
     read_object,
     read_text,
-    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -43,19 +40,6 @@ name: Final = "anthropic-messages"
 path: Final = "/messages"
 COUNT_PATH: Final = "/messages/count_tokens"
 
-IMAGE_TOKENS: Final = 5_000
-"""An image, by URL, id or inline: high resolution counts at most 4,784."""
-SERVER_TOOL_TOKENS: Final = 200_000
-"""What a tool that runs at the provider may add to the prompt: its results come back as input, turn after turn. A
-declared bound, not a proven one: one recorded call went from 2,479 to 404,500."""
-
-_MEDIA: Final = (
-    (b'"image"', re.compile(rb'"type"\s*:\s*"image"'), IMAGE_TOKENS),
-    (b'"document"', re.compile(rb'"type"\s*:\s*"document"'), FILE_TOKENS),
-    (b'"container_upload"', re.compile(rb'"type"\s*:\s*"container_upload"'), FILE_TOKENS),
-    (b"_20", re.compile(rb'"type"\s*:\s*"(?:web_search|web_fetch|code_execution|advisor)_\d'), SERVER_TOOL_TOKENS),
-    (b'"mcp_servers"', re.compile(rb'"mcp_servers"\s*:\s*\['), SERVER_TOOL_TOKENS),
-)
 _ERROR_TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -83,6 +67,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     if cap is None and not counting:
         raise BadRequest("max_tokens: this dialect needs it; give the most tokens that the reply may have.")
     metadata = read_field(fields, "metadata", _METADATA, "an object with user_id as text")
+    bound, plain = prompt_of(body, fields)
     return Ask(
         dialect=name,
         path=COUNT_PATH if counting else path,
@@ -90,7 +75,8 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         model=model,
         stream=read_flag(fields, "stream"),
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + media_tokens(body, _MEDIA),
+        prompt_bound=bound,
+        plain=plain,
         output_cap=cap,
         user=None if metadata is None else metadata.user_id,
         tier=read_text(fields, "service_tier"),
@@ -106,38 +92,6 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     if ask.output_cap is None and output_cap is not None:
         fields["max_tokens"] = msgspec.Raw(b"%d" % output_cap)
     return write_object(fields)
-
-
-class _Source(msgspec.Struct):
-    data: msgspec.Raw = ABSENT
-
-
-class _Block(msgspec.Struct):
-    type: str = ""
-    source: _Source | None = None
-    content: list[_Block] | str | None = None  #: of a tool's result
-
-
-_TURNS: Final = msgspec.json.Decoder(list[_Block])
-
-
-def _inline_images(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Bytes of images inside the body: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
-    if b'"base64"' not in body:
-        return 0
-    try:
-        return _image_bytes(_TURNS.decode(fields.get("messages", b"[]")))
-    except UNREADABLE:
-        return 0
-
-
-def _image_bytes(blocks: list[_Block] | str | None) -> int:
-    if not isinstance(blocks, list):
-        return 0
-    return sum(
-        len(block.source.data) if block.type == "image" and block.source is not None else _image_bytes(block.content)
-        for block in blocks
-    )
 
 
 class _Message(msgspec.Struct):

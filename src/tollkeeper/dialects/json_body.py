@@ -26,14 +26,16 @@ TOOL_PREAMBLE_TOKENS: Final = 1_000
 """And where there are tools, what explains them to the model (Anthropic: 313 to 530, with computer use 1,000)."""
 AUDIO_TOKENS: Final = 20_000
 """Audio given by id: an earlier reply's, and no reply has more than 16,384 tokens."""
-FILE_TOKENS: Final = 300_000
-"""A file given by id or URL: 100 pages, the documented most, at 1,500 tokens of text and one page image each."""
+WINDOW_TOKENS: Final = 1_050_000
+"""All images, audio, video and files of a request: the longest window of a model that reads them (gpt-5.4). Longer is refused."""
+FILE_TOKENS: Final = WINDOW_TOKENS
+"""A file: 600 pages, the documented most, at 1,500 to 3,000 tokens of text and an image each, fill a window."""
 
 _T = TypeVar("_T")
 _BODY: Final = msgspec.json.Decoder(Body)
 _MEMBER: Final = re.compile(rb'\s*[{,]\s*"([^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*', re.DOTALL)
 _TAIL: Final = re.compile(rb"\s*\}\s*")
-_ESCAPED: Final = re.compile(rb"\\u00((?!22|5[cC])[2-7][0-9a-fA-F])")  # ASCII but the quote and the backslash
+_ESCAPED: Final = re.compile(rb"\\u00(3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")  # letters, digits, _
 _STRING: Final = re.compile(rb'"[^"]*"')
 _STEPS: Final = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")
 _NOT_MARKS: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')
@@ -112,14 +114,16 @@ def template_tokens(fields: Body) -> int:
 
 
 def media_tokens(body: bytes, bounds: tuple[tuple[bytes, re.Pattern[bytes], int], ...]) -> int:
-    """Tokens of parts that the body's own bytes do not bound: each (word, pattern, tokens) counts its pattern's matches.
+    """Tokens of parts that the body's own bytes do not bound, together a window at most: each (word, pattern, tokens)
+    counts its pattern's matches.
 
     A pattern is searched only where its word occurs. Inside a JSON string a quote is escaped, so prompt text that talks
-    about such a part does not match a pattern with quotes. A letter that is written as an escape is still that letter.
+    about such a part does not match a pattern with quotes. A word may be written in escapes: they are read first.
     """
-    if b"\\u00" in body:
+    if rb"\u00" in body:
         body = _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), body)
-    return sum(tokens * len(pattern.findall(body)) for word, pattern, tokens in bounds if word in body)
+    found = sum(tokens * len(pattern.findall(body)) for word, pattern, tokens in bounds if word in body)
+    return min(WINDOW_TOKENS, found)
 
 
 def json_depth_ok(body: bytes, limit: int) -> bool:

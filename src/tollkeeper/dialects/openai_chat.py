@@ -15,16 +15,12 @@ from typing import Final
 import msgspec
 
 from tollkeeper.dialects.json_body import (
-    AUDIO_TOKENS,
-    FILE_TOKENS,
-    media_tokens,
     read_count,
     read_field,
     read_flag,
     read_model,
     read_object,
     read_text,
-    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -36,7 +32,8 @@ from tollkeeper.dialects.json_reply import (
     is_there,
 )
 from tollkeeper.dialects.likeness import Likeness
-from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, Counted, broken, read_usage, refusal
+from tollkeeper.dialects.openai_prompt import prompt_of
+from tollkeeper.dialects.openai_wire import Counted, broken, read_usage, refusal
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading
 
@@ -45,21 +42,8 @@ __all__ = ["broken", "name", "path", "read_ask", "reducer", "refusal", "write_bo
 name: Final = "openai-chat"
 path: Final = "/chat/completions"
 
-SEARCH_TOKENS: Final = 50_000
-"""What a search that runs at the provider may add to the prompt. A declared bound: one recorded search added 8,000."""
 MAX_CHOICES: Final = 128
 
-_MEDIA: Final = (
-    (b"image_url", re.compile(rb'"image_url"\s*:'), IMAGE_TOKENS),
-    (b'"audio"', re.compile(rb'"audio"\s*:\s*\{\s*"id"'), AUDIO_TOKENS),
-    (
-        b"web_search",
-        re.compile(rb'"web_search_options"\s*:\s*\{|"type"\s*:\s*"(?:openrouter:)?web_search'),
-        SEARCH_TOKENS,
-    ),
-    (b'"plugins"', re.compile(rb'"plugins"\s*:\s*\['), SEARCH_TOKENS),
-    (b'"file"', re.compile(rb'"file"\s*:\s*\{'), FILE_TOKENS),
-)
 _STREAM_OPTIONS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 _TRUE: Final = msgspec.Raw(b"true")
 
@@ -72,13 +56,16 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     choices = read_count(fields, "n", 1, MAX_CHOICES)
     stream = read_flag(fields, "stream")
     options = read_field(fields, "stream_options", _STREAM_OPTIONS, "an object") or {}
+    model = read_model(fields)
+    bound, plain = prompt_of(body, fields, model)
     return Ask(
         dialect=name,
         path=path,
-        model=read_model(fields),
+        model=model,
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - _inline_images(body, fields) + template_tokens(fields) + media_tokens(body, _MEDIA),
+        prompt_bound=bound,
+        plain=plain,
         output_cap=old_cap if new_cap is None else new_cap if old_cap is None else max(new_cap, old_cap),
         choices=1 if choices is None else choices,
         wants_usage=read_flag(options, "include_usage"),
@@ -101,34 +88,6 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     if ask.output_cap is None and output_cap is not None:
         fields["max_tokens" if "max_tokens" in quirks else "max_completion_tokens"] = msgspec.Raw(b"%d" % output_cap)
     return write_object(fields)
-
-
-class _Url(msgspec.Struct):
-    url: msgspec.Raw = ABSENT
-
-
-class _Piece(msgspec.Struct):
-    image_url: _Url | None = None
-
-
-class _Message(msgspec.Struct):
-    content: list[_Piece] | str | None = None
-
-
-_MESSAGES: Final = msgspec.json.Decoder(list[_Message])
-
-
-def _inline_images(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Bytes of images inside the body: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
-    if b"data:image/" not in body:
-        return 0
-    try:
-        messages = _MESSAGES.decode(fields.get("messages", b"[]"))
-    except UNREADABLE:
-        return 0
-    pieces = [piece for message in messages if isinstance(message.content, list) for piece in message.content]
-    urls = [bytes(piece.image_url.url) for piece in pieces if piece.image_url is not None]
-    return sum(len(url) for url in urls if url.startswith(b'"data:image/'))
 
 
 class _Choice(msgspec.Struct, gc=False):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
 
-from tollkeeper.dialects.json_body import read_model, read_object, read_text, write_object
+from tollkeeper.dialects.json_body import media_tokens, read_model, read_object, read_text, write_object
 from tollkeeper.dialects.json_reply import ABSENT, ABSURD, UNREADABLE, error_label, is_there
-from tollkeeper.dialects.openai_wire import Counted, broken, read_usage, refusal
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, Counted, broken, read_usage, refusal
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading
 
@@ -17,6 +18,8 @@ __all__ = ["broken", "name", "path", "read_ask", "reducer", "refusal", "write_bo
 name: Final = "openai-embeddings"
 path: Final = "/embeddings"
 
+_MEDIA: Final = ((b'"image', re.compile(rb'"image(?:_url)?"\s*:'), IMAGE_TOKENS),)
+
 
 def read_ask(body: bytes, target: str = "") -> Ask:
     """A request as an Ask. Raises BadRequest naming the field, or RequestTooLarge.
@@ -24,14 +27,15 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     The prompt bound is the body's bytes: text has no more tokens, and a token given by number takes two bytes.
     """
     del target
-    fields = read_object(body)
+    fields, media = read_object(body), media_tokens(body, _MEDIA)
     return Ask(
         dialect=name,
         path=path,
         model=read_model(fields),
         stream=False,
         body=fields,
-        prompt_bound=len(body),
+        prompt_bound=len(body) + media,
+        plain=not media,
         output_cap=0,
         generates=False,
         user=read_text(fields, "user"),

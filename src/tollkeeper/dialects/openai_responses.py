@@ -95,13 +95,16 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     asked = fields.get("input")
     if asked is not None and bytes(asked)[:1] not in (b'"', b"[") and is_there(asked):
         raise BadRequest("input: expected text or a list of items.")
+    items = _read_items(fields)
+    beyond = _beyond_bytes(body, fields, items)
     return Ask(
         dialect=name,
         path=path,
         model=read_model(fields),
         stream=stream,
         body=fields,
-        prompt_bound=len(body) + template_tokens(fields) + _beyond_bytes(body, fields),
+        prompt_bound=len(body) - sum(map(_inline_images, items)) + template_tokens(fields) + beyond,
+        plain=not beyond and b"input_audio" not in body,
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),
@@ -117,10 +120,9 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     return write_object(fields)
 
 
-def _beyond_bytes(body: bytes, fields: dict[str, msgspec.Raw]) -> int:
-    """Prompt tokens that do not stand in the body, less the bytes in it that are none."""
-    items = _read_items(fields)
-    tokens = media_tokens(body, _MEDIA) - sum(map(_inline_images, items))
+def _beyond_bytes(body: bytes, fields: dict[str, msgspec.Raw], items: list[_Item]) -> int:
+    """Prompt tokens that do not stand in the body."""
+    tokens = media_tokens(body, _MEDIA)
     if any(is_there(fields.get(field, ABSENT)) for field in _HELD) or any(map(_is_reference, items)):
         tokens += HELD_TOKENS
     reasoning = read_field(fields, "reasoning", _REASONING, "an object, with mode as text")

@@ -154,6 +154,7 @@ class PriceBook:
             price_version=self.version,
             terms=tuple(terms),
             missing=tuple(dict.fromkeys(missing)),
+            estimated=estimated,
         )
 
     def quote_nanos(

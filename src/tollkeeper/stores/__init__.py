@@ -19,6 +19,8 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Sta
 
 #: booked: counted now · repeated: counted before, nothing changed · late: its hold had expired, the difference is booked
 Booked = Literal["booked", "repeated", "late"]
+#: corrected: it stands now · repeated: it was put there before, nothing changed
+Corrected = Literal["corrected", "repeated"]
 Cell = tuple[CellKey, tuple[int, ...]]
 Kept = Literal["hour", "day", "month", "entry"]
 
@@ -85,7 +87,14 @@ class Reader(Protocol):
         ...
 
     def entries(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
-        """Entries of [from_us, to_us) in the order in which they were booked."""
+        """Entries of [from_us, to_us) in the order in which they were booked, up to the newest one now."""
+        ...
+
+    def current(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        """Those of them that stand, reversals and what they reverse left out, as of the instant at which it begins.
+
+        What is booked or corrected while they are read changes nothing: it has no snapshot and need not have one.
+        """
         ...
 
     async def entry(self, project: str, id: str) -> Entry | None:
@@ -148,6 +157,15 @@ class Store(Reader, Protocol):
         """
         ...
 
+    async def correct(self, entry: Entry) -> Corrected:
+        """Put an entry in the place of the one that stands under its id, in its windows; durable when it returns.
+
+        Its revision is the next one after the entry that it was computed from, and it says who asked (`by`). The same again
+        changes nothing. Raises Conflict where another revision stands meanwhile, UnknownEntry where none does (any more). A
+        hold of that id is not touched.
+        """
+        ...
+
     async def expire(self, now_us: int) -> int:
         """Book every hold past its deadline at its estimate; returns how many."""
         ...
@@ -169,12 +187,15 @@ class Store(Reader, Protocol):
         ...
 
 
-def open_store(url: str, *, budgets: Iterable[Budget] = (), scope_cap: int = 10_000) -> Store:
-    """The store of a URL, owned by this process. Raises ConfigError, StoreOwned, StoreCorrupt."""
+def open_store(url: str, *, budgets: Iterable[Budget] | None = (), scope_cap: int = 10_000) -> Store:
+    """The store of a URL, owned by this process. Raises ConfigError, StoreOwned, StoreCorrupt.
+
+    Without budgets (None) it keeps the balances that it has, and limits nothing.
+    """
     if url == "memory:":
         from tollkeeper.stores.memory import MemoryStore
 
-        return MemoryStore(budgets, scope_cap=scope_cap)
+        return MemoryStore(budgets or (), scope_cap=scope_cap)
     from tollkeeper.stores.sqlite import SqliteStore
 
     return SqliteStore(sqlite_path(url), budgets, scope_cap=scope_cap)

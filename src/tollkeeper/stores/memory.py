@@ -18,12 +18,12 @@ from tollkeeper.ledger import (
     Census,
     Period,
     cells_of,
-    correction,
+    correcting,
     expired,
-    is_late,
+    settling,
     spent_by,
 )
-from tollkeeper.stores import Booked, Cell, Difference, Kept, Retention, Size, horizons
+from tollkeeper.stores import Booked, Cell, Corrected, Difference, Kept, Retention, Size, horizons
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
 K = TypeVar("K")
@@ -38,7 +38,7 @@ class MemoryStore:
 
     def __init__(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> None:
         self._entries: list[Entry] = []
-        self._by_id: dict[tuple[str, str], Entry] = {}  # latest revision
+        self._by_id: dict[tuple[str, str], list[Entry]] = {}  # its revisions, without reversals
         self._cells: dict[CellKey, tuple[int, ...]] = {}
         self._spent: Counter[BalanceKey] = Counter()
         self._census = Census(scope_cap, self._census_ids)
@@ -52,18 +52,22 @@ class MemoryStore:
         self._book.release(hold_id)
 
     async def settle(self, entry: Entry) -> Booked:
-        known = self._by_id.get((entry.scopes.project, entry.id))
-        late = known is not None and is_late(known, entry)
+        known = self._by_id.get((entry.scopes.project, entry.id), ())
+        added = settling(known, entry)
         if self._book.ends(entry):
             self._book.release(entry.id)
-        if known is None:
+        if not known:
             self._append(structs.replace(entry, other=self._census.place(entry)))
             return "booked"
-        if not late:
-            return "repeated"
-        for each in correction(known, entry):
+        for each in added:
             self._append(each)
-        return "late"
+        return "late" if added else "repeated"
+
+    async def correct(self, entry: Entry) -> Corrected:
+        added = correcting(self._by_id.get((entry.scopes.project, entry.id), ()), entry)
+        for each in added:
+            self._append(each)
+        return "corrected" if added else "repeated"
 
     async def expire(self, now_us: int) -> int:
         due = self._book.due(now_us)
@@ -121,11 +125,18 @@ class MemoryStore:
             if from_us <= entry.at_us < to_us and project in (None, entry.scopes.project):
                 yield entry
 
+    async def current(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        standing = {id(revisions[-1]) for revisions in self._by_id.values()}
+        for entry in [each for each in self._entries if id(each) in standing]:
+            if from_us <= entry.at_us < to_us and project in (None, entry.scopes.project):
+                yield entry
+
     async def entry(self, project: str, id: str) -> Entry | None:
-        return self._by_id.get((project, id))
+        revisions = self._by_id.get((project, id))
+        return None if revisions is None else revisions[-1]
 
     async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
-        return {name: self._by_id[name] for name in names if name in self._by_id}
+        return {name: self._by_id[name][-1] for name in names if name in self._by_id}
 
     async def verify(self) -> list[Difference]:
         cells: dict[CellKey, tuple[int, ...]] = {}
@@ -176,7 +187,7 @@ class MemoryStore:
         kept = [entry for entry in self._entries if entry.at_us >= self._since["entry"]]
         dropped += len(self._entries) - len(kept)
         self._entries = kept
-        self._by_id = {key: entry for key, entry in self._by_id.items() if entry.at_us >= self._since["entry"]}
+        self._by_id = {key: each for key, each in self._by_id.items() if each[-1].at_us >= self._since["entry"]}
         return dropped
 
     async def close(self) -> None:
@@ -192,7 +203,8 @@ class MemoryStore:
 
     def _append(self, entry: Entry) -> None:
         self._entries.append(entry)
-        self._by_id[entry.scopes.project, entry.id] = entry
+        if entry.sign > 0:
+            self._by_id.setdefault((entry.scopes.project, entry.id), []).append(entry)
         for key, sums in cells_of(entry):
             _add(self._cells, key, sums)
         touched = self._book.touched(entry)

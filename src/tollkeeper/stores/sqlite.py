@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Any
@@ -24,8 +24,8 @@ from msgspec import structs
 
 from tollkeeper.book import Book
 from tollkeeper.errors import Conflict, StoreError, StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Census, Shape, correction, expired, is_late
-from tollkeeper.stores import Booked, Retention
+from tollkeeper.ledger import BalanceKey, Census, Shape, correcting, expired, settling
+from tollkeeper.stores import Booked, Corrected, Retention
 from tollkeeper.stores.sqlite_file import encode, open_reader, own, row_entry, rows, shape_names, unusable
 from tollkeeper.stores.sqlite_reader import SqliteReader
 from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, unwritable
@@ -50,7 +50,7 @@ class SqliteStore(SqliteReader):
     Raises StoreOwned (another process has it), StoreCorrupt (not a ledger, damaged, or newer than this version).
     """
 
-    def __init__(self, path: Path, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> None:
+    def __init__(self, path: Path, budgets: Iterable[Budget] | None = (), *, scope_cap: int = 10_000) -> None:
         self._path = path
         self._owner = own(path)
         self._census = Census(scope_cap, self._census_ids)
@@ -67,7 +67,7 @@ class SqliteStore(SqliteReader):
             super().__init__(path)
             self._lookups = open_reader(path)  # point queries: they never wait for a report
             self._writer.roll()
-            self._set_budgets(tuple(budgets))
+            self._set_budgets(self._writer.unlimited() if budgets is None else tuple(budgets))
             self._bury()
         except apsw.Error as failure:
             os.close(self._owner)
@@ -115,35 +115,18 @@ class SqliteStore(SqliteReader):
 
     async def settle(self, entry: Entry) -> Booked:
         # Taken for new until the file says otherwise: no look-up before the common case.
-        name = (entry.scopes.project, entry.id)
-        known: Entry | None = None
-        while True:
-            self._hear()
-            with self._lock:
-                others = self._settling.get(name)
-                if others is not None:
-                    told = asyncio.get_running_loop().create_future()
-                    others.waiters.append(told)
-                elif known is None:
-                    told = self._book_entries(structs.replace(entry, other=self._census.place(entry)))
-                elif is_late(known, entry):
-                    told = self._book_entries(*correction(known, entry))
-                else:
-                    break
-            if others is not None:  # it may have been written just now, before the writer could see us wait
-                self._hear()
-            try:
-                await told
-            except StoreError as error:
-                if others is None and not isinstance(error, _Exists):
-                    raise
-            else:
-                if others is None:
-                    return "booked" if known is None else "late"
-            known = self._known(*name)
+        known, added = await self._add(entry, (), settling)
+        if not known:
+            return "booked"
+        if added:
+            return "late"
         if self._book.ends(entry):
             await self.void(entry.id)
         return "repeated"
+
+    async def correct(self, entry: Entry) -> Corrected:
+        _, added = await self._add(entry, self._revisions(entry), correcting)
+        return "corrected" if added else "repeated"
 
     async def expire(self, now_us: int) -> int:
         self._hear()
@@ -204,8 +187,38 @@ class SqliteStore(SqliteReader):
             self._wake.set()
         return told
 
-    def _book_entries(self, *entries: Entry) -> asyncio.Future[None]:
-        """Queue entries of one name; the hold of that id ends with them."""
+    async def _add(
+        self, entry: Entry, known: Sequence[Entry], rule: Callable[[Sequence[Entry], Entry], tuple[Entry, ...]]
+    ) -> tuple[Sequence[Entry], tuple[Entry, ...]]:
+        """Book what the rule adds to the revisions of an entry's id, one caller after the other: (revisions, what was added)."""
+        while True:
+            self._hear()
+            with self._lock:
+                others = self._settling.get((entry.scopes.project, entry.id))
+                if others is not None:
+                    told = asyncio.get_running_loop().create_future()
+                    others.waiters.append(told)
+                else:
+                    added = rule(known, entry)
+                    if not added:
+                        return known, ()
+                    if not known:
+                        added = (structs.replace(entry, other=self._census.place(entry)),)
+                    told = self._book_entries(added, ends=rule is settling and self._book.ends(entry))
+            if others is not None:  # it may have been written just now, before the writer could see us wait
+                self._hear()
+            try:
+                await told
+            except StoreError as error:
+                if others is None and not isinstance(error, _Exists):
+                    raise
+            else:
+                if others is None:
+                    return known, added
+            known = self._revisions(entry)
+
+    def _book_entries(self, entries: tuple[Entry, ...], ends: bool) -> asyncio.Future[None]:
+        """Queue entries of one name; where it `ends` with them, the hold of that id too."""
         entry = entries[-1]
         name = (entry.scopes.project, entry.id)
         touched = tuple(pair for each in entries for pair in self._book.touched(each))
@@ -213,10 +226,10 @@ class SqliteStore(SqliteReader):
         def done(safe: bool) -> None:
             self._settling.pop(name, None)
             self._book.booked(touched, safe)
-            if safe and gone:
+            if safe and ends:
                 self._book.release(entry.id)
 
-        gone = (entry.id,) if self._book.ends(entry) else ()
+        gone = (entry.id,) if ends else ()
         told = self._submit(done=done, gone=gone, entries=entries, touched=touched)
         self._settling[name] = self._queue[-1]
         return told
@@ -226,9 +239,9 @@ class SqliteStore(SqliteReader):
             told = self._submit(done=_nothing, job=job)
         await told
 
-    def _known(self, project: str, id: str) -> Entry | None:
-        found = self._find("entry", project=project, id=id)
-        return row_entry(found[0]) if found else None
+    def _revisions(self, entry: Entry) -> list[Entry]:
+        """What the file has of an entry's id, without reversals, oldest first."""
+        return [row_entry(row) for row in self._find("revisions", project=entry.scopes.project, id=entry.id)]
 
     def _load(self, key: BalanceKey) -> int:
         names = shape_names(key.shape)
@@ -363,8 +376,8 @@ class SqliteStore(SqliteReader):
         writes = []
         for hold in self._writer.holds():
             write = Write(waiters=[], done=_nothing, gone=(hold.id,))
-            if self._known(hold.scopes.project, hold.id) is None:
-                entry = expired(hold, "its gateway died: booked at the estimate")
+            entry = expired(hold, "its gateway died: booked at the estimate")
+            if not self._revisions(entry):
                 write.entries = (structs.replace(entry, other=self._census.place(entry)),)
                 write.touched = tuple(self._book.touched(entry))
             writes.append(write)

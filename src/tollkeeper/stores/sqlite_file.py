@@ -25,8 +25,9 @@ COLUMNS: Final = (
     "other", "dialect", "provider", "model", "served", "tier", "outcome", "http_status", *KINDS, "amount_nanos",
     "computed_nanos", "reported_nanos", "status", "price_version", "terms", "missing", "latency_ms", "note", "more",
 )  # fmt: skip
-#: What {name} stands for in the SQL files: the lists that follow from the usage kinds.
+#: What {name} stands for in the SQL files: lists that follow from the usage kinds, or that several statements share.
 _LISTS: Final = {
+    "counted": "hour_us, project, agent, session, user, key, tags, other, provider, model",
     "columns": ", ".join(COLUMNS),
     "values": ", ".join(f"value ->> {number}" for number in range(len(COLUMNS))),
     "names": ", ".join(CELL_SUMS),
@@ -74,6 +75,7 @@ class _More(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sent: str | None = None
     parts: tuple[Part, ...] = ()
     by: str | None = None
+    estimated: bool = False
 
 
 _NO_MORE: Final = _More()
@@ -94,7 +96,9 @@ def entry_row(entry: Entry) -> tuple[Any, ...]:
 
 
 def _more_text(entry: Entry) -> str | None:
-    more = _More(speed=entry.speed, geo=entry.geo, sent=entry.sent, parts=entry.parts, by=entry.by)
+    more = _More(
+        speed=entry.speed, geo=entry.geo, sent=entry.sent, parts=entry.parts, by=entry.by, estimated=entry.charge.estimated
+    )  # fmt: skip
     return None if more == _NO_MORE else encode(more).decode()
 
 
@@ -119,7 +123,7 @@ def row_entry(row: tuple[Any, ...]) -> Entry:
         outcome=row[20], http_status=row[21], usage=Usage(**dict(zip(KINDS, row[first:last], strict=True))),
         charge=Charge(
             amount_nanos=amount, computed_nanos=computed, reported_nanos=reported, status=status, price_version=version,
-            terms=_terms.decode(terms), missing=_tuple(missing),
+            terms=_terms.decode(terms), missing=_tuple(missing), estimated=more.estimated,
         ),
         latency_ms=latency_ms, note=note, speed=more.speed, geo=more.geo, sent=more.sent, parts=more.parts, by=more.by,
     )  # fmt: skip

@@ -91,10 +91,19 @@ class SqliteReader:
         )
 
     async def entries(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
-        after = 0
-        while found := await self._ask(
-            "entries", from_us=from_us, to_us=to_us, project=project, after=after, most=_PAGE
-        ):
+        async for entry in self._pages("entries", from_us, to_us, project):
+            yield entry
+
+    async def current(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        async for entry in self._pages("current", from_us, to_us, project):
+            yield entry
+
+    async def _pages(self, name: str, from_us: int, to_us: int, project: str | None) -> AsyncIterator[Entry]:
+        """Entries are only ever added: what was there at the first page can be read as it was then by any later one."""
+        ((first, last),) = await self._ask("places", from_us=from_us, to_us=to_us)
+        after = 0 if first is None else first - 1
+        names = {"from_us": from_us, "to_us": to_us, "project": project, "last": last, "most": _PAGE}
+        while found := await self._ask(name, after=after, **names):
             for row in found:
                 yield row_entry(row)
             after = found[-1][0]

@@ -20,7 +20,7 @@ from tollkeeper.ledger import BalanceKey, Shape
 from tollkeeper.stores import Retention, horizons
 from tollkeeper.stores.sqlite_file import balance_row, encode, entry_row, open_writer, rows, shape_names
 from tollkeeper.stores.sqlite_reader import windows_since
-from tollkeeper.values import Entry, Hold
+from tollkeeper.values import Budget, Entry, Hold
 
 #: Entries that the cells may be behind: readers add them, so this is about their speed alone.
 ROLL_EVERY: Final = 1024
@@ -112,6 +112,13 @@ class Writer:
     def holds(self) -> list[Hold]:
         """Holds in the file."""
         return [_hold.decode(doc) for (doc,) in rows(self._connection, "holds")]
+
+    def unlimited(self) -> tuple[Budget, ...]:
+        """Budgets of the shapes that have balances, without limits."""
+        return tuple(
+            Budget(scope=scope, measure=measure, window=window, timezone=timezone, limit=None)
+            for scope, measure, window, timezone in rows(self._connection, "shapes")
+        )
 
     def set_shapes(self, want: set[Shape]) -> None:
         """Keep the balances of these shapes, and of no others."""

@@ -23,6 +23,7 @@ from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited
 from tollkeeper.ledger import FOREVER_US
 from tollkeeper.stores import Retention, Store
 from tollkeeper.testing.clock import START_US
+from tollkeeper.testing.corrections import Corrections
 from tollkeeper.testing.samples import (
     ALPHA,
     AT_US,
@@ -42,7 +43,7 @@ from tollkeeper.testing.samples import (
 from tollkeeper.values import OTHER, Budget, Scopes
 
 
-class StoreContract(ABC):
+class StoreContract(Corrections, ABC):
     """The suite. `open` gives an empty store; `corrupt` is optional."""
 
     @abstractmethod
@@ -195,18 +196,6 @@ class StoreContract(ABC):
             assert await store.entry("alpha", "a/1") == an_entry("a/1")
             assert await store.entry("beta", "a/1") is None
 
-    async def test_settling_again(self) -> None:
-        """B2, C2: the same contents again count once; other contents under the id are a conflict and change nothing."""
-        async with self.opened(usd(USD)) as store:
-            await store.reserve(a_hold("a/1"))
-            assert await store.settle(an_entry("a/1")) == "booked"
-            assert await store.settle(an_entry("a/1", latency_ms=9)) == "repeated"
-            for other in (an_entry("a/1", DIME + 1), an_entry("a/1", tokens=101), an_entry("a/1", served="n")):
-                with pytest.raises(Conflict):
-                    await store.settle(other)
-            assert await booked(store) == [an_entry("a/1")]
-            assert (await standing(store)).spent == DIME
-
     async def test_five_times_at_once(self) -> None:
         """B2: the same event five times at once counts once."""
         async with self.opened(usd(USD)) as store:
@@ -248,23 +237,6 @@ class StoreContract(ABC):
             assert (entry.outcome, entry.charge.status, entry.charge.amount_nanos) == ("expired", "estimated", DIME)
             assert [live.id for live in await store.live()] == ["b/1"]
             assert total(await month_of(store), "inexact_nanos") == DIME
-
-    async def test_late_settlement(self) -> None:
-        """C2: a settlement after the expiry corrects by the difference, in the hold's windows; again it counts once."""
-        async with self.opened(usd(USD)) as store:
-            await store.reserve(a_hold("a/1", 3 * DIME))
-            await store.expire(AT_US + DAY_US)
-            late = an_entry("a/1", tokens=7, at_us=AT_US + 40 * DAY_US)
-            assert [await store.settle(late) for _ in range(2)] == ["late", "repeated"]
-            with pytest.raises(Conflict):
-                await store.settle(an_entry("a/1", 2 * DIME))
-            assert (await standing(store)).spent == DIME
-            assert await store.entry("alpha", "a/1") == structs.replace(late, at_us=AT_US, revision=1)
-            assert [(each.revision, each.sign) for each in await booked(store)] == [(0, 1), (0, -1), (1, 1)]
-            (cell,) = await month_of(store)
-            assert [total([cell], what) for what in ("calls", "attempts", "input", "amount_nanos", "inexact_nanos")] == [
-                1, 1, 7, DIME, 0,
-            ]  # fmt: skip
 
     async def test_before_midnight_settled_after(self) -> None:
         """C4: a reservation counts in the window in which it was made, whenever it is settled; the next one is fresh."""

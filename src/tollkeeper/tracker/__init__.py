@@ -25,9 +25,10 @@ from tollkeeper.config.settings import PREFIX
 from tollkeeper.ledger import PERIODS, Period
 from tollkeeper.money import parse_usd, to_usd
 from tollkeeper.prices import PriceBook
+from tollkeeper.repricing import Repricing
 from tollkeeper.settlement import entry_for
 from tollkeeper.stores import Store
-from tollkeeper.tracker import arguments, usage_report
+from tollkeeper.tracker import arguments, history, usage_report
 from tollkeeper.tracker.accounts import Accounts, Recorded, provider_name
 from tollkeeper.tracker.holding import DIALECT, CallHold
 from tollkeeper.tracker.recording import Recording, unheld
@@ -350,6 +351,29 @@ class CostTracker:
         prices = await self._accounts.prices()
         nanos = prices.charge(reading, provider=place, model=model, at_us=at_us, route=model).amount_nanos
         return None if nanos is None else to_usd(nanos)
+
+    async def reprice(
+        self,
+        from_: datetime,
+        to: datetime | None = None,
+        *,
+        project_id: str | None = None,
+        prices: PriceBook | str | os.PathLike[str] | None = None,
+        what_if: bool = False,
+        only_unpriced: bool = False,
+        reason: str | None = None,
+        by: str | None = None,
+    ) -> Repricing:
+        """Price what was booked in [`from_`, `to`) again and book corrections; originals stay, each counts in its old windows.
+
+        `prices` is a price file in the place of the configured one. With `what_if` nothing is written. Each correction keeps
+        the `reason` and who asked (`by`, default: the login name). Running it again changes nothing that it changed before.
+        Raises ValueError, ConfigError, StoreError, and BadRequest where entries of that time are pruned.
+        """
+        again = await history.wanted(self._accounts, from_, to, project_id, prices, only_unpriced)
+        signed = history.signature(reason, by)
+        store = await self._accounts.store()
+        return await (history.what_if(store, again) if what_if else history.reprice(store, again, signed))
 
 
 def configuration(settings: Settings | None) -> Config:

@@ -50,6 +50,11 @@ class Recorded(msgspec.Struct, frozen=True):
         return self.entry.charge.status
 
 
+def named(provider: str) -> str | None:
+    """The provider that an entry names, as callers do: None where nobody knew whose the model is."""
+    return None if provider == UNKNOWN_PROVIDER else provider
+
+
 def provider_name(name: str | None, model: str, prices: PriceBook) -> str:
     """What an entry names as its provider: the one given, else the owner of the model in the price data."""
     if name is not None:

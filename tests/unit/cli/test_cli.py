@@ -1,4 +1,4 @@
-"""cli: what the commands say, and that every mistake is one line and exit code 2."""
+"""cli: what the commands and their options say, and that every mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"tollkeeper {__version__}\n", "")
     code, out, err = run()
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("serve", "report", "estimate", "verify", "keys", "demo"))
+    assert all(command in out for command in ("serve", "report", "estimate", "verify", "reprice", "keys", "demo"))
 
 
 # ── report and verify ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,14 +182,17 @@ def test_compare(run: Run, ledger: Path) -> None:
     """A8: --compare shows where the provider's own cost differs from ours, by model."""
     assert json.loads(run("report", "--compare", "--json")[1])["differences"] == [
         {
-            "provider": "openai", "model": "vendor/m:free", "reported": 1, "differing": 1, "uncomputed": 0,
-            "computed_usd": "0.001", "reported_usd": "0.002", "difference_usd": "0.001",
+            "provider": "openai", "model": "vendor/m:free", "reported": 1, "differing": 1, "uncomputed": 0, "ours": 0,
+            "computed_usd": "0.001", "reported_usd": "0.002", "difference_usd": "0.001", "counted_usd": "0.002",
         }
     ]  # fmt: skip
     _, out, _ = run("report", "--compare")
     assert "openai/vendor/m:free" in out
     assert "+$0.001" in out
-    assert run("report", "--compare", "--csv")[1].splitlines()[1] == "openai,vendor/m:free,1,1,0,0.001,0.002,0.001"
+    assert out.splitlines()[-1] == "$0.002 of what was spent stands on the provider's own figure."
+    assert (
+        run("report", "--compare", "--csv")[1].splitlines()[1] == "openai,vendor/m:free,1,1,0,0,0.001,0.002,0.001,0.002"
+    )
 
 
 def test_verify(run: Run, ledger: Path) -> None:
@@ -220,9 +223,10 @@ def test_estimate_names_each_budget(run: Run, ledger: Path) -> None:
     arguments = ["estimate", "prompt.txt", "--model", "gpt-4o-mini", "--project", "alpha", "--session", "s"]
     code, out, _ = run(*arguments, "--max-tokens", "100", "--json")
     found = json.loads(out)
-    assert (code, found["admitted"], found["held"]) == (0, False, None)
-    assert [(each["scope"], each["spent"], each["remaining"], each["admitted"]) for each in found["budgets"]] == [
-        ("project", "0.006", "0.004", True), ("session", "0", "0.000001", False),
+    assert (code, found["admitted"], found["priced"], found["output_cap"]) == (0, False, True, 100)
+    budgets = found["budgets"]
+    assert [(each["scope"], each["spent"], each["held"], each["remaining"], each["admitted"]) for each in budgets] == [
+        ("project", "0.006", None, "0.004", True), ("session", "0", None, "0.000001", False),
     ]  # fmt: skip
     assert "total budget of session 's' of project 'alpha' cannot pay" in found["budgets"][1]["refusal"]
     _, out, _ = run(*arguments)

@@ -106,4 +106,4 @@ def test_differences() -> None:
     text = shown(render.difference_table(found))
     assert "+$0.000000003" in text
     assert "-$0.000000001" in text
-    assert "1 of them have no price of ours" in text
+    assert "Without a price of ours, and in neither sum: 1." in text

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tollkeeper.dialects import anthropic_messages
-from tollkeeper.dialects.anthropic_messages import IMAGE_TOKENS, SERVER_TOOL_TOKENS, read_ask, write_body
-from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
+from tollkeeper.dialects.anthropic_messages import read_ask, write_body
+from tollkeeper.dialects.json_body import TEMPLATE_TOKENS
 from tollkeeper.errors import BadRequest, BudgetExceeded, StreamBroken, TollkeeperError, UpstreamTimeout
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
@@ -69,40 +69,6 @@ def test_bad_asks(body: bytes, message: str) -> None:
     """H4: a refused ask names its field and what is right."""
     with pytest.raises(BadRequest, match=message):
         read_ask(body)
-
-
-def bound(*blocks: Any, **fields: Any) -> tuple[int, int]:
-    """The prompt bound above the margin, and the body's bytes."""
-    message = {"role": "user", "content": list(blocks)}
-    body = json.dumps({"model": "m", "max_tokens": 1, "messages": [message], **fields}).encode()
-    return read_ask(body).prompt_bound - TEMPLATE_TOKENS, len(body)
-
-
-def test_prompt_bound_covers_what_bytes_do_not() -> None:
-    """Images, documents and tools that run at the provider have declared bounds."""
-    cases = [
-        ({"type": "image", "source": {"type": "url", "url": "https://x"}}, {}, IMAGE_TOKENS),
-        ({"type": "document", "source": {"type": "file", "file_id": "f"}}, {}, FILE_TOKENS),
-        ({"type": "text", "text": '"type": "image"'}, {}, 0),
-        (
-            {},
-            {"tools": [{"type": "web_search_20250305"}, {"type": "custom"}]},
-            TOOL_PREAMBLE_TOKENS + SERVER_TOOL_TOKENS,
-        ),
-    ]
-    for block, fields, tokens in cases:
-        bounded, size = bound(block, **fields)
-        assert bounded == size + tokens
-
-
-def test_inline_images_are_not_text() -> None:
-    """An inline image is bounded as an image, in a tool's result too; other blocks count their bytes."""
-    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}}
-    result = {"type": "tool_result", "content": [image, {"type": "text", "text": "x"}]}
-    bounded, _ = bound(image, result)
-    assert 2 * IMAGE_TOKENS <= bounded < 2 * IMAGE_TOKENS + 500
-    assert bound(image | {"type": "text"})[0] > 3_000_000
-    assert bound(image, 7)[0] > 3_000_000  # not the wire's shape: no discount
 
 
 def test_body_keeps_its_values() -> None:

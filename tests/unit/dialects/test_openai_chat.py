@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from tollkeeper.dialects import openai_chat
-from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
-from tollkeeper.dialects.openai_chat import SEARCH_TOKENS, read_ask, write_body
-from tollkeeper.dialects.openai_wire import IMAGE_TOKENS
+from tollkeeper.dialects.json_body import TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS
+from tollkeeper.dialects.openai_chat import read_ask, write_body
 from tollkeeper.errors import BadRequest, BudgetExceeded, RateLimited, StreamBroken, TollkeeperError, UnknownModel
 from tollkeeper.sse import Event, read_event
 from tollkeeper.values import Budget, Part, Reading, Refusal, Standing, Usage
@@ -89,34 +88,6 @@ def test_bad_fields_are_named(fields: dict[str, Any], name: str) -> None:
     """H4: a field of another type or out of bounds is refused by its name."""
     with pytest.raises(BadRequest, match=f"^{name}: expected"):
         read_ask(json.dumps({"model": "m", **fields}).encode())
-
-
-def bound(*parts: Any) -> tuple[int, int]:
-    """The prompt bound above the margin, and the body's bytes."""
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": list(parts)}]}).encode()
-    return read_ask(body).prompt_bound - TEMPLATE_TOKENS, len(body)
-
-
-def test_prompt_bound_covers_what_bytes_do_not() -> None:
-    """Images and files have declared bounds; text that only talks about them has none."""
-    talk, size = bound({"type": "text", "text": '{"image_url": 1, "file": {"audio": {"id"'})
-    assert talk == size
-    by_url, size = bound({"type": "image_url", "image_url": {"url": "https://x/y.png"}})
-    assert by_url == size + IMAGE_TOKENS
-    body = b'{"model":"m","web_search_options": {}}'
-    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + SEARCH_TOKENS
-    by_id, size = bound({"type": "file", "file": {"file_id": "file-1"}})
-    assert by_id == size + FILE_TOKENS
-
-
-def test_inline_images_are_not_text() -> None:
-    """An inline image is bounded as an image, however many bytes it has; as text it counts its bytes."""
-    pixels = "data:image/png;base64," + "A" * 3_000_000
-    inline, _ = bound({"type": "image_url", "image_url": {"url": pixels}})
-    assert IMAGE_TOKENS <= inline < IMAGE_TOKENS + 200
-    as_text, size = bound({"type": "text", "text": pixels})
-    assert as_text == size
-    assert bound(7, {"image_url": {"url": pixels}})[0] > len(pixels)  # not the wire's shape: no discount
 
 
 def test_body_keeps_its_values() -> None:

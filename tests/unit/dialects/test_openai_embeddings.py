@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tollkeeper.dialects import openai_embeddings
-from tollkeeper.dialects.openai_embeddings import read_ask, write_body
+from tollkeeper.dialects.openai_embeddings import IMAGE_TOKENS, read_ask, write_body
 from tollkeeper.errors import BadRequest, NotAllowed
 from tollkeeper.sse import Event
 from tollkeeper.values import Part, Reading, Usage
@@ -28,7 +28,9 @@ def test_ask_generates_nothing() -> None:
     body = b'{"model":"e","input":[[1,2,3]],"user":"bob"}'
     ask = read_ask(body)
     assert (ask.generates, ask.output_cap, ask.stream, ask.user) == (False, 0, False, "bob")
-    assert ask.prompt_bound == len(body)
+    assert (ask.prompt_bound, ask.plain) == (len(body), True)
+    image = b'{"model":"e","input":[{"image":"https://x"}]}'
+    assert (read_ask(image).prompt_bound, read_ask(image).plain) == (len(image) + IMAGE_TOKENS, False)
     assert write_body(ask, model="f", output_cap=9, quirks=NONE) == body.replace(b'"e"', b'"f"')
     with pytest.raises(BadRequest, match=r"^user: expected text"):
         read_ask(b'{"model":"e","user":1}')

@@ -115,7 +115,7 @@ BEYOND: dict[str, tuple[dict[str, Any], int]] = {
     "text that talks about it": (parts({"type": "input_text", "text": '"type": "input_image" "item_reference"'}), 0),
     "image by URL": (parts({"type": "input_image", "image_url": "https://x/y.png"}), IMAGE_TOKENS),
     "image by id": (parts({"type": "input_image", "file_id": "file-1"}), IMAGE_TOKENS),
-    "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), 2 * FILE_TOKENS),
+    "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), FILE_TOKENS),
     "screen by id": (
         {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "file_id": "f"}}]},
         IMAGE_TOKENS,
@@ -147,6 +147,19 @@ def test_prompt_bound_covers_what_bytes_do_not(fields: dict[str, Any], tokens: i
     assert beyond(**fields) == tokens
 
 
+def test_escapes_hide_nothing() -> None:
+    """C3: a name may be written with escapes; what it names counts all the same."""
+    body = rb'{"model":"m","input":[{"role":"user","content":[{"type":"input_\u0069mage","file_id":"f"}]}]}'
+    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + IMAGE_TOKENS
+
+
+def test_plain_asks_are_text_alone() -> None:
+    """Prompts of text may be quoted by what such prompts have; what is held or run at the provider may not."""
+    assert read_ask(b'{"model":"m","input":"hi"}').plain
+    for more in ({"previous_response_id": "r"}, {"tools": [{"type": "web_search"}]}, parts({"type": "input_audio"})):
+        assert not read_ask(json.dumps({"model": "m", "input": "hi", **more}).encode()).plain
+
+
 def test_inline_images_are_not_text() -> None:
     """An inline image is bounded as an image, however many bytes it has; as text it counts its bytes."""
     pixels = "data:image/png;base64," + "A" * 3_000_000
@@ -160,12 +173,6 @@ def test_inline_images_are_not_text() -> None:
     untyped = parts({"image_url": pixels})["input"]
     for odd in ([7, {"type": "input_image", "image_url": pixels}], untyped):  # not the wire's shape: no discount
         assert read_ask(json.dumps({"model": "m", "input": odd}).encode()).prompt_bound > len(pixels)
-
-
-def test_escapes_hide_nothing() -> None:
-    """C3: a part whose type is written with escapes is bounded like any other."""
-    body = rb'{"model":"m","input":[{"role":"user","content":[{"type":"input\u005fima\u0067e","file_id":"f"}]}]}'
-    assert read_ask(body).prompt_bound == len(body) + TEMPLATE_TOKENS + IMAGE_TOKENS
 
 
 def test_body_keeps_its_values() -> None:

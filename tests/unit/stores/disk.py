@@ -11,10 +11,14 @@ Failing = Literal["sync", "write", "read"]
 
 
 class Disk(apsw.VFS):
-    """Made the default of the process by `with Disk() as disk`. `failing` holds what fails now; `stop()` lets syncs wait."""
+    """Made the default of the process by `with Disk() as disk`. `failing` holds what fails now; `stop()` lets syncs wait.
+
+    `left`: so many writes and syncs still happen, then none any more, as when the machine loses power.
+    """
 
     def __init__(self) -> None:
         self.failing: set[Failing] = set()
+        self.left: int | None = None
         self.reached = Event()  # a sync has come to the closed gate
         self._gate = Event()
         self._gate.set()
@@ -34,6 +38,13 @@ class Disk(apsw.VFS):
     def go(self) -> None:
         self._gate.set()
 
+    def dead(self) -> bool:
+        """Counts a write or a sync; whether it does not happen any more."""
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left < 0
+
     def wait(self) -> None:
         if not self._gate.is_set():
             self.reached.set()
@@ -50,12 +61,12 @@ class _File(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         self._disk.wait()
-        if "sync" in self._disk.failing:
+        if "sync" in self._disk.failing or self._disk.dead():
             raise apsw.IOError("fsync failed")
         super().xSync(flags)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
-        if "write" in self._disk.failing:
+        if "write" in self._disk.failing or self._disk.dead():
             raise apsw.FullError("no space left")
         super().xWrite(data, offset)
 

@@ -2,7 +2,7 @@
 
 ALTER TABLE entry ADD COLUMN audio_seconds INTEGER NOT NULL DEFAULT 0 CHECK (audio_seconds >= 0);
 ALTER TABLE entry ADD COLUMN code_session INTEGER NOT NULL DEFAULT 0 CHECK (code_session >= 0);
-ALTER TABLE entry ADD COLUMN more TEXT;        -- JSON of what few entries have (speed, geo, sent, parts, by), or NULL
+ALTER TABLE entry ADD COLUMN more TEXT;        -- JSON of what few entries have (speed, geo, sent, parts, by, estimated), or NULL
 
 -- A cell's sums stand in the order of the usage kinds: the table is laid anew.
 CREATE TABLE cell_2 (

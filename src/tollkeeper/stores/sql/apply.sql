@@ -28,10 +28,8 @@ CREATE TEMP VIEW roll AS SELECT NULL AS now;
 
 CREATE TEMP TRIGGER rollup INSTEAD OF INSERT ON roll BEGIN
   DELETE FROM part;
-  INSERT INTO part
-  SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
-  FROM booked WHERE seq > (SELECT value FROM mark WHERE name = 'rolled')
-  GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+  INSERT INTO part SELECT {counted}, {sums} FROM booked
+  WHERE seq > (SELECT value FROM mark WHERE name = 'rolled') GROUP BY {counted};
 
   INSERT INTO cell
   SELECT

@@ -8,33 +8,44 @@ SELECT seq, {columns} FROM entry WHERE project = :project AND id = :id ORDER BY 
 SELECT seq, {columns} FROM entry
 WHERE (project, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:names)) ORDER BY revision, sign;
 
+-- name: revisions
+SELECT seq, {columns} FROM entry WHERE project = :project AND id = :id AND sign = 1 ORDER BY revision;
+
+-- name: places
+-- Between which places in the ledger the entries of a time stand now.
+SELECT min(seq), max(seq) FROM entry WHERE at_us >= :from_us AND at_us < :to_us;
+
 -- name: entries
+-- By place, not by time (+): a page goes on where the last one ended, instead of sorting the whole time again.
 SELECT seq, {columns} FROM entry
-WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) AND seq > :after
+WHERE seq > :after AND seq <= :last AND +at_us >= :from_us AND +at_us < :to_us AND (:project IS NULL OR project = :project)
 ORDER BY seq LIMIT :most;
 
+-- name: current
+-- What stood when the newest entry was `last`.
+SELECT seq, {columns} FROM entry AS each
+WHERE seq > :after AND seq <= :last AND +at_us >= :from_us AND +at_us < :to_us AND (:project IS NULL OR project = :project)
+  AND sign = 1 AND NOT EXISTS (
+    SELECT 1 FROM entry AS reversal
+    WHERE reversal.project = each.project AND reversal.id = each.id AND reversal.revision = each.revision
+      AND reversal.sign = -1 AND reversal.seq <= :last)
+ORDER BY seq LIMIT :most;
+
+-- The entries under consideration (views.sql): what no cell holds yet, what the cells hold, and those of a time.
 -- name: part_unrolled
--- What no cell holds yet.
 DELETE FROM part;
-INSERT INTO part
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
-FROM booked WHERE seq > (SELECT value FROM mark WHERE name = 'rolled')
-GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+INSERT INTO part SELECT {counted}, {sums} FROM booked
+WHERE seq > (SELECT value FROM mark WHERE name = 'rolled') GROUP BY {counted};
 
 -- name: part_rolled
--- What the cells hold.
 DELETE FROM part;
-INSERT INTO part
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
-FROM booked WHERE seq <= (SELECT value FROM mark WHERE name = 'rolled')
-GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+INSERT INTO part SELECT {counted}, {sums} FROM booked
+WHERE seq <= (SELECT value FROM mark WHERE name = 'rolled') GROUP BY {counted};
 
 -- name: part_between
 DELETE FROM part;
-INSERT INTO part
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {sums}
-FROM booked WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project)
-GROUP BY hour_us, project, agent, session, user, key, tags, other, provider, model;
+INSERT INTO part SELECT {counted}, {sums} FROM booked
+WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) GROUP BY {counted};
 
 -- name: cells
 SELECT period, start_us, scope, project, id, provider, model, {sums}

@@ -13,7 +13,7 @@ FROM entry;
 -- The entries under consideration, summed by hour and by all that they are counted by. Filled before `piece` is read:
 -- many entries become few rows here, and only then many cells.
 CREATE TEMP TABLE part AS
-SELECT hour_us, project, agent, session, user, key, tags, other, provider, model, {names}
+SELECT {counted}, {names}
 FROM booked LIMIT 0;
 
 -- The same once for each scope that it has; `tag` has one row a tag.

@@ -12,13 +12,13 @@ from typing import Any
 import aiohttp
 import anthropic
 import openai
+from google import genai
 
 from tollkeeper import app, config
 from tollkeeper.api import CALLS
 from tollkeeper.clock import Clock
 from tollkeeper.server import BoundedHttp
-from tollkeeper.testing.paths import PATHS
-from tollkeeper.testing.provider import FakeProvider, serving
+from tollkeeper.testing.provider import FakeProvider, serving, spoken_at
 from tollkeeper.testing.replies import Traits
 from tollkeeper.values import Entry, Hold
 
@@ -30,10 +30,33 @@ BODIES: dict[str, dict[str, Any]] = {
     "openai-embeddings": {"model": "text-embedding-3-small", "input": "toll"},
     "anthropic-messages": CHAT | {"model": "claude-haiku-4-5", "max_tokens": 20},
     "openai-responses": {"model": "gpt-4o-mini", "input": "How much is the toll?"},
+    "google-generate": {"contents": [{"role": "user", "parts": [{"text": "How much is the toll?"}]}]},
 }
 """A small good request in each dialect. A new dialect needs one here: the tests go through api.CALLS."""
-ASKS = [(path, BODIES[name]) for path, name in CALLS.items()]
-STREAMS = [(path, body | {"stream": True}) for path, body in ASKS if "embeddings" not in path]
+EMBEDDED: dict[str, Any] = {"content": {"parts": [{"text": "toll"}]}}
+#: What other methods of a dialect ask, by the end of their path.
+OTHERS: dict[str, dict[str, Any]] = {
+    ":embedContent": EMBEDDED,
+    ":batchEmbedContents": {"requests": [EMBEDDED | {"model": "models/gemini-embedding-001"}]},
+}
+
+
+def an_ask(path: str, dialect: str) -> tuple[str, dict[str, Any]]:
+    """A path of the table with its model, and a good body for it."""
+    other = next((body for end, body in OTHERS.items() if path.endswith(end)), None)
+    model = "gemini-2.5-flash" if other is None else "gemini-embedding-001"
+    return path.replace("{model}", model), BODIES[dialect] if other is None else other
+
+
+ASKS = [an_ask(path, name) for path, name in CALLS.items()]
+WHOLE = [(path, body) for path, body in ASKS if ":stream" not in path]
+STREAMS = [(path, body | {"stream": True}) for path, body in ASKS if "model" in body and "embeddings" not in path]
+
+
+def model_of(path: str, body: dict[str, Any]) -> str:
+    """The model that a request asks for: in its body, or in its path."""
+    return str(body.get("model") or path.partition("models/")[2].partition(":")[0])
+
 
 PROVIDERS = """
 [providers.openai]
@@ -42,6 +65,10 @@ api_key_env = "PROVIDER_KEY"
 [providers.anthropic]
 base_url = "{url}/v1"
 api_key_env = "PROVIDER_KEY"
+[providers.google]
+base_url = "{url}/v1beta"
+api_key_env = "PROVIDER_KEY"
+dialects = ["google-generate"]
 """
 
 
@@ -92,6 +119,11 @@ class Gateway:
     def anthropic(self, **headers: str) -> anthropic.AsyncAnthropic:
         return anthropic.AsyncAnthropic(base_url=self.url, api_key="tk_any", default_headers=_scopes(headers))
 
+    def google(self, **headers: str) -> genai.Client:
+        return genai.Client(
+            api_key="tk_any", http_options={"base_url": self.url, "headers": _scopes(headers)}, vertexai=False
+        )
+
     async def raw(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
         """Bytes on a socket of their own, all that comes back until the gateway closes it: status, headers, body."""
         reader, writer = await self.connect()
@@ -109,7 +141,9 @@ class Gateway:
 def pieces(path: str, body: dict[str, Any]) -> list[bytes]:
     """The events that the fake provider sends for the first request that it gets, usage asked for as the gateway does."""
     asked = body | {"stream_options": {"include_usage": True}}
-    return [piece.raw for piece in PATHS[path][1](asked, 1, Traits()).pieces]
+    answerer = spoken_at(path)[1]
+    assert answerer is not None
+    return [piece.raw for piece in answerer(asked, 1, Traits()).pieces]
 
 
 def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:

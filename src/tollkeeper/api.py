@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import msgspec
 
@@ -30,19 +30,31 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: Path → dialect of every billable route: a POST there is a call on the line.
+#: Path → dialect of every billable route: a POST there is a call on the line. {model} stands for a model's name.
 CALLS: Final[dict[str, str]] = {
     "/v1/chat/completions": "openai-chat",
     "/v1/embeddings": "openai-embeddings",
     "/v1/messages": "anthropic-messages",
     "/v1/responses": "openai-responses",
+    "/v1beta/models/{model}:generateContent": "google-generate",
+    "/v1beta/models/{model}:streamGenerateContent": "google-generate",
+    "/v1beta/models/{model}:embedContent": "google-generate",
+    "/v1beta/models/{model}:batchEmbedContents": "google-generate",
+    "/v1/models/{model}:generateContent": "google-generate",
+    "/v1/models/{model}:streamGenerateContent": "google-generate",
+    "/v1/models/{model}:embedContent": "google-generate",
+    "/v1/models/{model}:batchEmbedContents": "google-generate",
 }
 #: The same for what costs nothing: passed through, neither held nor booked.
 FREE: Final[dict[str, str]] = {
     "/v1/messages/count_tokens": "anthropic-messages",
+    "/v1beta/models/{model}:countTokens": "google-generate",
+    "/v1/models/{model}:countTokens": "google-generate",
 }
+#: Those of them whose path names a model: (what stands before it, what stands behind it, dialect).
+_WITH_MODEL: Final = tuple((*path.split("{model}"), name) for path, name in (CALLS | FREE).items() if "{model}" in path)
 #: Paths that answer a GET; those in OPEN need no key.
-PAGES: Final = ("/v1/models", "/healthz", "/readyz")
+PAGES: Final = ("/v1/models", "/v1beta/models", "/healthz", "/readyz")
 #: Paths that answer a POST without calling anybody.
 QUESTIONS: Final = ("/v1/tollkeeper/estimate",)
 OPEN: Final = frozenset({"/healthz", "/readyz"})
@@ -55,7 +67,12 @@ _encode = msgspec.json.Encoder().encode
 
 def dialect_at(path: str) -> str | None:
     """The dialect of a call's path; None: no call is taken there."""
-    return CALLS.get(path) or FREE.get(path)
+    found = CALLS.get(path) or FREE.get(path)
+    if found is None:
+        for before, behind, name in _WITH_MODEL:
+            if path.startswith(before) and path.endswith(behind) and len(path) > len(before) + len(behind):
+                return name
+    return found
 
 
 class Api:
@@ -104,7 +121,8 @@ class Api:
             return
         reply = AsgiReply(receive, send)
         try:
-            target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"
+            where = scope.get("raw_path") or quote(scope["path"], safe="/:").encode()
+            target = (where + b"?" + scope["query_string"]).decode("latin-1")
             await flow.run(self._gate, flow.Request(dialect, fields, body, target), reply)
         finally:
             reply.close()
@@ -187,15 +205,14 @@ class Api:
             await _answer(send, 200 if trouble is None else 503, _encode(ready))
         else:
             fields = dict(scope["headers"])
+            name = _reader(path, fields)
             try:
                 key = gate.keys.identify(credential(fields), gate.clock.now_us())
             except TollkeeperError as error:
-                name = "anthropic-messages" if b"anthropic-version" in fields else "openai-chat"
                 await _answer(send, error.http_status, DIALECTS[name].refusal(error, ""))
                 return
             names = self._models(None if key is None else key.models)
-            data = [{"id": each, "object": "model", "created": 0, "owned_by": "tollkeeper"} for each in names]
-            await _answer(send, 200, _encode({"object": "list", "data": data}))
+            await _answer(send, 200, _encode(_listed(names, name)))
 
 
 class AsgiReply:
@@ -229,6 +246,21 @@ class AsgiReply:
         """Stop watching."""
         if self._watch is not None:
             self._watch.cancel()
+
+
+def _reader(path: str, fields: Mapping[bytes, bytes]) -> str:
+    """The dialect of who reads a list of models: they share a path, and their SDKs are told apart by their headers."""
+    if path == "/v1beta/models" or b"x-goog-api-key" in fields:
+        return "google-generate"
+    return "anthropic-messages" if b"anthropic-version" in fields else "openai-chat"
+
+
+def _listed(names: tuple[str, ...], dialect: str) -> dict[str, Any]:
+    """Models as a dialect's SDKs read them."""
+    if dialect == "google-generate":
+        return {"models": [{"name": f"models/{each}", "displayName": each} for each in names]}
+    data = [{"id": each, "object": "model", "created": 0, "owned_by": "tollkeeper"} for each in names]
+    return {"object": "list", "data": data}
 
 
 def _problem(code: str, message: str) -> bytes:

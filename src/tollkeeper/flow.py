@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 from urllib.parse import quote as quote_path
 
 import msgspec
+from msgspec import structs
 
 from tollkeeper import headers
 from tollkeeper.cancellation import Deadline, to_its_end
@@ -206,7 +207,9 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     if call.grant.capped and call.quote is not None:
         call.cap = call.quote.written_cap
     body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
-    path = dict(provider.paths).get(dialect.name, ask.path).replace("{model}", quote_path(route.model))
+    begins = dict(provider.paths).get(dialect.name)
+    path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
+    path = path.replace("{model}", quote_path(route.model))
     ends_s = now_s() + limits.total_s
     call.deadline.move(min(ends_s, now_s() + limits.first_byte_s))
     if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case
@@ -366,7 +369,10 @@ async def _finish(
         last = headers.comment(entry.charge) + last
     if call.started:
         assert call.ask is not None
-        await reply.end(last if failure is None else last + dialect.broken(failure, call.id, call.ask))
+        assert answer is not None
+        array = call.ask.array and not answer.is_stream  # as it came, whatever was asked for
+        end = dialect.broken(failure, call.id, structs.replace(call.ask, array=array)) if failure is not None else b""
+        await reply.end(last + end)
     elif failure is None or (answer is not None and call.complete and failure.http_status == answer.status):
         assert answer is not None
         await reply.start(answer.status, [*answer.headers, *told, headers.length(last)])

@@ -3,6 +3,8 @@
 The shape of `streamGenerateContent` without `alt=sse`: `[{…},\\n{…}]`, one element at a time. It is read like server-sent
 events (`sse`): the raw bytes of the events, in order, and then `rest()`, are exactly the bytes that were fed. The closing
 bracket is an event of its own, whose data is `]`: the end marker. An object in the place of the array is its one element.
+
+Most chunks are one whole element: that is tried first, by reading it as JSON. Else brackets are counted, outside of texts.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import msgspec
+
 from tollkeeper.errors import StreamBroken
 from tollkeeper.sse import MAX_EVENT, Event
 
+_ANYTHING: Final = msgspec.json.Decoder(msgspec.Raw)
 _IN_TEXT: Final = re.compile(rb'[\\"]')
 _OUTSIDE: Final = re.compile(rb'["{}\[\]]')
 _BETWEEN: Final = b" \t\r\n,["
@@ -40,6 +45,8 @@ class ArraySplitter:
         if self._broken:
             raise _too_large()
         self._held += chunk
+        if self._in_array and not self._depth and not self._in_text and (one := self._one()) is not None:
+            return [one]
         events: list[Event] = []
         while (end := self._next_end()) > 0:
             raw = bytes(self._held[:end])
@@ -59,6 +66,20 @@ class ArraySplitter:
         self._held.clear()
         self._at = 0
         return rest
+
+    def _one(self) -> Event | None:
+        """All that is held as one element, if it is one; white space behind it stays."""
+        raw = bytes(self._held).rstrip()
+        data = raw.lstrip(_BETWEEN)
+        if len(raw) > MAX_EVENT or not (data.startswith(b"{") and data.endswith(b"}")):
+            return None
+        try:
+            _ANYTHING.decode(data)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        del self._held[: len(raw)]
+        self._at = 0
+        return Event(raw, b"", data)
 
     def _next_end(self) -> int:
         """Where the first element in `_held` ends; 0: not yet."""

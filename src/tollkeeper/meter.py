@@ -94,7 +94,10 @@ class Meter:
 
     def _read_tail(self) -> int:
         """A last event without its blank line is read if it is all there; half of one is dropped: how many bytes."""
-        event, lost = last_event(self._splitter.rest())
+        rest = self._splitter.rest()
+        if not rest.strip():
+            self.tail = rest
+        event, lost = last_event(rest)
         relay = None if event is None else self._reducer.event(event)
         if relay is not None:
             self.tail = relay.rstrip(b"\r\n") + b"\n\n"

@@ -4,7 +4,7 @@ An event ends with a blank line; a line ends with LF, CRLF or CR. Where the byte
 CRLF, the splitter waits for the next byte, so that the cuts never depend on how the stream was chunked. The raw bytes of
 the events, in order, and then `rest()`, are exactly the bytes that were fed: comments and blank lines too.
 
-A stream without any CR, which is nearly every stream, is cut by `bytes.find` alone.
+A stream without any CR, which is nearly every stream, is cut by `bytes.find` alone, and so is one with CRLF alone.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ class Splitter:
                 raw = chunk[begin:end]
                 if raw.startswith(b"data: ") and raw.find(b"\n", 6) == end - begin - 2:  # the one shape of most events
                     events.append(Event(raw, b"", raw[6:-2]))
+                else:
+                    events.append(read_event(raw))
+                begin = start = end
+        elif chunk.count(b"\r\n") == chunk.count(b"\r") == chunk.count(b"\n"):  # every line ends so, as Google's do
+            while (end := chunk.find(b"\r\n\r\n", start) + 4) > 3:
+                raw = chunk[begin:end]
+                if raw.startswith(b"data: ") and raw.find(b"\r", 6) == end - begin - 4:
+                    events.append(Event(raw, b"", raw[6:-4]))
                 else:
                     events.append(read_event(raw))
                 begin = start = end

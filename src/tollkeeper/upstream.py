@@ -27,7 +27,7 @@ REQUEST_HEADERS: Final = frozenset({
 #: Response headers of a provider that a client may see.
 RESPONSE_HEADERS: Final = frozenset({
     b"content-type", b"retry-after", b"retry-after-ms", b"x-request-id", b"request-id", b"openai-processing-ms",
-    b"openai-version", b"openai-model", b"x-should-retry",
+    b"openai-version", b"openai-model", b"x-should-retry", b"x-gemini-service-tier",
 })  # fmt: skip
 RESPONSE_PREFIXES: Final = (b"x-ratelimit-", b"anthropic-ratelimit-")
 _UNSENDABLE: Final = re.compile(rb"[\x00-\x1f\x7f]")

@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from tests.gateway import ASKS, BODIES, CHAT, CREDENTIAL, PROVIDERS, budget, gateway, until
+from tests.gateway import ASKS, BODIES, CHAT, CREDENTIAL, PROVIDERS, WHOLE, budget, gateway, model_of, until
 
 from tollkeeper.api import CALLS
 from tollkeeper.money import parse_usd
@@ -18,6 +18,7 @@ from tollkeeper.testing.provider import Cut, FakeProvider, NoUsage, Refuse, Repl
 
 MESSAGES = BODIES["anthropic-messages"]
 EACH = pytest.mark.parametrize(("path", "body"), ASKS, ids=list(CALLS))
+EACH_WHOLE = pytest.mark.parametrize(("path", "body"), WHOLE, ids=[path for path, _ in WHOLE])
 MILLION_TOKENS = budget("project", "1000")  # a hard budget that pays for everything
 
 
@@ -85,7 +86,7 @@ async def test_bytes_pass_unchanged(tmp_path: Path, path: str, body: dict[str, A
     assert received == direct.replace(b"00000002", b"00000001")  # the provider counts its replies
 
 
-@EACH
+@EACH_WHOLE
 async def test_headers_of_a_good_reply(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
     """A reply tells its id, where it went, its cost, and how the tightest budget stands; what it told is booked."""
     settings = budget("project", "1000") + budget("session", "0.05", window="total")
@@ -93,7 +94,7 @@ async def test_headers_of_a_good_reply(tmp_path: Path, path: str, body: dict[str
         async with gw.post(path, body, {"x-tollkeeper-session": "s"}) as response:
             told = {name: value for name, value in response.headers.items() if name.startswith("x-tollkeeper-")}
         entry = await gw.entry()
-    provider = "anthropic" if "messages" in path else "openai"
+    provider = "anthropic" if "messages" in path else "google" if "models" in path else "openai"
     assert told.pop("x-tollkeeper-request-id") == entry.call
     remaining = parse_usd(told.pop("x-tollkeeper-budget-remaining"), "remaining")
     assert 0 < remaining < 50_000_000
@@ -101,7 +102,7 @@ async def test_headers_of_a_good_reply(tmp_path: Path, path: str, body: dict[str
     assert parse_usd(told.pop("x-tollkeeper-cost"), "cost") == entry.charge.amount_nanos
     assert told == {
         "x-tollkeeper-provider": provider,
-        "x-tollkeeper-model": body["model"],
+        "x-tollkeeper-model": model_of(path, body),
         "x-tollkeeper-attempts": "1",
         "x-tollkeeper-cost-status": "priced",
         "x-tollkeeper-budget-limit": "0.05",
@@ -241,7 +242,7 @@ async def test_provider_breaks_off(tmp_path: Path, path: str, body: dict[str, An
             assert entry.charge.amount_nanos
 
 
-@EACH
+@EACH_WHOLE
 @pytest.mark.parametrize("fault", [NoUsage(), WrongJson()], ids=repr)
 async def test_replies_that_say_nothing_of_usage(tmp_path: Path, path: str, body: dict[str, Any], fault: Any) -> None:
     """A reply without readable usage passes, and is booked at an upper bound that is marked as estimated."""

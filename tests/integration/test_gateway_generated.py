@@ -59,7 +59,10 @@ TEXTS = [
     '"yes"',
 ]
 NAMES = ["model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n", "user", "metadata",
-         "input", "tools", "system", "include_usage", "service_tier", "content", "type", "\\u006dodel", "x", ""]  # fmt: skip
+         "input", "tools", "system", "include_usage", "service_tier", "content", "type", "\\u006dodel", "x", "",
+         "contents", "parts", "generationConfig", "generation_config", "maxOutputTokens", "candidateCount", "fileData",
+         "requests"]  # fmt: skip
+TARGETS = {"google-generate": "/v1beta/models/m:generateContent"}
 MARKS = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\0", b"\xff", b"\xef\xbb\xbf", b" ", b"\r\n", b"//", b"NaN"]
 TOKENS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b": ", b"\xff", b"%00", b"/../", b"0\r\n\r\n", b"5\r\n", b"\r\n\r\n",
@@ -114,7 +117,7 @@ def body_of(chance: random.Random, good: dict[str, Any]) -> bytes:
 def test_generated_bodies(name: str) -> None:
     """H4: a generated body is refused by an error of the request's own, or is an ask within every bound."""
     chance = random.Random(name)
-    dialect, good = DIALECTS[name], BODIES[name]
+    dialect, good = DIALECTS[name], {"model": "m"} | BODIES[name]
     refusals = []
     for _ in range(BODIES_EACH):
         body = body_of(chance, good)
@@ -130,7 +133,7 @@ def test_generated_bodies(name: str) -> None:
         assert ask.output_cap is None or 0 <= ask.output_cap <= MAX_TOKENS
         assert 1 <= ask.choices <= 128
         written = dialect.write_body(ask, model="m", output_cap=7, quirks=frozenset())
-        assert dialect.read_ask(written).model == "m"
+        assert dialect.read_ask(written, TARGETS.get(name, "")).model == "m"
     assert {status for status, _ in refusals} <= {400, 413}
     assert not any(several_lines for _, several_lines in refusals)
     assert BODIES_EACH // 2 < len(refusals) < BODIES_EACH

@@ -62,9 +62,12 @@ async def test_bad_fields(tmp_path: Path, path: str, body: dict[str, Any], text:
     if "responses" in path:
         text = text.replace("max_tokens", "max_output_tokens")
     without = {name: value for name, value in body.items() if not (name == "max_tokens" and name in text)}
-    harmless = ("embeddings" in path and ("max_tokens" in text or "stream" in text)) or text == BAD_FIELDS[
-        "half a surrogate"
-    ]
+    elsewhere = ("max_tokens", "stream", "odel")  # Google's dialect has these in the path, or under another name
+    harmless = (
+        ("embeddings" in path and ("max_tokens" in text or "stream" in text))
+        or ("models" in path and any(word in text for word in elsewhere))
+        or text == BAD_FIELDS["half a surrogate"]
+    )
     async with gateway(tmp_path, settings=SETTINGS) as gw:
         async with gw.post(path, with_field(without, text)) as response:
             if harmless and response.status == 200:
@@ -97,9 +100,11 @@ BAD_BODIES: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("body", "status"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
-@pytest.mark.parametrize("path", CALLS)
+@pytest.mark.parametrize("path", [path for path, _ in ASKS])
 async def test_bad_bodies(tmp_path: Path, path: str, body: bytes, status: int) -> None:
     """H4: what is no ask is refused by 400 or, past a bound, 413; whole and in chunks alike."""
+    if "models" in path and body.endswith(b'"messages": []}'):
+        pytest.skip("the model stands in the path")
 
     async def chunks() -> AsyncIterator[bytes]:
         for at in range(0, len(body), 30_000):

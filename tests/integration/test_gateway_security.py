@@ -144,7 +144,8 @@ FIELDS = ("base_url", "api_base", "url", "api_key", "provider", "target", "webho
 PASSED = {
     "accept", "anthropic-beta", "anthropic-version", "openai-beta", "idempotency-key", "x-client-request-id",
 }  # fmt: skip
-OWN = {"host", "authorization", "x-api-key", "content-type", "content-length", "user-agent", "accept-encoding"}
+CREDENTIALS = {"authorization", "x-api-key", "x-goog-api-key"}
+OWN = {"host", "content-type", "content-length", "user-agent", "accept-encoding"} | CREDENTIALS
 
 
 @pytest.mark.parametrize(("path", "body"), ASKS, ids=list(CALLS))
@@ -168,8 +169,8 @@ async def test_no_input_chooses_a_target(tmp_path: Path, path: str, body: dict[s
         sent = gw.fake.requests
     assert lure.requests == []
     for request in sent:
-        assert request.path == path
-        carried = [value for name, value in request.headers.items() if name in ("authorization", "x-api-key")]
+        assert request.path == (path.replace("/v1/", "/v1beta/") if "models" in path else path)
+        carried = [value for name, value in request.headers.items() if name in CREDENTIALS]
         assert carried in ([f"Bearer {CREDENTIAL}"], [CREDENTIAL])
         assert set(request.headers) <= PASSED | OWN
         assert request.headers["host"] != "evil.example"

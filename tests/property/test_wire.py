@@ -106,7 +106,48 @@ responses_chunk = st.fixed_dictionaries(
         "error": st.sampled_from([None, {"type": "t"}]),
     },
 )
-CHUNKS = {"openai-chat": openai_chunk, "anthropic-messages": anthropic_chunk, "openai-responses": responses_chunk}
+modality = st.sampled_from(["TEXT", "IMAGE", "AUDIO", "VIDEO", 1, 2, 4, "new", None])
+google_details = st.lists(st.fixed_dictionaries({"modality": modality, "tokenCount": counts}), max_size=3)
+google_usage = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **{
+                f"{name}TokenCount": counts
+                for name in ("prompt", "toolUsePrompt", "cachedContent", "candidates", "thoughts", "total")
+            },
+            **{f"{name}TokensDetails": google_details for name in ("prompt", "toolUsePrompt", "cache", "candidates")},
+            "trafficType": st.sampled_from(["ON_DEMAND_FLEX", 1, 9, None]),
+            "serviceTier": st.sampled_from(["standard", "priority", 2]),
+        },
+    ),
+)
+google_part = st.sampled_from([{"text": "hé\u2028"}, {"text": ""}, {"inlineData": {"data": "AAAA"}}, {"new": 1}, {}, 7])
+google_candidate = st.fixed_dictionaries(
+    {"index": st.sampled_from([0, 1, -1])},
+    optional={
+        "content": st.one_of(st.none(), st.fixed_dictionaries({"parts": st.lists(google_part, max_size=2)})),
+        "finishReason": st.sampled_from(["STOP", 1, 0, "FINISH_REASON_UNSPECIFIED", None]),
+        "groundingMetadata": st.fixed_dictionaries({"webSearchQueries": st.sampled_from([None, ["", "a", "b"], 7])}),
+    },
+)
+google_chunk = st.fixed_dictionaries(
+    {},
+    optional={
+        "candidates": st.one_of(st.none(), st.lists(google_candidate, max_size=2), st.just("odd")),
+        "usageMetadata": google_usage,
+        "modelVersion": st.sampled_from(["gemini-2.5-flash", "models/gemini-3", "", None]),
+        "promptFeedback": st.sampled_from([None, {"blockReason": "SAFETY"}, {"blockReason": 0}, 7]),
+        "error": st.sampled_from([None, "boom", {"status": "INTERNAL"}, {"code": 500}, 3]),
+    },
+)
+CHUNKS = {
+    "openai-chat": openai_chunk,
+    "openai-responses": responses_chunk,
+    "anthropic-messages": anthropic_chunk,
+    "google-generate": google_chunk,
+}
 line_end = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
@@ -162,6 +203,30 @@ def test_cuts_change_nothing(
     assert metered(name, cut(stream, cuts), stream=True, hide=hide) == whole
     assert metered(name, cut(stream, range(len(stream))), stream=True, hide=hide) == whole
     believable(whole[1])
+
+
+@given(
+    documents=st.lists(google_chunk, max_size=4), ends=st.booleans(), lost=st.integers(0, 9), size=st.integers(1, 30)
+)
+def test_arrays_are_read_like_events(documents: list[object], ends: bool, lost: int, size: int) -> None:
+    """A9, D2: a stream that comes as one array reads the same however it is cut, and the same as its events."""
+    body = b"[" + b",\r\n".join(json.dumps(each).encode() for each in documents) + (b"\n]\n" if ends else b"")
+    body = body[: -lost or None]
+    dialect = DIALECTS["google-generate"]
+
+    def read(step: int) -> tuple[bytes, Reading]:
+        meter = Meter(dialect, stream=True, hide_usage=False, quirks=frozenset(), array=True)
+        relayed = b"".join([meter.feed(body[at : at + step]) for at in range(0, len(body), step)])
+        reading = meter.finish()
+        return relayed + meter.tail, reading
+
+    whole = read(len(body) or 1)
+    assert read(size) == read(1) == whole
+    believable(whole[1])
+    if ends and not lost:
+        assert whole[0] == body
+        events = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in documents)
+        assert metered("google-generate", [events], stream=True, hide=False)[1].parts == whole[1].parts
 
 
 @given(stream=st.lists(st.sampled_from([b"\r", b"\n", b"data: x", b":", b"\xef\xbb\xbf", b"event: y"])).map(b"".join))

@@ -12,7 +12,7 @@ import pytest
 from tests.gateway import ASKS, PROVIDERS, budget
 
 from tollkeeper import api, app, config
-from tollkeeper.api import CALLS, CLOSE, OPEN, PAGES, QUESTIONS, AsgiReply
+from tollkeeper.api import CALLS, CLOSE, FREE, OPEN, PAGES, QUESTIONS, AsgiReply, dialect_at
 from tollkeeper.dialects import DIALECTS
 
 LIMIT = 2000
@@ -71,8 +71,22 @@ def test_tables_agree() -> None:
     assert set(CALLS.values()) == set(DIALECTS)
     assert set(PAGES) >= OPEN
     assert not set(CALLS) & set(PAGES)
-    assert not set(QUESTIONS) & {*CALLS, *PAGES}
-    assert all(path == "/v1" + DIALECTS[name].path for path, name in CALLS.items())
+    assert not set(QUESTIONS) & {*CALLS, *FREE, *PAGES}
+    for path, name in (CALLS | FREE).items():
+        own = DIALECTS[name].path
+        assert path.startswith(("/v1" + own, "/v1beta" + own)), path
+
+
+@pytest.mark.parametrize("path", [*CALLS, *FREE])
+def test_paths_that_name_a_model(path: str) -> None:
+    """C6: a path of the tables is known with any model in it, and with none it is not."""
+    name = (CALLS | FREE)[path]
+    assert dialect_at(path) == name
+    if "{model}" in path:
+        for model in ("gemini-2.5-flash", "google/gemini-2.5-flash", "llama3:8b", "a b", "é"):
+            assert dialect_at(path.replace("{model}", model)) == name
+        for other in (path.replace("{model}", ""), path + "x", path.replace(":", "/"), "/v2" + path, path.lower()):
+            assert dialect_at(other) is None, other
 
 
 @EACH

@@ -42,6 +42,15 @@ def test_any_bytes_are_kept(body: bytes, size: int) -> None:
     assert b"".join(event.raw for event in pieces[0]) + pieces[1] == body
 
 
+def test_chunks_that_are_one_element_each() -> None:
+    """Elements that come one by one, as they mostly do, are cut the same as all at once; blanks behind one are kept."""
+    chunks = [b"[", b'{"a": "]}"}\n', b',\r\n{"b": {}}', b', {"c": 1}, {"d": 2}', b"\n]\n"]
+    events, rest = split(chunks)
+    assert (events, rest) == split([b"".join(chunks)])
+    assert [event.data for event in events] == [b'{"a": "]}"}', b'{"b": {}}', b'{"c": 1}', b'{"d": 2}', b"]"]
+    assert rest == b"\n"
+
+
 def test_an_object_is_its_own_element() -> None:
     """An error comes as one object, not as an array of one."""
     events, rest = split([b' {"error": {"code', b'": 400}}\n'])

@@ -90,6 +90,19 @@ def test_half_an_event_is_dropped(size: int) -> None:
     assert (reading.ended, meter.tail) == (False, b"")
 
 
+def test_blank_lines_at_the_end_pass() -> None:
+    """White space behind the last event, or behind an array, is relayed: the client gets the provider's bytes."""
+    meter = make()
+    assert meter.feed(TEXT + b"\n") == TEXT
+    meter.finish()
+    assert meter.tail == b"\n"
+    array = Meter(DIALECTS["google-generate"], stream=True, hide_usage=False, quirks=frozenset(), array=True)
+    assert array.feed(b'[{"candidates": []}\n]\n') == b'[{"candidates": []}\n]'
+    assert array.ended
+    array.finish()
+    assert array.tail == b"\n"
+
+
 def test_large_event_breaks_the_stream() -> None:
     """H4: an event above 16 MiB raises StreamBroken; what was read before it stands."""
     meter = make()

@@ -72,6 +72,16 @@ def test_several_events_in_one_chunk() -> None:
     assert rest == b""
 
 
+@pytest.mark.parametrize("stray", [b"", b"\n", b"\r"])
+def test_lines_that_all_end_in_crlf(stray: bytes) -> None:
+    """A stream with CRLF alone, as Google sends it, is cut the same as one with a stray line end in it."""
+    stream = b"data: 1\r\n\r\nevent: e\r\ndata: 2\r\ndata: 3\r\n\r\n\r\n: ping\r\n\r\n"
+    events, rest = split(stream + stray + b"data: 4\r\n\r\n")
+    assert [(event.name, event.data) for event in events] == [(b"", b"1"), (b"e", b"2\n3"), (b"", b""), (b"", b"4")]
+    assert rest == b""
+    assert b"".join(event.raw for event in events) == stream + stray + b"data: 4\r\n\r\n"
+
+
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b""])
 @pytest.mark.parametrize("size", [4096, 1 << 30])
 def test_event_above_the_limit_breaks_the_stream(end: bytes, size: int) -> None:

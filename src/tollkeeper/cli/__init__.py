@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FAILED: Final = 2
-Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages", "openai-responses"]
+Dialect = Literal["openai-chat", "openai-embeddings", "openai-responses", "anthropic-messages", "google-generate"]
 
 app = typer.Typer(
     name="tollkeeper", help="An LLM gateway that keeps exact accounts.", add_completion=False,

@@ -33,6 +33,7 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     base_url: str | None = None
     key_env: tuple[str, ...] = ()
     credential_header: str = "authorization"
+    credential_headers: dict[str, str] = {}
     headers: dict[str, str] = {}
     quirks: frozenset[str] = frozenset()
     prices: str | None = None
@@ -82,13 +83,17 @@ def _provider(
         base_url = check_base_url(base_url, insecure=table.insecure, allow_hosts=allow_hosts)
     except ValueError as error:
         raise source.error((*loc, "base_url"), str(error)) from None
-    credential_header = (table.credential_header or preset.credential_header).lower()
-    if not _HEADER_NAME.fullmatch(credential_header) or credential_header in _OWN_HEADERS - {"authorization"}:
-        raise source.error(
-            (*loc, "credential_header"), "expected the name of a header such as 'authorization' or 'x-api-key'"
-        )
+    credential_header = _credential_header(
+        table.credential_header or preset.credential_header, (*loc, "credential_header"), source
+    )
+    # A header that the table names is for every dialect: the preset's others give way to it.
+    others = ({} if table.credential_header else preset.credential_headers) | table.credential_headers
+    credential_headers = {
+        dialect: _credential_header(header, (*loc, "credential_headers", dialect), source)
+        for dialect, header in others.items()
+    }
     headers = {header.lower(): value for header, value in (preset.headers | table.headers).items()}
-    _check_headers(headers, credential_header, (*loc, "headers"), source)
+    _check_headers(headers, {credential_header, *credential_headers.values()}, (*loc, "headers"), source)
     return Provider(
         name=name,
         base_url=base_url,
@@ -97,6 +102,7 @@ def _provider(
         counts=preset.counts if table.counts is None else table.counts,
         credential=_credential(table, preset, loc, source, environ),
         credential_header=credential_header,
+        credential_headers=tuple(credential_headers.items()),
         headers=tuple(headers.items()),
         quirks=preset.quirks if table.quirks is None else frozenset(table.quirks),
         paths=tuple((preset.paths | table.paths).items()),
@@ -147,11 +153,20 @@ def _secret_file(file: Path, loc: tuple[str, str], source: Source) -> str:
     return secret
 
 
-def _check_headers(headers: Mapping[str, str], credential_header: str, loc: tuple[str, ...], source: Source) -> None:
+def _credential_header(name: str, loc: tuple[str, ...], source: Source) -> str:
+    header = name.lower()
+    if not _HEADER_NAME.fullmatch(header) or header in _OWN_HEADERS - {"authorization"}:
+        raise source.error(loc, "expected the name of a header such as 'authorization' or 'x-api-key'")
+    return header
+
+
+def _check_headers(
+    headers: Mapping[str, str], credential_headers: set[str], loc: tuple[str, ...], source: Source
+) -> None:
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise source.error(loc, "expected header names of letters, digits and '-'")
-        if name in _OWN_HEADERS or name == credential_header:
+        if name in _OWN_HEADERS or name in credential_headers:
             raise source.error((*loc, name), "is set by the gateway itself; remove it")
         if not (value.isascii() and value.isprintable()):
             raise source.error((*loc, name), "expected a value of printable ASCII")

@@ -150,7 +150,7 @@ Duration = Annotated[int | None, BeforeValidator(_duration)]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 ProviderName = Annotated[str, BeforeValidator(_provider_name)]
 UrlPath = Annotated[str, BeforeValidator(_url_path)]
-Dialect = Literal["openai-chat", "openai-embeddings", "anthropic-messages", "openai-responses"]
+Dialect = Literal["openai-chat", "openai-embeddings", "openai-responses", "anthropic-messages", "google-generate"]
 Quirk = Literal["every_search_item", "max_tokens", "no_done", "no_stream_options"]
 DIALECTS: Final[tuple[str, ...]] = get_args(Dialect)
 QUIRKS: Final[tuple[str, ...]] = get_args(Quirk)
@@ -204,6 +204,9 @@ class ProviderTable(_Table):
     credential_header: str | None = Field(
         None, description='"authorization" carries "Bearer <key>", others the key alone'
     )
+    credential_headers: dict[Dialect, str] = Field(
+        {}, description="a dialect's credential header, where it is another one"
+    )
     dialects: tuple[Dialect, ...] | None = Field(None, min_length=1, description="the wire formats that it speaks")
     headers: dict[str, str] = Field({}, description="headers for it, where the client sends none of that name")
     quirks: tuple[Quirk, ...] | None = Field(
@@ -215,7 +218,7 @@ class ProviderTable(_Table):
         description="whose figure counts where it reports what a call cost: reported (its own, default) or computed",
     )
     paths: dict[Dialect, UrlPath] = Field(
-        {}, description="a dialect's path below the base URL, where it is not the usual one"
+        {}, description="how a dialect's paths begin below the base URL, where it is not as usual"
     )
     insecure: bool = Field(False, description="true: http may leave this machine")
 

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from tollkeeper.dialects import (
     anthropic_messages,
     bedrock_converse,
+    google_generate,
     openai_chat,
     openai_embeddings,
     openai_responses,
@@ -57,6 +58,11 @@ class Metered(Protocol):
 class Dialect(Metered, Protocol):
     """One wire format that the gateway speaks."""
 
+    @property
+    def path(self) -> str:
+        """How the paths of its asks begin: what a provider's own path (`Provider.paths`) stands in for."""
+        ...
+
     def read_ask(self, body: bytes, target: str = "") -> Ask:
         """A request as an Ask: its body, and the path and query that it came to.
 
@@ -77,7 +83,9 @@ class Dialect(Metered, Protocol):
         ...
 
 
-_ALL: Final[tuple[Dialect, ...]] = (openai_chat, openai_embeddings, anthropic_messages, openai_responses)
+_ALL: Final[tuple[Dialect, ...]] = (
+    openai_chat, openai_embeddings, openai_responses, anthropic_messages, google_generate,
+)  # fmt: skip
 DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}
 METERED: Final[dict[str, Metered]] = {**DIALECTS, bedrock_converse.name: bedrock_converse}
 HOMES: Final[dict[str, str]] = {bedrock_converse.name: bedrock_converse.provider}

@@ -1,4 +1,4 @@
-"""A fake provider: OpenAI's chat completions, responses and embeddings and Anthropic's messages, a plain ASGI application.
+"""A fake provider: OpenAI's chat, responses and embeddings, Anthropic's messages, Google's generateContent; plain ASGI.
 
     async with serving(FakeProvider()) as url: ...     # or: python -m tollkeeper.testing.provider --port 9001
 
@@ -36,7 +36,8 @@ from tollkeeper.testing.faults import (
     WrongJson,
     distort,
 )
-from tollkeeper.testing.paths import PATHS
+from tollkeeper.testing.google_replies import Answerer, google_at
+from tollkeeper.testing.paths import FREE, PATHS
 from tollkeeper.testing.replies import BadAskError, Reply, Traits, encode, error_body, error_piece
 from tollkeeper.testing.serving import TRANSPORT, App, Receive, Scope, Send, serving
 from tollkeeper.values import Usage
@@ -76,7 +77,7 @@ class Billed(msgspec.Struct):
 class FakeProvider:
     """The application. `cached_tokens` and `reasoning_tokens` as in `Traits`; `pause_s` before each event.
 
-    With `key` set, only requests that carry it as a bearer token or in x-api-key are answered; others get 401.
+    With `key` set, only requests that carry it as a bearer token, in x-api-key or in x-goog-api-key are answered; others get 401.
     `always` is done to every request that neither `next` nor `script` says anything about.
     `keep_requests=False` keeps the bill alone, for load tests.
     """
@@ -123,8 +124,8 @@ class FakeProvider:
         if self._keep:
             self.requests.append(got)
         faults = self._faults()
-        dialect = PATHS.get(got.path, ("openai-chat", None))[0]
-        answer = self._answer(got, number, faults)
+        dialect, answerer = spoken_at(f"{got.path}?{scope['query_string'].decode('latin-1')}")
+        answer = self._answer(got, number, faults, answerer)
         head = {"request-id" if dialect == "anthropic-messages" else "x-request-id": got.request_id}
         if isinstance(answer, Refuse):
             if answer.retry_after is not None:
@@ -136,35 +137,46 @@ class FakeProvider:
             await line.run(answer.status, _replayed(answer), *distort(_chunks(answer), faults, Piece(b"")))
             return
         fault = next((fault for fault in faults if isinstance(fault, ErrorEvent)), ErrorEvent())
-        error = error_piece(Refuse(fault.status), dialect, got.request_id, stream=answer.stream)
+        error = error_piece(Refuse(fault.status), dialect, got.request_id, stream=answer.stream, array=answer.array)
         pieces, ends = distort(answer.pieces, faults, error)
-        head["content-type"] = "text/event-stream; charset=utf-8" if answer.stream else "application/json"
+        head["content-type"] = (
+            "text/event-stream; charset=utf-8" if answer.stream and not answer.array else "application/json"
+        )
         if ends and not answer.stream:
             pieces = list(pieces)
             head["content-length"] = str(sum(len(piece.raw) for piece in pieces))
         prompt = msgspec.structs.replace(answer.usage, output=0, reasoning=0)
         billed = Billed(got.request_id, dialect, answer.model, prompt)
-        self.bill.append(billed)
+        if not answer.free:
+            self.bill.append(billed)
         sent = await line.run(200, head, pieces, ends, billed)
         billed.complete = sent and billed.usage == answer.usage
 
-    def _answer(self, got: Received, number: int, faults: tuple[Fault, ...]) -> Reply | Refuse | Replay:
+    def _answer(
+        self, got: Received, number: int, faults: tuple[Fault, ...], answerer: Answerer | None
+    ) -> Reply | Refuse | Replay:
         for fault in faults:
             if isinstance(fault, (Refuse, Replay)):
                 return fault
-        if got.path not in PATHS:
+        if answerer is None:
             return Refuse(404)
         if self.key is not None:
             bearer = got.headers.get("authorization", "").removeprefix("Bearer ")
-            if self.key not in (bearer, got.headers.get("x-api-key")):
+            if self.key not in (bearer, got.headers.get("x-api-key"), got.headers.get("x-goog-api-key")):
                 return Refuse(401)
         traits = self._traits
         if NoUsage() in faults:
             traits = msgspec.structs.replace(traits, tells_usage=False)
         try:
-            return PATHS[got.path][1](msgspec.json.decode(got.body, type=dict[str, Any]), number, traits)
+            return answerer(msgspec.json.decode(got.body, type=dict[str, Any]), number, traits)
         except (BadAskError, msgspec.DecodeError) as bad:
             return Refuse(400, message=str(bad))
+
+
+def spoken_at(target: str) -> tuple[str, Answerer | None]:
+    """The dialect at a path and query, and what answers there; OpenAI's way to say that there is nothing."""
+    path = target.partition("?")[0]
+    return PATHS.get(path) or FREE.get(path) or google_at(target) or ("openai-chat", None)
 
 
 class _Line:

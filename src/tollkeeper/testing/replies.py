@@ -58,6 +58,8 @@ class Reply(msgspec.Struct, kw_only=True):
     stream: bool
     usage: Usage
     pieces: list[Piece]
+    array: bool = False  #: a stream that comes as one JSON array
+    free: bool = False  #: costs nothing
 
 
 class BadAskError(Exception):
@@ -278,17 +280,26 @@ def error_body(refusal: Refuse, dialect: str, request_id: str) -> bytes:
     if dialect == "anthropic-messages":
         error = {"type": refusal.type or anthropic_kind, "message": message}
         return encode({"type": "error", "error": error, "request_id": request_id})
+    if dialect == "google-generate":
+        status = refusal.type or {429: "RESOURCE_EXHAUSTED"}.get(refusal.status, "INVALID_ARGUMENT")
+        return encode({"error": {"code": refusal.status, "message": message, "status": status}})
     return encode(
         {"error": {"message": message, "type": refusal.type or kind, "param": None, "code": refusal.code or code}}
     )
 
 
-def error_piece(refusal: Refuse, dialect: str, request_id: str, *, stream: bool) -> Piece:
+def error_piece(refusal: Refuse, dialect: str, request_id: str, *, stream: bool, array: bool = False) -> Piece:
     """The same error inside a reply that began well."""
     body = error_body(refusal, dialect, request_id)
-    if not stream:
-        return Piece(body)
+    if not stream or array:
+        return Piece(b",\n" + body if array else body)
     if dialect == "openai-responses":
         body = b'{"type":"error",' + body[1:]
-    name = b"" if dialect == "openai-chat" else b"event: error\n"
+    name = b"event: error\n" if dialect in ("anthropic-messages", "openai-responses") else b""
     return Piece(name + b"data: " + body + b"\n\n")
+
+
+def anthropic_count(body: dict[str, Any], number: int, traits: Traits) -> Reply:
+    """POST /v1/messages/count_tokens: free."""
+    model, prompt = _check(body, "model", str), _prompt(body, "system", "tools")
+    return Reply(model=model, stream=False, free=True, usage=Usage(), pieces=[Piece(encode({"input_tokens": prompt}))])

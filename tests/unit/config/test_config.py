@@ -150,6 +150,12 @@ BAD = [
     (provider(api_key_file='"none"'), "providers.p.api_key_file", "cannot be read (No such file"),
     (provider(api_key_env='"A"', api_key_file='"b"'), "providers.p.api_key_file", "keep one of them"),
     (provider(credential_header='"x key"'), "providers.p.credential_header", "expected the name of a header"),
+    (
+        provider(credential_headers='{ openai-chat = "Host" }'),
+        "providers.p.credential_headers.openai-chat",
+        "expected the name",
+    ),
+    (provider(credential_headers='{ openai = "x-key" }'), "providers.p.credential_headers.openai", "expected one of"),
     (provider(credential_header='"Host"'), "providers.p.credential_header", "expected the name of a header"),
     (provider(headers='{ "a b" = "c" }'), "providers.p.headers", "expected header names"),
     (provider(headers='{ Host = "c" }'), "providers.p.headers.host", "set by the gateway itself"),

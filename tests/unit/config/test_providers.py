@@ -84,6 +84,27 @@ def test_a_table_stands_over_its_preset() -> None:
     assert (own.credential, own.credential_header, own.paths) == ("sk-own", "x-api-key", (("openai-chat", "/x"),))
 
 
+def test_credential_headers() -> None:
+    """A dialect may have a credential header of its own; one that a table names for all of them stands over a preset's."""
+    Path("tollkeeper.toml").write_text(
+        "[providers.google]\n"
+        '[providers.vertex]\npreset = "google"\nbase_url = "https://vertex.example/v1"\ncredential_header = "authorization"\n'
+        '[providers.mixed]\npreset = "google"\ncredential_headers = { openai-chat = "X-Key" }\n'
+    )
+    found = load(None, {"GEMINI_API_KEY": "g"}).providers
+    google = found["google"]
+    assert (google.credential_header, google.credential_headers) == (
+        "authorization",
+        (("google-generate", "x-goog-api-key"),),
+    )
+    assert dict(google.paths)["openai-chat"] == "/openai/chat/completions"
+    assert (found["vertex"].credential_header, found["vertex"].credential_headers) == ("authorization", ())
+    assert dict(found["mixed"].credential_headers) == {"google-generate": "x-goog-api-key", "openai-chat": "x-key"}
+    Path("tollkeeper.toml").write_text('[providers.google]\nheaders = { x-goog-api-key = "a" }\n')
+    with pytest.raises(ConfigError, match="is set by the gateway itself"):
+        load(None, {"GEMINI_API_KEY": "g"})
+
+
 @pytest.mark.parametrize(
     ("secret", "right"), [("", "is empty"), ("a\nb", "characters that no header"), ("é", "no header")]
 )

@@ -69,7 +69,7 @@ def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> 
             {"TOLLKEEPER_PROVIDERS__X__DIALECTS": '["a"]'},
             (
                 "TOLLKEEPER_PROVIDERS__X__DIALECTS #1: expected one of "
-                "'openai-chat', 'openai-embeddings', 'anthropic-messages' or 'openai-responses'"
+                "'openai-chat', 'openai-embeddings', 'openai-responses', 'anthropic-messages' or 'google-generate'"
             ),
         ),
     ],

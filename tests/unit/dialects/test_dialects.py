@@ -13,6 +13,7 @@ def test_every_dialect_has_its_name_and_path() -> None:
         "openai-embeddings": "/embeddings",
         "anthropic-messages": "/messages",
         "openai-responses": "/responses",
+        "google-generate": "/models/{model}",
     }
     assert all(dialect.name == name for name, dialect in DIALECTS.items())
 

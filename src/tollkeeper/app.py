@@ -166,7 +166,7 @@ def listen(config: Config) -> socket.socket:
         )  # connections inherit it; asyncio would not set it
         return listening
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = str(error.strerror).partition(" (while ")[0] if isinstance(error, OSError) else error
         raise ConfigError(
             f"host, port: cannot listen on {config.host}:{config.port}: {reason}; choose another"
         ) from None

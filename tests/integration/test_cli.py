@@ -146,7 +146,7 @@ async def test_a_taken_port(tmp_path: Path) -> None:
         port = taken.rsplit(":", 1)[1]
         code, out, err = await ended(tmp_path, "serve", "--port", port)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert f"host, port: cannot listen on 127.0.0.1:{port}" in err
+        assert f"host, port: cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in err
     assert os.listdir(tmp_path) == []
 
 

@@ -103,6 +103,8 @@ def sum_of(name: str, at_us: int, charge: Charge, lines: list[Line]) -> Renderab
             _day(line.since_us), Text(" × ".join(line.layers)),
         )  # fmt: skip
     missing = f", without a price of its own: {', '.join(map(safe, charge.missing))}" if charge.missing else ""
+    if not lines and charge.amount_nanos is None:
+        missing = ": no price is known for it; `tollkeeper prices list` shows those that are"
     style = "" if charge.status == "priced" else "yellow"
     head = Text(f"{safe(name)}  {_head(charge.price_version, at_us)}")
     return Group(head, table, Text(f"{charge.status}{missing}", style))
@@ -134,9 +136,9 @@ def changes(before: str, after: str, at_us: int, found: list[Change]) -> Rendera
     if not found:
         return Group(head, Text("No price differs."))
     table = grid()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("model", overflow="fold", min_width=10)
-    table.add_column("kind")
+    table.add_column("kind", no_wrap=True)
     for side in ("before", "after"):
         table.add_column(side, justify="right", no_wrap=True)
     table.add_column("layer", overflow="fold")

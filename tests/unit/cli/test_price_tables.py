@@ -71,7 +71,9 @@ def test_an_unknown_sum_is_unknown() -> None:
     """A5: without a price the total is null and said to be unknown."""
     charge = Charge(amount_nanos=None, status="unpriced", price_version="v")
     assert json.loads(sum_json("m", AT_US, charge, []))["total_usd"] is None
-    assert "unknown" in shown(sum_of("m", AT_US, charge, []))
+    text = shown(sum_of("m", AT_US, charge, []))
+    assert "unknown" in text
+    assert "unpriced: no price is known for it" in text
 
 
 def test_changes_are_counted() -> None:

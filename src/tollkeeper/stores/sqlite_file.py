@@ -40,7 +40,7 @@ _SQL: Final = files("tollkeeper.stores") / "sql"
 
 
 def _read_sql(name: str) -> str:
-    text = (_SQL / name).read_text()
+    text = (_SQL / name).read_text("utf-8")
     for each, sql in _LISTS.items():
         text = text.replace(f"{{{each}}}", sql)
     return text
@@ -49,7 +49,7 @@ def _read_sql(name: str) -> str:
 VIEWS: Final = _read_sql("views.sql")
 APPLY: Final = _read_sql("apply.sql")
 MIGRATIONS: Final = tuple(
-    path.read_text() for path in sorted(_SQL.iterdir(), key=lambda path: path.name) if path.name[0].isdigit()
+    path.read_text("utf-8") for path in sorted(_SQL.iterdir(), key=lambda path: path.name) if path.name[0].isdigit()
 )
 QUERIES: Final[dict[str, str]] = {
     name.strip(): sql

@@ -372,7 +372,7 @@ async def test_a_port_in_use() -> None:
     async with serving(FakeProvider()) as url:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tollkeeper.testing.provider", "--port", url.rpartition(":")[2],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         _, err = await asyncio.wait_for(process.communicate(), 20)
     assert process.returncode == 2

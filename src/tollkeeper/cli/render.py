@@ -147,12 +147,14 @@ def difference_table(rows: list[Difference]) -> RenderableType:
     for name in ("reported", "differ", "computed cost", "reported cost", "difference"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        difference = usd(row.difference_nanos, decimals)
-        drawn.add_row(
-            Text(safe(f"{row.provider}/{row.model}")), f"{row.reported:,}", f"{row.differing:,}",
-            usd(row.computed_nanos, decimals), usd(row.reported_nanos, decimals),
-            Text(f"+{difference}" if row.difference_nanos > 0 else difference, "yellow" if row.difference_nanos else ""),
-        )  # fmt: skip
+        both = [usd(nanos, decimals) for nanos in (row.computed_nanos, row.reported_nanos, row.difference_nanos)]
+        if row.difference_nanos > 0:
+            both[2] = f"+{both[2]}"
+        if row.uncomputed == row.reported:
+            both = ["–"] * 3  # no entry has both, and that is no zero
+        counts = (f"{row.reported:,}", f"{row.differing:,}")
+        difference = Text(both[2], "yellow" if row.difference_nanos else "")
+        drawn.add_row(Text(safe(f"{row.provider}/{row.model}")), *counts, *both[:2], difference)
     counted, ours = sum(row.counted_nanos for row in rows), sum(row.ours for row in rows)
     uncomputed = sum(row.uncomputed for row in rows)
     below = [f"${format_nanos(counted)} of what was spent stands on the provider's own figure."]

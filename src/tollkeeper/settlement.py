@@ -72,9 +72,13 @@ def entry_for(
         scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model, served=served,
         tier=reading.tier, outcome=outcome, http_status=http_status, usage=reading.usage, charge=charge, note=note,
         latency_ms=latency_ms, speed=reading.speed, geo=reading.geo,
-        sent=sent if sent not in (hold.model, served) else None,
-        parts=reading.parts if len(reading.parts) > 1 else (),
+        sent=sent if sent != hold.model else None, parts=reading.parts if _is_by_others(reading.parts, reading.model) else (),
     )  # fmt: skip
+
+
+def _is_by_others(parts: tuple[Part, ...], served: str | None) -> bool:
+    """Whether usage alone, of the model that served, would not say all."""
+    return len(parts) > 1 or any(part.model is not None and part.model != served for part in parts)
 
 
 def _outcome(course: Course) -> Outcome:
@@ -121,6 +125,7 @@ def _estimated(course: Course) -> Reading:
         seen = min(seen, bound.output)
     if not reading.parts and course.prompt_bound is None:
         return reading  # a part of the cost is no bound of it
-    usage = reading.usage if reading.parts else Usage(input=course.prompt_bound or 0)
-    usage = structs.replace(usage, output=max(usage.output, seen))
-    return structs.replace(reading, parts=(Part(usage, reading.model),))
+    first, *others = reading.parts or (Part(Usage(input=course.prompt_bound or 0), reading.model),)
+    usage = structs.replace(first.usage, output=max(first.usage.output, seen))
+    # A cost that was reported on the way is not that of the call.
+    return structs.replace(reading, parts=(Part(usage, first.model), *others), reported_usd=None)

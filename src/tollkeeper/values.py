@@ -251,8 +251,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     note: str | None = None  #: why it is estimated, corrected or an error; never prompt text
     speed: str | None = None
     geo: str | None = None
-    sent: str | None = None  #: the provider's name for the model, where it is neither `model` nor `served`
-    parts: tuple[Part, ...] = ()  #: usage by model, where more than one served
+    sent: str | None = None  #: the provider's name for the model, where it is not `model`
+    parts: tuple[Part, ...] = ()  #: usage by model, where more than one served, or another than `served`
     by: str | None = None  #: who asked for a correction
     other: tuple[ScopeKind, ...] = ()  #: scopes whose id is past the cardinality cap: their cells count under OTHER
 

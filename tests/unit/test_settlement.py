@@ -184,14 +184,23 @@ def test_a_model_without_a_price(changed: dict[str, Any]) -> None:
 
 
 def test_several_models_in_one_call() -> None:
-    """Each part at its own model's price where they are the last word; an estimate is all of the model that answered."""
+    """Each part at its own model's price, also where they are not the last word: then the text that was seen is the first one's."""
     parts = (Part(Usage(input=50, output=3), "m"), Part(Usage(input=40, output=4), "dear"))
     exact = booked(reading=structs.replace(EXACT, parts=parts, model="m"))
     assert (exact.usage, exact.charge.status) == (Usage(input=90, output=7), "priced")
     assert exact.charge.amount_nanos == (50 + 10 * 40) * INPUT + (3 + 10 * 4) * OUTPUT
     estimate = booked(CUT_OFF, reading=structs.replace(CUT, parts=parts, model="m"))
-    assert (estimate.usage, estimate.charge.status) == (Usage(input=90, output=12), "estimated")
-    assert estimate.charge.amount_nanos == 90 * INPUT + 12 * OUTPUT
+    assert (estimate.usage, estimate.charge.status) == (Usage(input=90, output=12 + 4), "estimated")
+    assert estimate.charge.amount_nanos == (50 + 10 * 40) * INPUT + (12 + 10 * 4) * OUTPUT
+
+
+def test_a_cost_told_on_the_way_is_not_the_calls() -> None:
+    """P4: what a provider had reported when its stream was cut is no cost of the whole; with the last usage it is."""
+    told = {"reported_usd": Decimal("0.000001")}
+    interim = booked(cut(parts=INTERIM, **told))
+    assert (interim.charge.reported_nanos, interim.charge.amount_nanos) == (None, 90 * INPUT + 12 * OUTPUT)
+    last = booked(CUT_OFF, reading=structs.replace(EXACT, **told))
+    assert (last.charge.amount_nanos, last.charge.status) == (1_000, "priced")
 
 
 def test_priced_for_its_key_and_its_route() -> None:

@@ -19,6 +19,9 @@ from tollkeeper.values import Charge, ChargeStatus, Entry, Hold, Outcome, Part, 
 NO_USAGE: Final = "no usage"
 """The note of an entry whose reply did not say what was used, and for which nothing bounds it: its counts are unknown, not 0."""
 
+INFERRED: Final = "inferred usage"
+"""The note of an entry whose usage is the provider's, but not word for word: some of it was worked out from the rest."""
+
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
     """How a call went, as far as its account depends on it."""
@@ -48,6 +51,8 @@ def entry_of(prices: PriceBook, course: Course) -> Entry:
     note = failure.code if failure is not None else error[:200] if error is not None else course.reading.note
     if note is None and course.answered and not reading.parts:
         note = NO_USAGE
+    if note is None and reading.inferred:
+        note = INFERRED
     return entry_for(
         course.hold, reading, charge, sent=course.sent, outcome=_outcome(course), http_status=course.http_status,
         note=note, latency_ms=course.latency_ms,
@@ -107,8 +112,8 @@ def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
     if not exact:
         reading = _estimated(course)
     charge = prices.charge(
-        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, estimated=not exact, key=hold.scopes.key,
-        route=hold.model,
+        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, key=hold.scopes.key, route=hold.model,
+        estimated=not exact or reading.assumed,
     )  # fmt: skip
     return reading, charge
 

@@ -95,6 +95,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     reported_usd: Decimal | None = None  #: what the provider says that it charged
     final: bool = False  #: the usage is the provider's last word, not an interim count
     inferred: bool = False  #: some of the usage was worked out, not stated
+    assumed: bool = False  #: and some of that is a bound of ours: what it costs is an estimate
     ended: bool = False  #: the dialect's end marker was seen (always True for a whole body)
     output_bytes: int = 0  #: bytes of generated text seen: they bound its tokens from above
     error: str | None = None  #: type or message of an error inside the reply

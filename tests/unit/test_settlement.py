@@ -13,7 +13,8 @@ from tests.pricing import overridden
 
 from tollkeeper.dialects.json_reply import ABSURD
 from tollkeeper.errors import StreamBroken, TollkeeperError, UpstreamRefused, UpstreamTimeout
-from tollkeeper.settlement import NO_USAGE, Course, entry_of
+from tollkeeper.repricing import repriced
+from tollkeeper.settlement import INFERRED, NO_USAGE, Course, entry_of
 from tollkeeper.testing.samples import AT_US, a_hold
 from tollkeeper.values import Entry, Part, Provider, Reading, Scopes, Usage
 
@@ -192,6 +193,17 @@ def test_several_models_in_one_call() -> None:
     estimate = booked(CUT_OFF, reading=structs.replace(CUT, parts=parts, model="m"))
     assert (estimate.usage, estimate.charge.status) == (Usage(input=90, output=12 + 4), "estimated")
     assert estimate.charge.amount_nanos == (50 + 10 * 40) * INPUT + (12 + 10 * 4) * OUTPUT
+
+
+def test_what_was_worked_out_is_said() -> None:
+    """P4: usage that is not the provider's word for word says so; what was assumed makes an estimate, and keeps its parts."""
+    parts = (*SAID, Part(Usage(output=6), "dear"))
+    worked_out = booked(reading=structs.replace(EXACT, inferred=True))
+    assert (worked_out.charge.status, worked_out.note) == ("priced", INFERRED)
+    assumed = booked(reading=structs.replace(EXACT, parts=parts, inferred=True, assumed=True))
+    assert (assumed.charge.status, assumed.charge.estimated, assumed.note) == ("estimated", True, INFERRED)
+    assert assumed.charge.amount_nanos == 90 * INPUT + (7 + 60) * OUTPUT
+    assert repriced(assumed, PRICES, FAKE) is None
 
 
 def test_a_cost_told_on_the_way_is_not_the_calls() -> None:

@@ -203,6 +203,7 @@ class Reducer:
 
     __slots__ = (
         "_absurd",
+        "_assumed",
         "_begun",
         "_done_bytes",
         "_every_search_item",
@@ -222,6 +223,7 @@ class Reducer:
         self.content = False
         self.error: str | None = None
         self._absurd = False
+        self._assumed = False
         self._begun = False  # something was generated or done, also where none of it can be seen
         self._done_bytes = 0  # of finished items
         self._every_search_item = every_search_item
@@ -286,6 +288,7 @@ class Reducer:
             reported_usd=self._reported_usd,
             final=bool(self._parts) and not self._absurd,
             inferred=self._absurd or self._inferred,
+            assumed=self._assumed,
             ended=self.ended,
             output_bytes=self._done_bytes + self._open_bytes,
             error=self.error,
@@ -334,7 +337,8 @@ class Reducer:
             self._absurd = True
             return
         if spent is not None:
-            self._parts, self._inferred, self._reported_usd = spent.parts, spent.inferred, spent.reported_usd
+            self._parts, self._reported_usd = spent.parts, spent.reported_usd
+            self._inferred, self._assumed = spent.inferred, spent.assumed
 
     def _unknown(self, event: Event) -> None:
         """Relayed, and counted as content, because it may be: what was relayed cannot be called back."""

@@ -124,7 +124,7 @@ def test_images_without_tokens() -> None:
     """An image whose tokens are not stated is never free: the most that one takes, marked as inferred."""
     found = spent(output=[{"type": "image_generation_call", "result": "AAAA"}] * 2)
     assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_MOST), IMAGE_MODEL)
-    assert found.inferred
+    assert (found.inferred, found.assumed) == (True, True)
 
 
 def test_reported_cost() -> None:

@@ -163,6 +163,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     tier: str | None = None  #: the service tier asked for
     speed: str | None = None  #: and the speed
     geo: str | None = None  #: and the place of inference
+    others: tuple[str, ...] = ()  #: models, by the provider's names, that the body lets it serve instead
 
 
 class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):

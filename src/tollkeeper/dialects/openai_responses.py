@@ -39,7 +39,7 @@ from tollkeeper.dialects.json_reply import (
     read_members,
 )
 from tollkeeper.dialects.openai_responses_usage import Response, read_response, read_spent
-from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, refusal, shown_error
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, read_others, refusal, shown_error
 from tollkeeper.errors import BadRequest, TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading, Usage
@@ -107,6 +107,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),
+        others=read_others(fields),
     )
 
 

@@ -25,6 +25,7 @@ from tollkeeper.errors import (
 )
 from tollkeeper.keys import credential, scopes_for
 from tollkeeper.preview import Draft, aim, check_dialect, document, preview
+from tollkeeper.routing import check_allowed
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -145,6 +146,7 @@ class Api:
             aimed = aim(draft, gate.table, prices, now_us, None if key is None else key.models)
             told_in = aimed.dialect
             ask = aimed.ask()
+            check_allowed(ask.others, None if key is None else key.models)
             scopes = scopes_for(key, fields, ask.user, gate.limits.default_project)
             found = preview(
                 ask, aimed.routes, scopes, await gate.store.standings(scopes, ask.model, now_us), prices=prices,

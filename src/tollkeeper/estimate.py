@@ -34,7 +34,7 @@ def estimate(
     at_us: int,
     key: str | None = None,
 ) -> Quote:
-    """The upper bound over every route that the call may take.
+    """The upper bound over every route that the call may take, and every model that its body lets a provider serve.
 
     `amount_nanos` is None where a route has no price or the call no bound. `output_cap` is per choice; 0 where the reply has
     no output tokens; None where nothing bounds it. ValueError without a route.
@@ -49,11 +49,12 @@ def estimate(
         if tokens is None:
             tokens = ask.prompt_bound
         prompt = max(prompt, tokens)
-        amount = book.quote_nanos(
-            route.provider, route.model, tokens, output_tokens, at_us, tier=ask.tier, speed=ask.speed, geo=ask.geo,
-            key=key, route=ask.model,
-        )  # fmt: skip
-        amounts.append(amount)
+        for model in (route.model, *ask.others):
+            amount = book.quote_nanos(
+                route.provider, model, tokens, output_tokens, at_us, tier=ask.tier, speed=ask.speed, geo=ask.geo,
+                key=key, route=ask.model,
+            )  # fmt: skip
+            amounts.append(amount)
     known = [amount for amount in amounts if amount is not None]
     bounded = cap is not None and len(known) == len(amounts)
     return Quote(

@@ -40,7 +40,7 @@ from tollkeeper.estimate import estimate
 from tollkeeper.keys import KeyRing, credential, scopes_for
 from tollkeeper.meter import Meter
 from tollkeeper.prices import PriceBook
-from tollkeeper.routing import Table
+from tollkeeper.routing import Table, check_allowed
 from tollkeeper.settlement import Course, entry_of
 from tollkeeper.stores import Store
 from tollkeeper.upstream import Answer, Upstream
@@ -177,7 +177,9 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
     key = gate.keys.identify(credential(request.headers), now_us)
     call.ask = ask = request.dialect.read_ask(request.body, request.target)
     scopes = scopes_for(key, request.headers, ask.user, limits.default_project)
-    routes = gate.table.candidates(ask.model, request.dialect.name, None if key is None else key.models)
+    allowed = None if key is None else key.models
+    check_allowed(ask.others, allowed)
+    routes = gate.table.candidates(ask.model, request.dialect.name, allowed)
     call.route = routes[0]
     if ask.free:
         return

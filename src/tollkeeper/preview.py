@@ -229,8 +229,9 @@ def preview(
         ask=ask, route=routes[0], quote=quote,
         cost=expected(prices, ask, routes[0], quote, densities=densities, at_us=now_us, key=scopes.key),
         is_priced=all(
-            prices.rates(each.provider, each.model, now_us, tier=ask.tier, key=scopes.key, route=ask.model) is not None
+            prices.rates(each.provider, model, now_us, tier=ask.tier, key=scopes.key, route=ask.model) is not None
             for each in routes
+            for model in (each.model, *ask.others)
         ),
         verdicts=[
             Verdict(standing, asked_of(standing.budget, hold), None if refusal is None else str(refusal))

@@ -44,7 +44,8 @@ def charge_again(entry: Entry, book: PriceBook, provider: Provider | None) -> Ch
     charge = entry.charge
     if entry.usage == _NOTHING and not entry.parts and not charge.terms:
         return None
-    if is_estimated(entry) and not charge.terms and (entry.outcome == "expired" or entry.http_status is None):
+    unanswered = entry.outcome == "expired" or (entry.http_status is None and charge.reported_nanos is None)
+    if is_estimated(entry) and not charge.terms and unanswered:
         return _quoted(entry, book, provider)
     if charge.computed_nanos == 0 and not charge.terms:  # free at any price: a refusal, an answer from a cache
         return None

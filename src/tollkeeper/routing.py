@@ -28,6 +28,13 @@ _CACHED: Final = 1024
 _SHOWN: Final = 12
 
 
+def check_allowed(models: Iterable[str], allowed_models: frozenset[str] | None) -> None:
+    """Raises NotAllowed for the first model that is not among those that a key may use; None: it may use any."""
+    for model in models:
+        if allowed_models is not None and model not in allowed_models:
+            raise NotAllowed(f"This key may not use model {_shown(model)}; it may use {_listed(allowed_models)}.")
+
+
 class Table:
     """Model names → routes, over the configured providers.
 
@@ -53,8 +60,7 @@ class Table:
         Raises NotAllowed where the key's list does not name the model just as it was asked for, UnknownModel where no
         route leads there, BadRequest for a name of more than MAX_MODEL characters.
         """
-        if allowed_models is not None and model not in allowed_models:
-            raise NotAllowed(f"This key may not use model {_shown(model)}; it may use {_listed(allowed_models)}.")
+        check_allowed((model,), allowed_models)
         found = self._found.get((model, dialect))
         if found is None:
             found = self._find(model, dialect)

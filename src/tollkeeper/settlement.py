@@ -19,6 +19,9 @@ from tollkeeper.values import Charge, ChargeStatus, Entry, Hold, Outcome, Part, 
 NO_USAGE: Final = "no usage"
 """The note of an entry whose reply did not say what was used, and for which nothing bounds it: its counts are unknown, not 0."""
 
+INFERRED: Final = "inferred usage"
+"""The note of an entry whose usage is the provider's, but not word for word: some of it was worked out from the rest."""
+
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
     """How a call went, as far as its account depends on it."""
@@ -48,6 +51,8 @@ def entry_of(prices: PriceBook, course: Course) -> Entry:
     note = failure.code if failure is not None else error[:200] if error is not None else course.reading.note
     if note is None and course.answered and not reading.parts:
         note = NO_USAGE
+    if note is None and reading.inferred:
+        note = INFERRED
     return entry_for(
         course.hold, reading, charge, sent=course.sent, outcome=_outcome(course), http_status=course.http_status,
         note=note, latency_ms=course.latency_ms,
@@ -72,9 +77,13 @@ def entry_for(
         scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model, served=served,
         tier=reading.tier, outcome=outcome, http_status=http_status, usage=reading.usage, charge=charge, note=note,
         latency_ms=latency_ms, speed=reading.speed, geo=reading.geo,
-        sent=sent if sent not in (hold.model, served) else None,
-        parts=reading.parts if len(reading.parts) > 1 else (),
+        sent=sent if sent != hold.model else None, parts=reading.parts if _is_by_others(reading.parts, reading.model) else (),
     )  # fmt: skip
+
+
+def _is_by_others(parts: tuple[Part, ...], served: str | None) -> bool:
+    """Whether usage alone, of the model that served, would not say all."""
+    return len(parts) > 1 or any(part.model is not None and part.model != served for part in parts)
 
 
 def _outcome(course: Course) -> Outcome:
@@ -103,8 +112,8 @@ def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
     if not exact:
         reading = _estimated(course)
     charge = prices.charge(
-        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, estimated=not exact, key=hold.scopes.key,
-        route=hold.model,
+        reading, provider=course.provider, model=course.sent, at_us=hold.at_us, key=hold.scopes.key, route=hold.model,
+        estimated=not exact or reading.assumed,
     )  # fmt: skip
     return reading, charge
 
@@ -122,6 +131,7 @@ def _estimated(course: Course) -> Reading:
         seen = min(seen, bound.output)
     if not reading.parts and course.prompt_bound is None:
         return reading  # a part of the cost is no bound of it
-    usage = reading.usage if reading.parts else Usage(input=course.prompt_bound or 0)
-    usage = structs.replace(usage, output=max(usage.output, seen))
-    return structs.replace(reading, parts=(Part(usage, reading.model),))
+    first, *others = reading.parts or (Part(Usage(input=course.prompt_bound or 0), reading.model),)
+    usage = structs.replace(first.usage, output=max(first.usage.output, seen))
+    # A cost that was reported on the way is not that of the call.
+    return structs.replace(reading, parts=(Part(usage, first.model), *others), reported_usd=None)

@@ -95,6 +95,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     reported_usd: Decimal | None = None  #: what the provider says that it charged
     final: bool = False  #: the usage is the provider's last word, not an interim count
     inferred: bool = False  #: some of the usage was worked out, not stated
+    assumed: bool = False  #: and some of that is a bound of ours: what it costs is an estimate
     ended: bool = False  #: the dialect's end marker was seen (always True for a whole body)
     output_bytes: int = 0  #: bytes of generated text seen: they bound its tokens from above
     unseen: bool = False  #: some of what was generated is not shown (secret reasoning): bytes seen bound nothing
@@ -163,6 +164,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     tier: str | None = None  #: the service tier asked for
     speed: str | None = None  #: and the speed
     geo: str | None = None  #: and the place of inference
+    others: tuple[str, ...] = ()  #: models, by the provider's names, that the body lets it serve instead
 
 
 class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -252,8 +254,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     note: str | None = None  #: why it is estimated, corrected or an error; never prompt text
     speed: str | None = None
     geo: str | None = None
-    sent: str | None = None  #: the provider's name for the model, where it is neither `model` nor `served`
-    parts: tuple[Part, ...] = ()  #: usage by model, where more than one served
+    sent: str | None = None  #: the provider's name for the model, where it is not `model`
+    parts: tuple[Part, ...] = ()  #: usage by model, where more than one served, or another than `served`
     by: str | None = None  #: who asked for a correction
     other: tuple[ScopeKind, ...] = ()  #: scopes whose id is past the cardinality cap: their cells count under OTHER
 

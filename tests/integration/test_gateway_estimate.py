@@ -119,8 +119,13 @@ async def test_a_tenant_sees_its_own(tmp_path: Path) -> None:
     async with gateway(tmp_path, settings=KEYS + "".join(tables)) as gw:
         alpha = await asked(gw, CHAT, HEADERS | {"x-api-key": "tk_alpha"})
         beta = await asked(gw, CHAT, HEADERS | {"x-api-key": "tk_beta"})
-        async with gw.post(ESTIMATE, CHAT | {"model": "gpt-4o"}, {"x-api-key": "tk_beta"}) as response:
-            assert response.status == 403
+        for more in (
+            {"model": "gpt-4o"},
+            {"models": ["gpt-4o-mini", "gpt-4o"]},
+        ):  # one of its own, fall-backs beside it
+            for path in (ESTIMATE, "/v1/chat/completions"):
+                async with gw.post(path, CHAT | more, {"x-api-key": "tk_beta"}) as response:
+                    assert response.status == 403
         assert await gw.untouched()
     assert [(each["scope"], each["id"], each["project"], each["limit"]) for each in alpha["budgets"]] == [
         ("project", "alpha", "alpha", "1"), ("session", "fixed", "alpha", "3"), ("key", "alpha", "", "4"),

@@ -61,6 +61,13 @@ def test_dearest_candidate_counts() -> None:
     assert quoted(ask(), MINI) != quoted(ask(), GPT)
 
 
+def test_fall_backs_in_the_body_count() -> None:
+    """P3: a provider may serve any model that the body names for it; one without a price makes the call unpriced."""
+    others = structs.replace(ask(), others=("gpt-4o",))
+    assert quoted(others, MINI).amount_nanos == quoted(ask(), GPT).amount_nanos
+    assert quoted(structs.replace(ask(), others=("gpt-4o", "auto")), MINI).amount_nanos is None
+
+
 @pytest.mark.parametrize(
     ("cap", "default", "caps", "expected_cap"),
     [

@@ -15,6 +15,8 @@ from tests.unit import test_settlement as settlements
 from tollkeeper import repricing
 from tollkeeper.ledger import expired
 from tollkeeper.repricing import Figures, Repricing, reading_of, repriced, rows_of
+from tollkeeper.settlement import Course
+from tollkeeper.stores.sqlite_file import entry_row, row_entry
 from tollkeeper.testing.samples import AT_US, DAY_US, a_hold, an_entry
 from tollkeeper.values import Charge, Entry, Part, Provider, Term, Usage
 
@@ -52,6 +54,31 @@ def test_the_same_prices_change_nothing(name: str) -> None:
     assert repriced(entry, settlements.PRICES, PLACE) is None
     hold = structs.replace(settlements.HOLD, sent="m", model="alias")
     assert repriced(expired(hold), settlements.PRICES, PLACE) is None
+
+
+NAMES = st.sampled_from(["m", "dear", "alias", "unheard-of", "m-2026-01-01", "x" * 300])
+
+
+@given(settlements.courses(), NAMES, NAMES, st.none() | NAMES, st.lists(st.none() | NAMES, max_size=2), st.booleans())
+def test_any_call_at_the_same_prices(
+    course: Course, asked: str, sent: str, served: str | None, others: list[str | None], told: bool
+) -> None:
+    """A8: whatever was asked for, sent for it, served and reported, its entry alone says what it cost."""
+    course = structs.replace(
+        course, sent=sent, http_status=200 if course.answered else None,
+        hold=structs.replace(course.hold, model=asked, sent=None if sent == asked else sent),
+        reading=structs.replace(
+            course.reading, model=served, reported_usd=Decimal("0.25") if told else None,
+            parts=tuple(Part(Usage(input=5, output=1), other) for other in others),
+        ),
+    )  # fmt: skip
+    bound = course.hold.quote_usage
+    if bound is not None:
+        quote = settlements.PRICES.quote_nanos(PLACE, sent, bound.input, bound.output, AT_US, route=asked)
+        course = structs.replace(course, hold=structs.replace(course.hold, quote_nanos=quote))
+    entry = settlements.entry_of(settlements.PRICES, course)
+    assert repriced(entry, settlements.PRICES, PLACE) is None
+    assert repriced(row_entry((1, *entry_row(entry))), settlements.PRICES, PLACE) is None
 
 
 @given(

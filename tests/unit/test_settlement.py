@@ -13,7 +13,8 @@ from tests.pricing import overridden
 
 from tollkeeper.dialects.json_reply import ABSURD
 from tollkeeper.errors import StreamBroken, TollkeeperError, UpstreamRefused, UpstreamTimeout
-from tollkeeper.settlement import NO_USAGE, Course, entry_of
+from tollkeeper.repricing import repriced
+from tollkeeper.settlement import INFERRED, NO_USAGE, Course, entry_of
 from tollkeeper.testing.samples import AT_US, a_hold
 from tollkeeper.values import Entry, Part, Provider, Reading, Scopes, Usage
 
@@ -187,14 +188,34 @@ def test_a_model_without_a_price(changed: dict[str, Any]) -> None:
 
 
 def test_several_models_in_one_call() -> None:
-    """Each part at its own model's price where they are the last word; an estimate is all of the model that answered."""
+    """Each part at its own model's price, also where they are not the last word: then the text that was seen is the first one's."""
     parts = (Part(Usage(input=50, output=3), "m"), Part(Usage(input=40, output=4), "dear"))
     exact = booked(reading=structs.replace(EXACT, parts=parts, model="m"))
     assert (exact.usage, exact.charge.status) == (Usage(input=90, output=7), "priced")
     assert exact.charge.amount_nanos == (50 + 10 * 40) * INPUT + (3 + 10 * 4) * OUTPUT
     estimate = booked(CUT_OFF, reading=structs.replace(CUT, parts=parts, model="m"))
-    assert (estimate.usage, estimate.charge.status) == (Usage(input=90, output=12), "estimated")
-    assert estimate.charge.amount_nanos == 90 * INPUT + 12 * OUTPUT
+    assert (estimate.usage, estimate.charge.status) == (Usage(input=90, output=12 + 4), "estimated")
+    assert estimate.charge.amount_nanos == (50 + 10 * 40) * INPUT + (12 + 10 * 4) * OUTPUT
+
+
+def test_what_was_worked_out_is_said() -> None:
+    """P4: usage that is not the provider's word for word says so; what was assumed makes an estimate, and keeps its parts."""
+    parts = (*SAID, Part(Usage(output=6), "dear"))
+    worked_out = booked(reading=structs.replace(EXACT, inferred=True))
+    assert (worked_out.charge.status, worked_out.note) == ("priced", INFERRED)
+    assumed = booked(reading=structs.replace(EXACT, parts=parts, inferred=True, assumed=True))
+    assert (assumed.charge.status, assumed.charge.estimated, assumed.note) == ("estimated", True, INFERRED)
+    assert assumed.charge.amount_nanos == 90 * INPUT + (7 + 60) * OUTPUT
+    assert repriced(assumed, PRICES, FAKE) is None
+
+
+def test_a_cost_told_on_the_way_is_not_the_calls() -> None:
+    """P4: what a provider had reported when its stream was cut is no cost of the whole; with the last usage it is."""
+    told = {"reported_usd": Decimal("0.000001")}
+    interim = booked(cut(parts=INTERIM, **told))
+    assert (interim.charge.reported_nanos, interim.charge.amount_nanos) == (None, 90 * INPUT + 12 * OUTPUT)
+    last = booked(CUT_OFF, reading=structs.replace(EXACT, **told))
+    assert (last.charge.amount_nanos, last.charge.status) == (1_000, "priced")
 
 
 def test_priced_for_its_key_and_its_route() -> None:

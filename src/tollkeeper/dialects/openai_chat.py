@@ -33,7 +33,7 @@ from tollkeeper.dialects.json_reply import (
 )
 from tollkeeper.dialects.likeness import Likeness
 from tollkeeper.dialects.openai_prompt import prompt_of
-from tollkeeper.dialects.openai_wire import Counted, broken, read_usage, refusal
+from tollkeeper.dialects.openai_wire import Counted, broken, read_others, read_usage, refusal
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading
 
@@ -71,6 +71,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         wants_usage=read_flag(options, "include_usage"),
         user=read_text(fields, "user"),
         tier=read_text(fields, "service_tier"),
+        others=read_others(fields),
     )
 
 

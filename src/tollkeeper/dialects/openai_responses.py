@@ -39,7 +39,7 @@ from tollkeeper.dialects.json_reply import (
     read_members,
 )
 from tollkeeper.dialects.openai_responses_usage import Response, read_response, read_spent
-from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, refusal, shown_error
+from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, read_others, refusal, shown_error
 from tollkeeper.errors import BadRequest, TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading, Usage
@@ -108,6 +108,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),
+        others=read_others(fields),
     )
 
 
@@ -214,6 +215,7 @@ class Reducer:
 
     __slots__ = (
         "_absurd",
+        "_assumed",
         "_begun",
         "_done_bytes",
         "_every_search_item",
@@ -234,6 +236,7 @@ class Reducer:
         self.content = False
         self.error: str | None = None
         self._absurd = False
+        self._assumed = False
         self._begun = False  # something was generated or done, also where none of it can be seen
         self._done_bytes = 0  # of finished items
         self._every_search_item = every_search_item
@@ -304,6 +307,7 @@ class Reducer:
             reported_usd=self._reported_usd,
             final=bool(self._parts) and not self._absurd,
             inferred=self._absurd or self._inferred,
+            assumed=self._assumed,
             ended=self.ended,
             output_bytes=self._done_bytes + self._open_bytes,
             unseen=self._unseen,
@@ -353,7 +357,8 @@ class Reducer:
             self._absurd = True
             return
         if spent is not None:
-            self._parts, self._inferred, self._reported_usd = spent.parts, spent.inferred, spent.reported_usd
+            self._parts, self._reported_usd = spent.parts, spent.reported_usd
+            self._inferred, self._assumed = spent.inferred, spent.assumed
 
     def _unknown(self, event: Event) -> None:
         """Relayed, and counted as content, because it may be: what was relayed cannot be called back."""

@@ -3,8 +3,8 @@
 A count that the provider states is its own word: `tool_usage`, xAI's `server_side_tool_usage_details`, OpenRouter's
 `server_tool_use`. Without one the items of `output` are counted: a `web_search_call` whose action is a search (opening a page
 or finding in it is none), a `file_search_call`, and each container that code ran in once. MCP and function calls cost
-nothing by themselves. Images that a tool drew have tokens of their own, at the drawing model's price; where model or
-tokens are not stated they stand under the response's own model, which has no price for images: the charge is partial.
+nothing by themselves. Images that a tool drew have tokens of their own, at the drawing model's price; where that is not
+stated they stand under the response's own model, which has no price for images: the charge is partial.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Spent(msgspec.Struct, frozen=True):
 
     parts: tuple[Part, ...]
     inferred: bool  #: some of it was worked out, not stated
+    assumed: bool  #: the images are a bound of ours
     reported_usd: Decimal | None
 
 
@@ -88,11 +89,9 @@ def read_spent(response: Response, model: str | None, *, every_search_item: bool
     if every_search_item:
         units["web_search"] = calls["web_search"]
     main = Part(structs.replace(counted.usage, **units), model)
-    drawn, assumed = _drawn(told.image_gen, sum(item.type == "image_generation_call" for item in items))
-    parts = (
-        (main,) if drawn is None else (main, Part(drawn, model if assumed else _image_model(response.tools) or model))
-    )
-    return Spent(parts, counted.inferred or assumed, counted.reported_usd)
+    drawn, inferred, assumed = _drawn(told.image_gen, sum(item.type == "image_generation_call" for item in items))
+    parts = (main,) if drawn is None else (main, Part(drawn, _image_model(response.tools) or model))
+    return Spent(parts, counted.inferred or inferred, assumed, counted.reported_usd)
 
 
 def _items(output: msgspec.Raw) -> list[_Item]:
@@ -121,15 +120,15 @@ def _calls(items: list[_Item], *, every_search_item: bool) -> dict[str, int]:
     return {"web_search": searches, "file_search": files, "code_session": len(containers)}
 
 
-def _drawn(raw: msgspec.Raw, images: int) -> tuple[Usage | None, bool]:
-    """Tokens of the images that a tool drew, None where it drew none; and whether they are assumed."""
+def _drawn(raw: msgspec.Raw, images: int) -> tuple[Usage | None, bool, bool]:
+    """Tokens of the images that a tool drew, None where it drew none; whether they were worked out, and whether assumed."""
     counted = read_response_usage(raw)[0] if is_there(raw) else None
     if counted is None:
-        return (Usage(output_image=DRAWN_MOST * images), True) if images else (None, False)
+        return (Usage(output_image=DRAWN_MOST * images), True, True) if images else (None, False, False)
     usage = counted.usage
     if b'"output_tokens_details"' not in bytes(raw):  # what a drawing model gives is pixels
         usage = structs.replace(usage, output=0, output_image=usage.output)
-    return (usage if usage.tokens else None), counted.inferred
+    return (usage if usage.tokens else None), counted.inferred, False
 
 
 def _image_model(tools: msgspec.Raw) -> str | None:

@@ -19,10 +19,11 @@ Responses have the same object with other names for prompt (`input_tokens`) and 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
+from tollkeeper.dialects.json_body import Body, read_field
 from tollkeeper.dialects.json_reply import ABSENT, Count, is_there, read_members, read_usd, refusal_numbers
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.money import CONTEXT
@@ -103,8 +104,15 @@ class Counted(msgspec.Struct, frozen=True):
 
 
 _NOTHING: Final = _Details()
+_NAMES: Final = msgspec.json.Decoder(Annotated[list[str], msgspec.Meta(max_length=16)] | None)
 _WIRE: Final = msgspec.json.Decoder(_Wire)
 _RESPONSE_WIRE: Final = msgspec.json.Decoder(_ResponseWire)
+
+
+def read_others(fields: Body) -> tuple[str, ...]:
+    """The fall-backs that a body names for its provider (OpenRouter's `models`). Raises BadRequest."""
+    found = read_field(fields, "models", _NAMES, "a list of at most 16 names of models")
+    return () if found is None else tuple(found)
 
 
 def read_usage(raw: msgspec.Raw | bytes) -> Counted | None:

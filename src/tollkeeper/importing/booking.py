@@ -22,7 +22,7 @@ def entry_of(record: Record, call: str, accounts: Accounts, prices: PriceBook) -
     else:
         charge = prices.charge(
             reading, provider=provider, model=record.model, at_us=record.at_us, key=record.scopes.key,
-            route=record.model, estimated=bool(reading.parts) and not reading.final,
+            route=record.model, estimated=bool(reading.parts) and (reading.assumed or not reading.final),
         )  # fmt: skip
     name = provider_name(record.provider, reading.model or record.model, prices)
     attempt = unheld(call, record.scopes, record.dialect, name, record.model, record.at_us)

@@ -129,12 +129,13 @@ class PriceBook:
         way = (reading.tier, reading.speed, reading.geo)
         for number, part in enumerate(reading.parts):
             served = part.model if part.model is not None else reading.model if reading.model is not None else model
+            served = served[:MAX_NAME]  # as entries keep it
             rates = self._rates(provider, served, at_us, way, key, route)
             if rates is None and served != model and (part.model is None or part.model == reading.model):
                 # The price of the asked name: the served one is a form of it, or is said to have a stand-in.
                 rates = self._rates(provider, model, at_us, way, key, route)
                 if rates is not None and not is_form(served, model):
-                    missing.append(f"model={served[:MAX_NAME]}")
+                    missing.append(f"model={served}")
             if rates is None:
                 unpriced = True
                 continue

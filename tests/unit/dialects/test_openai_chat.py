@@ -82,6 +82,8 @@ def test_output_cap(fields: dict[str, Any], cap: int | None) -> None:
         ({"stream_options": {"include_usage": 1}}, "include_usage"),
         ({"user": 7}, "user"),
         ({"service_tier": {}}, "service_tier"),
+        ({"models": "m"}, "models"),
+        ({"models": ["m"] * 17}, "models"),
     ],
 )
 def test_bad_fields_are_named(fields: dict[str, Any], name: str) -> None:

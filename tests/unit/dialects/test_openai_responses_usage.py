@@ -123,11 +123,12 @@ def test_drawn_images() -> None:
 
 
 def test_images_without_tokens() -> None:
-    """An image whose tokens are not stated is never free, and never exact: whoever drew it, it has no price of its own."""
+    """An image whose tokens are not stated is never free, and never exact: nor is one whose drawing model is not."""
     drawn = [{"type": "image_generation_call", "result": "AAAA"}] * 2
     found = spent(output=drawn, tools=[{"type": "image_generation", "model": "gpt-image-1"}])
-    assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_MOST), "gpt-5")
-    assert found.inferred
+    assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_MOST), "gpt-image-1")
+    assert (found.inferred, found.assumed) == (True, True)
+    found = spent(output=drawn)
     reading = Reading(parts=found.parts, model="gpt-5", final=True)
     charge = PriceBook().charge(reading, provider=None, model="gpt-5", at_us=NOON)
     assert (charge.status, charge.missing) == ("partial", ("output_image",))

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from tollkeeper.errors import TollkeeperError, UpstreamRefused
 from tollkeeper.prices import PriceBook
-from tollkeeper.values import Charge, ChargeStatus, Entry, Hold, Outcome, Part, Provider, Reading, Usage
+from tollkeeper.values import MAX_MODEL, Charge, ChargeStatus, Entry, Hold, Outcome, Part, Provider, Reading, Usage
 
 NO_USAGE: Final = "no usage"
 """The note of an entry whose reply did not say what was used, and for which nothing bounds it: its counts are unknown, not 0."""
@@ -66,7 +66,7 @@ def entry_for(
     latency_ms: int | None = None,
 ) -> Entry:
     """An entry: for whom and when are the hold's, what was used is the reading's."""
-    served = (reading.model or sent)[:256]
+    served = (reading.model or sent)[:MAX_MODEL]
     return Entry(
         id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us,
         scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model, served=served,

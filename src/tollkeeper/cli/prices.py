@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prices: which one holds, what a call comes to, what differs.")
 
 At = Annotated[str | None, typer.Option("--at", help="Date or ISO time (UTC without a zone); default: now.")]
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @app.command("list")
@@ -115,14 +113,9 @@ def _settings(config: Path | None) -> Config:
 
 def _instant(text: str | None) -> int:
     from tollkeeper.clock import SystemClock
+    from tollkeeper.reports import instant
 
-    if text is None:
-        return SystemClock().now_us()
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadRequest(f"--at: {text!r} is no time; write 2026-11-30 or 2026-11-30T12:00:00Z") from None
-    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()) * 1_000_000
+    return SystemClock().now_us() if text is None else instant(text, "--at", "UTC")
 
 
 def _usage(text: str) -> Usage:

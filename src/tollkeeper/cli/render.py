@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from tollkeeper.money import NANOS_PER_USD, format_nanos
 from tollkeeper.reports import Difference, Plan, Report, Row, Sums
-from tollkeeper.values import KINDS, Standing, iso_utc, show_amount
+from tollkeeper.values import KINDS, Standing, iso_utc, show_amount, utc
 
 if TYPE_CHECKING:
     from tollkeeper.preview import Preview
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 _BARS: Final = (10, 6, 3, 0)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _WIDE: Final = 100
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BUCKET_FORMAT: Final = {"hour": "%Y-%m-%d %H:%M", "day": "%Y-%m-%d %a", "month": "%Y-%m"}
 
 
 def local(at_us: int, timezone: str) -> datetime:
     """An instant in a zone's own time."""
-    return (_EPOCH + timedelta(microseconds=at_us)).astimezone(ZoneInfo(timezone))
+    return utc(at_us).astimezone(ZoneInfo(timezone))
 
 
 def safe(text: str) -> str:

@@ -18,8 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tollkeeper.keys import is_id
 from tollkeeper.money import parse_usd
-from tollkeeper.routing import MAX_MODEL
-from tollkeeper.values import MAX_ID, MAX_TOKENS, Measure, ScopeKind, Window
+from tollkeeper.values import MAX_ID, MAX_MODEL, MAX_TOKENS, Measure, ScopeKind, Window
 
 PREFIX: Final = "TOLLKEEPER_"
 _DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")

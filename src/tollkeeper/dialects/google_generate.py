@@ -16,7 +16,6 @@ import msgspec
 from tollkeeper.dialects.google_media import prompt_bound
 from tollkeeper.dialects.google_reply import Reducer
 from tollkeeper.dialects.json_body import (
-    MAX_MODEL,
     Body,
     read_count,
     read_field,
@@ -27,7 +26,7 @@ from tollkeeper.dialects.json_body import (
 )
 from tollkeeper.dialects.json_reply import ABSENT, read_members, refusal_numbers
 from tollkeeper.errors import BadRequest, TollkeeperError
-from tollkeeper.values import MAX_TOKENS, Ask
+from tollkeeper.values import MAX_MODEL, MAX_TOKENS, Ask
 
 name: Final = "google-generate"
 path: Final = "/models/{model}"

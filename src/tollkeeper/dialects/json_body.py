@@ -14,12 +14,10 @@ from typing import Final, TypeVar
 import msgspec
 
 from tollkeeper.errors import BadRequest, RequestTooLarge
-from tollkeeper.values import MAX_TOKENS
+from tollkeeper.values import MAX_MODEL, MAX_TOKENS
 
 Body = dict[str, msgspec.Raw]
 
-MAX_MODEL: Final = 256
-"""Characters of a model name; the longest known (inference-profile ARNs) have about 150."""
 TEMPLATE_TOKENS: Final = 256
 """Tokens that a chat template adds to what the body's bytes bound: a default system prompt, the date (gpt-oss: about 80)."""
 TOOL_PREAMBLE_TOKENS: Final = 1_000

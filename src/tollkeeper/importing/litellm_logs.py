@@ -22,9 +22,8 @@ import msgspec
 from tollkeeper.dialects.json_reply import UNREADABLE, Count
 from tollkeeper.importing.records import Given, Members, Record, digest, fitting, instant, members, tags
 from tollkeeper.money import format_nanos, to_nanos
-from tollkeeper.routing import MAX_MODEL
 from tollkeeper.tracker import arguments
-from tollkeeper.values import Part, Reading, Scopes, Usage
+from tollkeeper.values import MAX_MODEL, Part, Reading, Scopes, Usage
 
 name: Final = "litellm"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
@@ -20,12 +20,11 @@ from tollkeeper.dialects.json_body import read_object
 from tollkeeper.errors import RequestError
 from tollkeeper.keys import HASH_PREFIX, MAX_TAGS, is_id
 from tollkeeper.tracker import arguments
-from tollkeeper.values import Outcome, Reading, Scopes
+from tollkeeper.values import EPOCH, Outcome, Reading, Scopes
 
 Members = Mapping[str, msgspec.Raw]
 """An object's members, values byte for byte."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FAR_S: Final = 10**11
 """Seconds since 1970 that no calendar here holds."""
 _DIGEST_DIGITS: Final = 32
@@ -134,7 +133,7 @@ def since_1970(value: object, name: str, given: Given) -> int:
     """UTC microseconds of seconds since 1970, whole or not. Raises ValueError as `instant`."""
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or not 0 <= value < _FAR_S:
         raise ValueError(f"{name}: expected seconds since 1970, got {shown(value)}")
-    return arguments.instant(_EPOCH + timedelta(microseconds=int(value * 1_000_000)), name, given.now_us)
+    return arguments.instant(EPOCH + timedelta(microseconds=int(value * 1_000_000)), name, given.now_us)
 
 
 def tags(value: object, name: str) -> tuple[str, ...]:

@@ -12,9 +12,8 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from tollkeeper.importing.records import Given, Members, Record, instant, tags, values
-from tollkeeper.routing import MAX_MODEL
 from tollkeeper.tracker import arguments
-from tollkeeper.values import KINDS, Part, Reading, Scopes, Usage
+from tollkeeper.values import KINDS, MAX_MODEL, Part, Reading, Scopes, Usage
 
 name: Final = "usage"
 

@@ -7,7 +7,7 @@ what would be right.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
@@ -15,11 +15,8 @@ from msgspec.structs import astuple
 
 from tollkeeper.keys import MAX_TAGS
 from tollkeeper.money import CONTEXT, MAX_NANOS, to_usd
-from tollkeeper.routing import MAX_MODEL
-from tollkeeper.values import KINDS, MAX_ID, MAX_TOKENS, Scopes, Usage
+from tollkeeper.values import KINDS, MAX_ID, MAX_MODEL, MAX_TOKENS, Scopes, Usage, us_of
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICRO: Final = timedelta(microseconds=1)
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _AHEAD_US: Final = 86_400 * 1_000_000
 _MAX_USD: Final = to_usd(MAX_NANOS)
@@ -126,7 +123,7 @@ def instant(value: object, argument: str, now_us: int) -> int:
         return now_us
     if not isinstance(value, datetime) or value.utcoffset() is None:
         raise _wrong(argument, "a datetime with its time zone, such as datetime.now(UTC)", value)
-    at_us = (value - _EPOCH) // _MICRO
+    at_us = us_of(value)
     if value < _EARLIEST or at_us > now_us + _AHEAD_US:
         raise _wrong(argument, "an instant from the year 2000 to one day ahead", value)
     return at_us

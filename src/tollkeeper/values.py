@@ -26,6 +26,7 @@ OTHER: Final = "_other"
 """Where cells count ids past the cardinality cap."""
 
 ChargeStatus = Literal["priced", "partial", "unpriced", "estimated"]
+DialectName = Literal["openai-chat", "openai-embeddings", "openai-responses", "anthropic-messages", "google-generate"]
 Outcome = Literal["ok", "error", "cut", "left", "expired"]
 ScopeKind = Literal["all", "project", "agent", "session", "user", "key", "model", "tag"]
 Measure = Literal["usd", "tokens", "requests"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from tollkeeper.cli.configured import load_without_keys
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, StoreOwned
 
@@ -49,11 +50,10 @@ def bring(
     """Book calls that were made elsewhere, from logs; each line counts once, however often it is imported."""
     import uvloop
 
-    from tollkeeper.cli import load, overlay, with_any_key
     from tollkeeper.importing import import_files
     from tollkeeper.importing.files import size_of
 
-    settings = load(config, with_any_key(config, overlay(store=store)))
+    settings = load_without_keys(config, store)
     if settings.store == "memory:" and not dry_run:
         raise ConfigError("store: a ledger in memory: ends with the import; name a file: sqlite:///path")
     total = size_of(files)

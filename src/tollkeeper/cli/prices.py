@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tollkeeper.cli.configured import load_without_keys
 from tollkeeper.cli.options import AsJson, ConfigFile
 from tollkeeper.errors import BadRequest
 from tollkeeper.values import KINDS, MAX_TOKENS, Provider, Usage
@@ -36,7 +37,7 @@ def list_(
     from tollkeeper.cli import price_tables, render
     from tollkeeper.prices import PriceBook
 
-    settings, at_us = _settings(config), _instant(at)
+    settings, at_us = load_without_keys(config), _instant(at)
     book = PriceBook.load(settings.prices)
     found = [row for row in _rows(book, settings, at_us, provider) if model.lower() in row.model.lower()]
     if as_json:
@@ -65,7 +66,7 @@ def explain(
     from tollkeeper.prices import PriceBook
     from tollkeeper.prices import listing as prices
 
-    settings, at_us, counts = _settings(config), _instant(at), _usage(usage)
+    settings, at_us, counts = load_without_keys(config), _instant(at), _usage(usage)
     book = PriceBook.load(settings.prices)
     place, name = _split(model, settings, book)
     charge, lines = prices.explain(
@@ -92,7 +93,7 @@ def diff(
     from tollkeeper.cli import price_tables, render
     from tollkeeper.prices import listing as prices
 
-    settings, at_us = _settings(config), _instant(at)
+    settings, at_us = load_without_keys(config), _instant(at)
     lists = [_listed(word, name, settings, at_us) for word, name in ((before, "A"), (after, "B"))]
     changes = prices.difference(*lists)
     if as_json:
@@ -102,13 +103,6 @@ def diff(
 
 
 # ── what the commands are told ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def _settings(config: Path | None) -> Config:
-    """The configuration; prices need nobody's key."""
-    from tollkeeper.cli import load, overlay, with_any_key
-
-    return load(config, with_any_key(config, overlay()))
 
 
 def _instant(text: str | None) -> int:

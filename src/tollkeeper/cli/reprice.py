@@ -116,28 +116,22 @@ async def _is_there(reader: Reader) -> int:
 
 @contextmanager
 def _progress(from_us: int, to_us: int) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar on a terminal: how far in time, how many entries, how many of them change."""
-    if not sys.stderr.isatty():
-        yield lambda entries, changed, at_us: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    """A bar: how far in time, how many entries, how many of them change."""
+    from rich.progress import BarColumn, TextColumn
+
+    from tollkeeper.cli.render import progress_bar
+    from tollkeeper.values import iso_utc
 
     columns = (
         TextColumn("{task.fields[day]}"), BarColumn(),
         TextColumn("{task.fields[entries]:,} entries, {task.fields[changed]:,} change"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        from tollkeeper.values import iso_utc
-
-        task = progress.add_task("", total=to_us - from_us, day=iso_utc(from_us)[:10], entries=0, changed=0)
+    with progress_bar(*columns, total=to_us - from_us, day=iso_utc(from_us)[:10], entries=0, changed=0) as update:
         latest_us = from_us
 
         def told(entries: int, changed: int, at_us: int) -> None:
             nonlocal latest_us
             latest_us = max(latest_us, at_us)  # corrections of old entries come after newer ones
-            progress.update(
-                task, completed=latest_us - from_us, day=iso_utc(latest_us)[:10], entries=entries, changed=changed
-            )
+            update(completed=latest_us - from_us, day=iso_utc(latest_us)[:10], entries=entries, changed=changed)
 
         yield told

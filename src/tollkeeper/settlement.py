@@ -115,6 +115,7 @@ def _estimated(course: Course) -> Reading:
     seen = course.body_bytes if whole and not reading.output_bytes else reading.output_bytes
     # Without all of a body, or any text of a stream, what was generated is not known.
     told = course.complete if whole else course.content or reading.error is not None
+    told = told and not reading.unseen
     if bound is not None and not told:
         seen = max(seen, bound.output)
     if bound is not None and course.capped:

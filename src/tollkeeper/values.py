@@ -100,6 +100,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     inferred: bool = False  #: some of the usage was worked out, not stated
     ended: bool = False  #: the dialect's end marker was seen (always True for a whole body)
     output_bytes: int = 0  #: bytes of generated text seen: they bound its tokens from above
+    unseen: bool = False  #: some of what was generated is not shown (secret reasoning): bytes seen bound nothing
     error: str | None = None  #: type or message of an error inside the reply
     note: str | None = None  #: what the reply said and could not be believed ("absurd usage")
 

@@ -28,7 +28,7 @@ from tollkeeper.values import Reading
 
 #: The first word in a tag that decides, and the dialect that it says.
 TAGS = {
-    "cohere": None, "ollama native": None, "openai-compat": "openai-chat", "bedrock": "bedrock-converse",
+    "cohere": "cohere-chat", "ollama native": None, "openai-compat": "openai-chat", "bedrock": "bedrock-converse",
     "embeddings": "openai-embeddings", "responses": "openai-responses", "gemini": "google-generate",
     "anthropic": "anthropic-messages", "": "openai-chat",
 }  # fmt: skip
@@ -88,7 +88,8 @@ def metered(exchange: Any, quirks: frozenset[str]) -> Reading:
         if is_whole(exchange):
             reducer.whole(exchange.body)
         else:
-            for event in MessageSplitter().feed(exchange.body):
+            splitter = MessageSplitter() if exchange.body.startswith(b"\0") else Splitter()
+            for event in splitter.feed(exchange.body):
                 reducer.event(event)
         return reducer.reading()
     array = exchange.body.startswith(b"[")
@@ -99,7 +100,9 @@ def metered(exchange: Any, quirks: frozenset[str]) -> Reading:
 
 async def test_corpus_is_there() -> None:
     """A9: the recorded exchanges of every dialect that can be metered are read."""
-    assert {dialect_of(x) for x in EXCHANGES} == set(METERED)
+    assert {dialect_of(x) for x in EXCHANGES} == set(METERED) - {
+        "ollama-chat"
+    }  # a stream of lines: test_recorded_others.py
     assert len(EXCHANGES) >= 85
 
 
@@ -206,7 +209,7 @@ def sdk_events(exchange: Any) -> list[object] | None:
             return [construct_type(type_=responses.ResponseStreamEvent, value=event) for event in found]
         case "google-generate":
             return google(found)
-        case "bedrock-converse":
+        case "bedrock-converse" | "cohere-chat":
             return list(found)
     return None
 

@@ -213,3 +213,13 @@ async def test_no_usage_is_estimated(tmp_path: Path) -> None:
 async def booked(gw: Gateway, count: int) -> list[Any]:
     await until(lambda: gw.booked(count))
     return await gw.entries()
+
+
+async def test_a_cut_after_secret_reasoning_is_booked_at_the_cap(tmp_path: Path) -> None:
+    """D1: what was thought in secret is not in the bytes that were seen: the cap bounds it."""
+    async with gateway(tmp_path, FakeProvider(reasoning_tokens=500, always=Cut(8))) as gw:
+        async with gw.post("/v1/responses", ASK | {"stream": True, "max_output_tokens": 900}) as response:
+            assert b"response.output_text.delta" in await response.read()
+        entry = await gw.entry()
+    assert (entry.outcome, entry.usage.output, entry.charge.status) == ("cut", 900, "estimated")
+    assert entry.usage.output >= gw.fake.bill[0].usage.output >= 500

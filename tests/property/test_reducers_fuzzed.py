@@ -22,7 +22,7 @@ from tollkeeper.errors import StreamBroken
 from tollkeeper.meter import Meter
 from tollkeeper.values import KINDS, MAX_TOKENS, Reading
 
-CASES = 17_000
+CASES = 20_500
 """For each dialect: more than 100,000 in all."""
 HOSTILE: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 7, 1.5, MAX_TOKENS, MAX_TOKENS + 1, 2**53, 10**40, "", "7", "nan", "\u2028", [], {}, [[]],
@@ -216,7 +216,8 @@ def check(name: str, seed: int) -> None:
             assert 0 <= count <= 2 * MAX_TOKENS, kind
         assert part.usage.reasoning <= part.usage.output_tokens
     assert reading.reported_usd is None or 0 <= reading.reported_usd < 10**7
-    assert reading.output_bytes <= len(body) + 20
+    stated = MAX_TOKENS if name == "google-generate" else 0  # thoughts that are told and not shown count as generated
+    assert reading.output_bytes <= len(body) + 20 + stated
 
 
 @pytest.mark.parametrize("name", DIALECTS)
@@ -235,7 +236,7 @@ def test_replies_that_no_provider_should_send(name: str) -> None:
 def test_every_dialect_is_fuzzed() -> None:
     """Each dialect has good replies to begin with, they are read as such, and there are enough cases."""
     assert set(DIALECTS) <= set(GOOD)
-    assert CASES * len(DIALECTS) >= 50_000
+    assert CASES * len(DIALECTS) >= 100_000
     for name in DIALECTS:
         documents, whole = GOOD[name]
         assert metered(name, [json.dumps(whole).encode()], stream=False, hide_usage=False)[1].final
@@ -254,14 +255,14 @@ def peak_bytes(work: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize("name", [name for name in DIALECTS if name != "openai-embeddings"])
 def test_memory_is_bounded(name: str) -> None:
-    """H4: a stream of 20 MB leaves nothing behind but its counts, and neither does an event without end."""
+    """H4: a stream of 4 MB leaves nothing behind but its counts, and neither does an event without end."""
     documents, _ = GOOD[name]
     events = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in documents)
 
     def endless() -> None:
         meter = Meter(DIALECTS[name], stream=True, hide_usage=True, quirks=frozenset())
-        for _ in range(20_000_000 // len(events) // 10):
+        for _ in range(4_000_000 // len(events) // 10):
             meter.feed(events * 10)
         meter.finish()
 
-    assert peak_bytes(endless) < 1_000_000
+    assert peak_bytes(endless) < 400_000

@@ -12,7 +12,9 @@ from typing import Final, Protocol
 from tollkeeper.dialects import (
     anthropic_messages,
     bedrock_converse,
+    cohere_chat,
     google_generate,
+    ollama_chat,
     openai_chat,
     openai_embeddings,
     openai_responses,
@@ -87,6 +89,7 @@ _ALL: Final[tuple[Dialect, ...]] = (
     openai_chat, openai_embeddings, openai_responses, anthropic_messages, google_generate,
 )  # fmt: skip
 DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in _ALL}
-METERED: Final[dict[str, Metered]] = {**DIALECTS, bedrock_converse.name: bedrock_converse}
-HOMES: Final[dict[str, str]] = {bedrock_converse.name: bedrock_converse.provider}
+_READ: Final[tuple[Metered, ...]] = (bedrock_converse, cohere_chat, ollama_chat)
+METERED: Final[dict[str, Metered]] = DIALECTS | {dialect.name: dialect for dialect in _READ}
+HOMES: Final[dict[str, str]] = {dialect.name: dialect.provider for dialect in (bedrock_converse, cohere_chat)}
 """The provider of a dialect that one provider alone speaks."""

@@ -20,6 +20,7 @@ from tollkeeper.dialects.json_reply import (
     error_label,
     generated_bytes,
     is_there,
+    known,
     read_members,
 )
 from tollkeeper.sse import Event
@@ -195,18 +196,14 @@ def _read_usage(wire: _Wire) -> tuple[Usage, bool]:
         raise msgspec.ValidationError
     written = split if wire.cache_write_input_tokens is None else wire.cache_write_input_tokens
     usage = Usage(
-        input=_known(wire.input_tokens),
-        cache_read=_known(wire.cache_read_input_tokens),
+        input=known(wire.input_tokens),
+        cache_read=known(wire.cache_read_input_tokens),
         cache_write_5m=max(0, written - long),  # what the split does not explain has the usual lifetime
         cache_write_1h=min(long, written),
-        output=_known(wire.output_tokens),
+        output=known(wire.output_tokens),
     )
     agree = wire.total_tokens is None or wire.total_tokens == usage.tokens
     return usage, wire.input_tokens is None or written < split or not agree
-
-
-def _known(count: int | None) -> int:
-    return 0 if count is None else count
 
 
 def _text_bytes(members: dict[str, msgspec.Raw] | None) -> int:

@@ -124,16 +124,6 @@ def media_tokens(body: bytes, bounds: tuple[tuple[bytes, re.Pattern[bytes], int]
     return min(WINDOW_TOKENS, found)
 
 
-def unescaped(body: bytes) -> bytes:
-    """The same JSON with its names spelt as they are read: a name with escapes in it is searched for in vain."""
-    if rb"\u00" not in body:
-        return body
-    try:
-        return msgspec.json.encode(msgspec.json.decode(body))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError):
-        return body  # no provider reads it
-
-
 def json_depth_ok(body: bytes, limit: int) -> bool:
     """Whether no array or object of `body` stands deeper than `limit`. Takes any bytes, and says nothing else about them.
 

@@ -72,6 +72,11 @@ def read_members(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
         return {}
 
 
+def known(count: int | None) -> int:
+    """A count that was not stated adds nothing."""
+    return 0 if count is None else count
+
+
 def read_usd(raw: msgspec.Raw, unit: Decimal = _ONE) -> Decimal | None:
     """A provider's amount of `unit` dollars, exact; None where it is no number, negative or above every amount."""
     try:

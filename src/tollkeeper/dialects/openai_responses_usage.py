@@ -3,7 +3,8 @@
 A count that the provider states is its own word: `tool_usage`, xAI's `server_side_tool_usage_details`, OpenRouter's
 `server_tool_use`. Without one the items of `output` are counted: a `web_search_call` whose action is a search (opening a page
 or finding in it is none), a `file_search_call`, and each container that code ran in once. MCP and function calls cost
-nothing by themselves. Images that a tool drew have tokens of their own, at the drawing model's price.
+nothing by themselves. Images that a tool drew have tokens of their own, at the drawing model's price; where model or
+tokens are not stated they stand under the response's own model, which has no price for images: the charge is partial.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from tollkeeper.values import Part, Usage
 
 DRAWN_MOST: Final = 6_240
 """An image that was drawn and whose tokens are not stated: the most that gpt-image-1 takes for one."""
-IMAGE_MODEL: Final = "gpt-image-1"
-"""The model that draws where the tool names none: the documented default."""
 
 
 class Response(msgspec.Struct):
@@ -90,7 +89,9 @@ def read_spent(response: Response, model: str | None, *, every_search_item: bool
         units["web_search"] = calls["web_search"]
     main = Part(structs.replace(counted.usage, **units), model)
     drawn, assumed = _drawn(told.image_gen, sum(item.type == "image_generation_call" for item in items))
-    parts = (main,) if drawn is None else (main, Part(drawn, _image_model(response.tools)))
+    parts = (
+        (main,) if drawn is None else (main, Part(drawn, model if assumed else _image_model(response.tools) or model))
+    )
     return Spent(parts, counted.inferred or assumed, counted.reported_usd)
 
 
@@ -131,9 +132,9 @@ def _drawn(raw: msgspec.Raw, images: int) -> tuple[Usage | None, bool]:
     return (usage if usage.tokens else None), counted.inferred
 
 
-def _image_model(tools: msgspec.Raw) -> str:
+def _image_model(tools: msgspec.Raw) -> str | None:
     try:
         named = [tool.model for tool in _TOOLS.decode(tools) if tool.type == "image_generation" and tool.model]
     except UNREADABLE:
         named = []
-    return named[0] if named else IMAGE_MODEL
+    return named[0] if named else None

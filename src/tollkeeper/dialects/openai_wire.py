@@ -8,6 +8,7 @@ numbers, not by a provider's name (facts/usage-and-prices.md §2 rule 4), with p
     total - P - C = prompt audio   audio stands outside P (Mistral): input is P, the audio beside it
     total - P - C = any other > 0  thinking that is not shown (Gemini): output, marked inferred
 
+What OpenAI writes to a cache for 12 hours and not for 30 minutes is the longer-lived kind, as Anthropic's hour is.
 DeepSeek's `prompt_cache_hit_tokens` and Mistral's `num_cached_tokens` are read where the details lack cached tokens.
 A provider's own cost: OpenRouter `cost` (with the upstream's where the key is the caller's own), Perplexity
 `cost.total_cost`, xAI `cost_in_usd_ticks` of 1e-10 dollars.
@@ -40,9 +41,14 @@ _ERROR_TYPES: Final = {
 }
 
 
+class _Lifetimes(msgspec.Struct):
+    ttl_12h_tokens: Count | None = None
+
+
 class _Details(msgspec.Struct):
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
+    cache_write_tokens_details: _Lifetimes | None = None
     audio_tokens: Count | None = None
     image_tokens: Count | None = None
     reasoning_tokens: Count | None = None
@@ -140,6 +146,8 @@ def _counted(wire: _Wire) -> Counted | None:
     reasoning = _first(given.reasoning_tokens, wire.reasoning_tokens)
     written, audio, image = (_first(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
     spoken, drawn = _first(given.audio_tokens), _first(given.image_tokens)
+    lifetimes = asked.cache_write_tokens_details
+    long = 0 if lifetimes is None else min(written, _first(lifetimes.ttl_12h_tokens))
 
     beyond = 0 if total is None else total - prompt - completion
     if cached > prompt:
@@ -159,7 +167,8 @@ def _counted(wire: _Wire) -> Counted | None:
     usage = Usage(
         input=max(0, text),
         cache_read=cached,
-        cache_write_5m=written,
+        cache_write_5m=written - long,
+        cache_write_1h=long,
         output=max(0, said),
         input_audio=audio,
         output_audio=spoken,

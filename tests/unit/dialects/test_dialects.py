@@ -21,7 +21,7 @@ def test_every_dialect_has_its_name_and_path() -> None:
 def test_what_is_spoken_is_metered() -> None:
     """Every dialect can be metered, one that the gateway does not speak too; a home is a provider of the price data."""
     assert METERED.items() >= DIALECTS.items()
-    assert set(METERED) - set(DIALECTS) == {"bedrock-converse"}
+    assert set(METERED) - set(DIALECTS) == {"bedrock-converse", "cohere-chat", "ollama-chat"}
     assert all(dialect.name == name for name, dialect in METERED.items())
     assert set(HOMES) <= set(METERED)
     assert all(data.models(home) for home in HOMES.values())

@@ -81,6 +81,7 @@ def test_ask() -> None:
         ({"input": {"text": "x"}}, "input"),
         ({"max_output_tokens": -1}, "max_output_tokens"),
         ({"max_output_tokens": 1.5}, "max_output_tokens"),
+        ({"reasoning": "high"}, "reasoning"),
         ({"user": 7}, "user"),
         ({"safety_identifier": 7}, "safety_identifier"),
         ({"service_tier": {}}, "service_tier"),
@@ -115,14 +116,20 @@ BEYOND: dict[str, tuple[dict[str, Any], int]] = {
     "image by URL": (parts({"type": "input_image", "image_url": "https://x/y.png"}), IMAGE_TOKENS),
     "image by id": (parts({"type": "input_image", "file_id": "file-1"}), IMAGE_TOKENS),
     "file": (parts({"type": "input_file", "file_id": "file-1"}, {"type": "input_file", "file_url": "https://x"}), FILE_TOKENS),
+    "screen by id": (
+        {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "file_id": "f"}}]},
+        IMAGE_TOKENS,
+    ),
     "audio inline": (parts({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}), 0),
     "earlier response": ({"previous_response_id": "resp_1"}, HELD_TOKENS),
     "null is nothing": ({"previous_response_id": None, "conversation": None, "prompt": None, "tools": None}, TOOL_PREAMBLE_TOKENS),
     "conversation": ({"conversation": {"id": "conv_1"}}, HELD_TOKENS),
     "stored prompt": ({"prompt": {"id": "pmpt_1"}}, HELD_TOKENS),
     "item by id": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, HELD_TOKENS),
+    "item by id alone": ({"input": [{"id": "msg_1"}, {"type": "message", "id": "msg_2", "content": "x"}]}, HELD_TOKENS),
     "all that is held once": ({"prompt": {"id": "p"}, "previous_response_id": "r"}, HELD_TOKENS),
     "pro mode": ({"reasoning": {"mode": "pro"}}, MODE_TOKENS),
+    "the usual mode": ({"reasoning": {"effort": "high", "mode": "standard"}}, 0),
     "the caller's tools": ({"tools": [{"type": "function"}, {"type": "local_shell"}]}, TOOL_PREAMBLE_TOKENS),
     "the provider's tools": (
         {"tools": [{"type": "web_search_2025_08_26"}, {"type": "file_search"}, {"type": "mcp"}]},
@@ -163,8 +170,9 @@ def test_inline_images_are_not_text() -> None:
         bound = read_ask(json.dumps({"model": "m", "input": [item]}).encode()).prompt_bound
         assert IMAGE_TOKENS <= bound < IMAGE_TOKENS + 600
     assert read_ask(json.dumps({"model": "m", "input": pixels}).encode()).prompt_bound > len(pixels)
-    odd = {"model": "m", "input": [7, {"type": "input_image", "image_url": pixels}]}
-    assert read_ask(json.dumps(odd).encode()).prompt_bound > len(pixels)  # not the wire's shape: no discount
+    untyped = parts({"image_url": pixels})["input"]
+    for odd in ([7, {"type": "input_image", "image_url": pixels}], untyped):  # not the wire's shape: no discount
+        assert read_ask(json.dumps({"model": "m", "input": odd}).encode()).prompt_bound > len(pixels)
 
 
 def test_body_keeps_its_values() -> None:
@@ -217,6 +225,18 @@ def test_output_bytes_bound_the_text() -> None:
     said = replay(delta("Hi" * 9), message).output_bytes
     assert 18 <= said < 40
     assert replay(delta("Hi" * 99), message, sealed, delta("abc")).output_bytes == 198 + 900 + 3
+
+
+def test_secret_reasoning_is_unseen() -> None:
+    """D1: after reasoning that was not shown, or in a summary, the bytes seen bound nothing; reasoning in full is text."""
+    opened = event("response.output_item.added", item={"type": "reasoning", "summary": []})
+    assert replay(CREATED, opened, delta()).unseen
+    assert replay(CREATED, opened, delta("Hm", "reasoning_summary_text"), delta()).unseen
+    assert not replay(CREATED, opened, delta("Hm", "reasoning_text"), delta()).unseen
+    assert not replay(CREATED, delta()).unseen
+    thought = {"status": "completed", "output": [{"type": "reasoning", "summary": []}, MESSAGE]}
+    assert whole(json.dumps(thought, separators=(",", ":")).encode()).unseen
+    assert not whole({"status": "completed", "output": [MESSAGE]}).unseen
 
 
 CONTENT = {

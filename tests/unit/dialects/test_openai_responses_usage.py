@@ -7,10 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from tests.pricing import NOON
 
 from tollkeeper.dialects.json_reply import UNREADABLE
-from tollkeeper.dialects.openai_responses_usage import DRAWN_MOST, IMAGE_MODEL, Spent, read_response, read_spent
-from tollkeeper.values import Part, Usage
+from tollkeeper.dialects.openai_responses_usage import DRAWN_MOST, Spent, read_response, read_spent
+from tollkeeper.prices import PriceBook
+from tollkeeper.values import Part, Reading, Usage
 
 
 def spent(usage: dict[str, Any] | None = None, *, every: bool = False, **members: Any) -> Spent:
@@ -115,16 +117,20 @@ def test_drawn_images() -> None:
     image = Usage(input=10, input_image=40, output_image=300)
     assert spent(tools=tools, tool_usage={"image_gen": drawn}).parts[1] == Part(image, "gpt-image-1-mini")
     del drawn["output_tokens_details"]
-    assert spent(tool_usage={"image_gen": drawn}).parts[1] == Part(image, IMAGE_MODEL)
+    assert spent(tool_usage={"image_gen": drawn}).parts[1] == Part(image, "gpt-5")  # which has no price for images
     none = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     assert len(spent(tool_usage={"image_gen": none}).parts) == 1
 
 
 def test_images_without_tokens() -> None:
-    """An image whose tokens are not stated is never free: the most that one takes, marked as inferred."""
-    found = spent(output=[{"type": "image_generation_call", "result": "AAAA"}] * 2)
-    assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_MOST), IMAGE_MODEL)
+    """An image whose tokens are not stated is never free, and never exact: whoever drew it, it has no price of its own."""
+    drawn = [{"type": "image_generation_call", "result": "AAAA"}] * 2
+    found = spent(output=drawn, tools=[{"type": "image_generation", "model": "gpt-image-1"}])
+    assert found.parts[1] == Part(Usage(output_image=2 * DRAWN_MOST), "gpt-5")
     assert found.inferred
+    reading = Reading(parts=found.parts, model="gpt-5", final=True)
+    charge = PriceBook().charge(reading, provider=None, model="gpt-5", at_us=NOON)
+    assert (charge.status, charge.missing) == ("partial", ("output_image",))
 
 
 def test_reported_cost() -> None:

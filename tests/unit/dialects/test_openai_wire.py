@@ -55,6 +55,12 @@ HABITS = {
         usage(7, 1, 8, server_tool_use_details={"web_search_requests": 2}),
         Usage(input=7, output=1, web_search=2),
     ),
+    "written for 12 hours": (
+        usage(900, 1, 901, asked={
+            "cache_write_tokens": 500, "cache_write_tokens_details": {"ttl_30m_tokens": 100, "ttl_12h_tokens": 400},
+        }),
+        Usage(input=400, cache_write_5m=100, cache_write_1h=400, output=1),
+    ),
     "Perplexity search": (usage(7, 1, 8, num_search_queries=3), Usage(input=7, output=1, web_search=3)),
     "embeddings": (usage(4, None, 4), Usage(input=4)),
     "no total": (usage(7, 1), Usage(input=7, output=1)),

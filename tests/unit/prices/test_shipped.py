@@ -118,3 +118,11 @@ def test_xai_searches() -> None:
     found = charge(Usage(input=1, web_search=2), "grok-4.3", place=provider("x-ai"))
     assert [(term.kind, term.quantity, term.usd, term.per) for term in found.terms][-1] == ("web_search", 2, "5", 1000)
     assert found.status == "priced"
+
+
+@pytest.mark.parametrize(("prompt", "usd"), [(200_000, "1.25"), (200_001, "2.5")])
+def test_gemini_pro_hears_at_the_price_of_text(prompt: int, usd: str) -> None:
+    """A4: audio costs what text costs, on both sides of the context step."""
+    found = charge(Usage(input=prompt - 10, input_audio=10), "gemini-2.5-pro", place=provider("google"))
+    assert {term.usd for term in found.terms} == {usd}
+    assert found.status == "priced"

@@ -17,8 +17,8 @@ from tollkeeper.dialects.google_media import prompt_bound
 from tollkeeper.dialects.google_reply import Reducer
 from tollkeeper.dialects.json_body import (
     Body,
-    read_count,
     read_field,
+    read_larger,
     read_model,
     read_object,
     read_text,
@@ -26,7 +26,7 @@ from tollkeeper.dialects.json_body import (
 )
 from tollkeeper.dialects.json_reply import ABSENT, read_members, refusal_numbers
 from tollkeeper.errors import BadRequest, TollkeeperError
-from tollkeeper.values import MAX_MODEL, MAX_TOKENS, Ask
+from tollkeeper.values import MAX_MODEL, Ask
 
 name: Final = "google-generate"
 path: Final = "/models/{model}"
@@ -80,8 +80,8 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     form = _form(query) if method.streams else ""
     config = _config(fields)
     _requests(fields)
-    cap = _either(config, "maxOutputTokens", "max_output_tokens")
-    choices = _either(config, "candidateCount", "candidate_count", 1, MAX_CANDIDATES)
+    cap = read_larger(config, "maxOutputTokens", "max_output_tokens")
+    choices = read_larger(config, "candidateCount", "candidate_count", 1, MAX_CANDIDATES)
     return Ask(
         dialect=name,
         path=f"{path}:{verb}{form}",
@@ -151,12 +151,6 @@ def _config(fields: Body) -> Body:
         if read_field(fields, member, _MEMBERS, "an object"):
             found = read_object(bytes(fields[member]))  # which refuses a count that stands there twice
     return found
-
-
-def _either(config: Body, camel: str, snake: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:
-    """A count that may be written in two ways; where it is written in both, the larger one bounds it."""
-    one, other = read_count(config, camel, least, most), read_count(config, snake, least, most)
-    return one if other is None else other if one is None else max(one, other)
 
 
 def _requests(fields: Body) -> list[Body]:

@@ -11,11 +11,10 @@ from tollkeeper.dialects.google_media import (
     BYTES_PER_TOKEN,
     DOCUMENT_TOKENS,
     IMAGE_TOKENS,
-    TOOL_TOKENS,
     WINDOW_TOKENS,
     prompt_bound,
 )
-from tollkeeper.dialects.json_body import TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS, read_object
+from tollkeeper.dialects.json_body import SERVER_TOOL_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS, read_object
 
 DATA = "A" * 4000
 
@@ -94,9 +93,9 @@ def test_prompts_kept_at_the_provider() -> None:
     ("tools", "tokens"),
     [
         ([{"functionDeclarations": [{"name": "codeExecution"}]}], 0),
-        ([{"googleSearch": {}}], TOOL_TOKENS),
-        ([{"googleSearch": {}, "codeExecution": {}}, {"function_declarations": []}], 2 * TOOL_TOKENS),
-        ({"fileSearch": {}}, TOOL_TOKENS),
+        ([{"googleSearch": {}}], SERVER_TOOL_TOKENS),
+        ([{"googleSearch": {}, "codeExecution": {}}, {"function_declarations": []}], 2 * SERVER_TOOL_TOKENS),
+        ({"fileSearch": {}}, SERVER_TOOL_TOKENS),
         ([{"urlContext": {}}], WINDOW_TOKENS),
         ([7], WINDOW_TOKENS),
         (None, 0),

@@ -53,16 +53,17 @@ def scopes(
         session=optional(session_id, "session_id"),
         user=optional(user_id, "user_id"),
         key=optional(key_id, "key_id"),
-        tags=() if tags == () else _tags(tags),
+        tags=() if tags == () else labels(tags, "tags"),
     )
 
 
-def _tags(tags: object) -> tuple[str, ...]:
-    if isinstance(tags, str) or not isinstance(tags, Collection):
-        raise _wrong("tags", "a list of texts", tags)
-    names = tuple(sorted({name(tag, "tags") for tag in tags}))  # their order says nothing: a repeat must be equal
+def labels(value: object, argument: str) -> tuple[str, ...]:
+    """Tags, each once, in a fixed order: their order says nothing, and a repeat must be equal."""
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise _wrong(argument, "a list of texts", value)
+    names = tuple(sorted({name(tag, argument) for tag in value}))
     if len(names) > MAX_TAGS:
-        raise ValueError(f"tags: expected at most {MAX_TAGS}, got {len(names)}")
+        raise ValueError(f"{argument}: expected at most {MAX_TAGS}, got {len(names)}")
     return names
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote_to_bytes
 
 import msgspec
 
-from tollkeeper.dialects.google_media import prompt_bound
+from tollkeeper.dialects.google_prompt import prompt_of
 from tollkeeper.dialects.google_reply import Reducer
 from tollkeeper.dialects.json_body import (
     Body,
@@ -81,6 +81,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     config = _config(fields)
     _requests(fields)
     cap = read_larger(config, "maxOutputTokens", "max_output_tokens")
+    bound, plain = prompt_of(body, fields)
     choices = read_larger(config, "candidateCount", "candidate_count", 1, MAX_CANDIDATES)
     return Ask(
         dialect=name,
@@ -90,7 +91,8 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         stream=method.streams,
         array=method.streams and not form,
         body=fields,
-        prompt_bound=prompt_bound(body, fields),
+        prompt_bound=bound,
+        plain=plain,
         output_cap=cap if method.generates else 0,
         choices=1 if choices is None else choices,
         generates=method.generates,

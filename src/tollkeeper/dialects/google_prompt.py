@@ -70,10 +70,10 @@ _PROMPT: Final = msgspec.json.Decoder(_Prompt)
 _TOOLS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
 
 
-def prompt_bound(body: bytes, fields: Body) -> int:
-    """No prompt of this body has more tokens."""
+def prompt_of(body: bytes, fields: Body) -> tuple[int, bool]:
+    """The most tokens that the prompt of a body has, and whether it is text and nothing else."""
     text, media = len(body), 0
-    marks = len(_MARKS.findall(body))
+    marks = told = len(_MARKS.findall(body))
     if marks or b"\\u" in body:  # a name may be written in escapes
         faster = _FASTER.search(body) is not None
         for part in _media(body):
@@ -91,7 +91,7 @@ def prompt_bound(body: bytes, fields: Body) -> int:
     if any(is_there(fields.get(name, ABSENT)) for name in ("cachedContent", "cached_content")):
         media += WINDOW_TOKENS
     media += _tools(fields.get("tools", ABSENT))
-    return text + template_tokens(fields) + min(media, WINDOW_TOKENS)
+    return text + template_tokens(fields) + min(media, WINDOW_TOKENS), not (media or told)
 
 
 def _inline(blob: _Blob, *, faster: bool) -> tuple[int, int]:

@@ -77,6 +77,11 @@ def entry_for(
     )  # fmt: skip
 
 
+def nothing_owed(price_version: str) -> Charge:
+    """The charge of what is free at any price: a refusal, an answer from a cache."""
+    return Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=price_version)
+
+
 def _outcome(course: Course) -> Outcome:
     if course.complete and (course.failure is not None or course.reading.error is not None):
         return "error"
@@ -88,8 +93,7 @@ def _outcome(course: Course) -> Outcome:
 def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
     hold, reading = course.hold, course.reading
     if course.complete and not reading.parts and isinstance(course.failure, UpstreamRefused):
-        nothing = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=hold.price_version)
-        return reading, nothing
+        return reading, nothing_owed(hold.price_version)
     if not course.answered:  # nothing came back: what it used is not known
         status: ChargeStatus = "unpriced" if hold.quote_nanos is None else "estimated"
         quoted = Charge(

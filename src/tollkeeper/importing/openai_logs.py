@@ -18,6 +18,7 @@ from msgspec import structs
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.dialects.json_reply import ABSENT, ABSURD, UNREADABLE, error_label, is_there
 from tollkeeper.importing.records import Given, Members, Record, fitting, instant, members, shown, since_1970, values
+from tollkeeper.settlement import NO_USAGE
 from tollkeeper.tracker import arguments
 from tollkeeper.values import Reading, Scopes
 
@@ -66,7 +67,7 @@ def read(raw: bytes, given: Given) -> Record:
         model=arguments.model(model), request_id=arguments.optional(request_id, "id"), reading=reading,
         scopes=Scopes(project=given.project, agent=given.agent, user=fitting(user)),
         outcome="ok" if reading.error is None else "error", is_free=reading.error is not None and not reading.parts,
-        note=reading.error or reading.note or (None if reading.parts else "the response states no usage"),
+        note=reading.error or reading.note or (None if reading.parts else NO_USAGE),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from tests.logs import JSON, why
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.importing import openai_logs
 from tollkeeper.importing.records import Given, Record
+from tollkeeper.settlement import NO_USAGE
 from tollkeeper.testing.clock import START_US
 from tollkeeper.values import Usage
 
@@ -105,7 +106,7 @@ def test_servers_that_leave_the_kind_out() -> None:
 def test_without_usage() -> None:
     """P4: a response that states no usage is a call whose cost is not known, and no zero."""
     record = read({name: value for name, value in CHAT.items() if name != "usage"})
-    assert (record.reading.parts, record.is_free, record.note) == ((), False, "the response states no usage")
+    assert (record.reading.parts, record.is_free, record.note) == ((), False, NO_USAGE)
 
 
 def test_errors() -> None:

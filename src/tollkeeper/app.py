@@ -97,7 +97,7 @@ class Reload:
         if prices.version != self._gate.prices.version:
             self._gate.prices = prices  # calls under way keep the book of their admission
         self._seen = stamps  # only now: what the ledger did not take is tried again
-        log.warning("changed budgets, keys and prices are taken; other settings at the next start")
+        log.info("changed budgets, keys and prices are taken; other settings at the next start")
 
 
 def _price_file(config: Config) -> Path | None:
@@ -166,7 +166,7 @@ def listen(config: Config) -> socket.socket:
         )  # connections inherit it; asyncio would not set it
         return listening
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = str(error.strerror).partition(" (while ")[0] if isinstance(error, OSError) else error
         raise ConfigError(
             f"host, port: cannot listen on {config.host}:{config.port}: {reason}; choose another"
         ) from None

@@ -146,8 +146,16 @@ async def test_a_taken_port(tmp_path: Path) -> None:
         port = taken.rsplit(":", 1)[1]
         code, out, err = await ended(tmp_path, "serve", "--port", port)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert f"host, port: cannot listen on 127.0.0.1:{port}" in err
+        assert f"host, port: cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in err
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_locale_without_utf_8(tmp_path: Path) -> None:
+    """I1: the package's own files are UTF-8 whatever the locale says."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code, out, err = await ended(tmp_path, "verify", **locale)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "there is no ledger at" in err
 
 
 async def test_a_second_gateway_on_one_ledger(tmp_path: Path) -> None:

@@ -365,3 +365,16 @@ async def test_process() -> None:
     assert await process.wait() == 0
     assert [billed["model"] for billed in bill] == ["gpt-4o-mini-2024-07-18"]
     assert bill[0]["complete"]
+
+
+async def test_a_port_in_use() -> None:
+    """I2: a taken port is a line, not a traceback."""
+    async with serving(FakeProvider()) as url:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tollkeeper.testing.provider", "--port", url.rpartition(":")[2],
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 2
+    assert b"--host, --port: cannot listen on 127.0.0.1:" in err
+    assert b"Traceback" not in err

@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments), prog_name="tollkeeper", standalone_mode=False)
     except typer.TyperException as usage:
-        return _fail(" ".join(f"{usage.format_message()} See 'tollkeeper --help'.".split()))
+        return _fail(_misused(usage))
     except TollkeeperError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -65,6 +65,14 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code if isinstance(code, int) else 0
+
+
+def _misused(usage: typer.TyperException) -> str:
+    """What is wrong with the options, and which command explains them."""
+    context: Any = getattr(usage, "ctx", None)
+    command = "tollkeeper" if context is None else context.command_path
+    says = usage.format_message().replace("Value error, ", "").removesuffix(".")
+    return f"{says}. See '{command} --help'."
 
 
 def _fail(message: str) -> int:

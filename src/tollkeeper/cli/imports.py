@@ -94,9 +94,12 @@ def bring(
 
 def _moment(text: str) -> datetime:
     try:
-        return datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment
     except ValueError:
-        raise BadRequest(f"--at: {text!r} is no time; write it like 2026-11-22T12:00:00Z") from None
+        pass
+    raise BadRequest(f"--at: {text!r} is no time with its zone; write it like 2026-11-22T12:00:00Z")
 
 
 @contextmanager
@@ -166,9 +169,9 @@ def as_lines(summary: Summary, dry_run: bool) -> list[str]:
         found.append(f"from {iso_utc(summary.from_us)} to {iso_utc(summary.to_us)}")
     if summary.compared:
         ours, theirs = format_nanos(summary.compared_nanos), format_nanos(summary.other_nanos)
-        found.append(f"LiteLLM computed ${theirs} for {summary.compared:,} calls that are ${ours} here")
+        found.append(f"LiteLLM computed ${theirs}, and it is ${ours} here; calls that have both: {summary.compared:,}")
     if summary.past_retention:
-        found.append(f"{summary.past_retention:,} are older than retention.entries keeps: the next pruning drops them")
+        found.append(f"{summary.past_retention:,} older than retention.entries keeps: the next pruning drops as many")
     return found
 
 

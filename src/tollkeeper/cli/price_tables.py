@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -18,22 +19,19 @@ from tollkeeper.values import Charge, iso_utc
 
 _UNITS: Final = {1_000_000: "", 1000: "/k", 3600: "/h"}
 _COLUMNS: Final = ("input", "cache_read", "output")
+#: Columns of a listing are padded to what most names need.
+_WIDEST: Final = 48
 _UNIT_NOTE: Final = "USD per million tokens; /k: per thousand, /h: per hour."
 
 
 # ── listings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def listing(version: str, at_us: int, rows: list[Row]) -> RenderableType:
-    """Prices, a line for each model and way of calling it."""
+def listing(version: str, at_us: int, rows: list[Row]) -> str:
+    """Prices, a line for each model and way of calling it: whole lines, because there may be thousands."""
     if not rows:
-        return Text("No model of that name has a price.")
-    table = grid()
-    table.add_column("model", overflow="fold", min_width=10)
-    for name in _COLUMNS:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    for name in ("others", "since", "layer"):
-        table.add_column(name, overflow="fold", min_width=9)
+        return "No model of that name has a price."
+    lines = [["model", *(name.replace("_", " ") for name in _COLUMNS), "since", "layer", "others"]]
     for place, group in groupby(rows, key=lambda row: (row.provider, row.model, row.when, row.from_tokens)):
         prices = {row.kind: row for row in group}
         since = max((row.since_us for row in prices.values() if row.since_us is not None), default=None)
@@ -41,12 +39,23 @@ def listing(version: str, at_us: int, rows: list[Row]) -> RenderableType:
         if all(row.usd == "0" for row in prices.values()):
             others = ["all 0"]
         layers = dict.fromkeys(" × ".join(row.layers) for row in prices.values())
-        table.add_row(
-            Text(_name(*place)),
-            *(_price(prices[name]) if name in prices else "" for name in _COLUMNS),
-            Text(", ".join(others)), _day(since), Text(", ".join(layers)),
-        )  # fmt: skip
-    return Group(Text(_head(version, at_us)), table, Text(_UNIT_NOTE, "dim"))
+        figures = [_price(prices[name]) if name in prices else "" for name in _COLUMNS]
+        lines.append([_name(*place), *figures, _day(since), ", ".join(layers), ", ".join(others)])
+    widths = [min(max(map(cell_len, column)), _WIDEST) for column in zip(*lines, strict=True)]
+    drawn = [_line(cells, widths) for cells in lines]
+    rule = "─" * min(max(map(cell_len, drawn)), sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([_head(version, at_us), drawn[0], rule, *drawn[1:], _UNIT_NOTE])
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    """Cells side by side, figures to the right; a cell that is too wide moves the rest of its own line alone."""
+    spaces = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    figures = range(1, 1 + len(_COLUMNS))
+    padded = (
+        space + cell if at in figures else cell + space
+        for at, (cell, space) in enumerate(zip(cells, spaces, strict=True))
+    )
+    return "  ".join(padded).rstrip()
 
 
 def listing_json(version: str, at_us: int, rows: list[Row]) -> str:
@@ -92,6 +101,8 @@ def sum_of(name: str, at_us: int, charge: Charge, lines: list[Line]) -> Renderab
             _day(line.since_us), Text(" × ".join(line.layers)),
         )  # fmt: skip
     missing = f", without a price of its own: {', '.join(map(safe, charge.missing))}" if charge.missing else ""
+    if not lines and charge.amount_nanos is None:
+        missing = ": no price is known for it; `tollkeeper prices list` shows those that are"
     style = "" if charge.status == "priced" else "yellow"
     head = Text(f"{safe(name)}  {_head(charge.price_version, at_us)}")
     return Group(head, table, Text(f"{charge.status}{missing}", style))
@@ -123,9 +134,9 @@ def changes(before: str, after: str, at_us: int, found: list[Change]) -> Rendera
     if not found:
         return Group(head, Text("No price differs."))
     table = grid()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("model", overflow="fold", min_width=10)
-    table.add_column("kind")
+    table.add_column("kind", no_wrap=True)
     for side in ("before", "after"):
         table.add_column(side, justify="right", no_wrap=True)
     table.add_column("layer", overflow="fold")

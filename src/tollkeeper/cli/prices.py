@@ -28,22 +28,25 @@ def list_(
     provider: Annotated[
         str | None, typer.Option(help="This provider alone, by its name here or in the price data.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Models with this text in their name.")] = "",
+    model: Annotated[str, typer.Option(help="Models, or routes, with this text in their name.")] = "",
     at: At = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
     """Show the prices that hold, from which layer each is, and since when."""
-    from tollkeeper.cli import price_tables, render
+    from tollkeeper.cli import price_tables
     from tollkeeper.prices import PriceBook
 
     settings, at_us = load_without_keys(config), _instant(at)
     book = PriceBook.load(settings.prices)
-    found = [row for row in _rows(book, settings, at_us, provider) if model.lower() in row.model.lower()]
+    listed = _rows(book, settings, at_us, provider)
+    found = [
+        row for row in listed if any(model.lower() in name.lower() for name in (row.model, row.when.get("route", "")))
+    ]
     if as_json:
         typer.echo(price_tables.listing_json(book.version, at_us, found))
     else:
-        render.show(lambda width: price_tables.listing(book.version, at_us, found))
+        typer.echo(price_tables.listing(book.version, at_us, found))
 
 
 @app.command()

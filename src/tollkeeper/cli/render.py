@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from tollkeeper.preview import Preview
 
-#: Characters of a full bar, from the one that looks best to the one that fits almost anywhere.
-_BARS: Final = (10, 6, 3, 0)
+#: Characters of a full bar, from the one that looks best to the one that fits almost anywhere; None: no share at all.
+_BARS: Final = (10, 6, 3, 0, None)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _WIDE: Final = 100
 _BUCKET_FORMAT: Final = {"hour": "%Y-%m-%d %H:%M", "day": "%Y-%m-%d %a", "month": "%Y-%m"}
@@ -59,17 +59,29 @@ def table(report: Report, width: int) -> RenderableType:
         named = f" with a {plan.by}" if any(report.total) else ""
         return Text(f"No calls{named} from {span_of(plan)}.")
     title = Text.assemble(("Spend", "bold"), f" by {plan.by}" if plan.by else "", f"  {span_of(plan)}")
-    drawings = (_draw(report, width, bar) for bar in _BARS)
-    drawn = next((each for each in drawings if _natural_width(each) <= width), _draw(report, width, _BARS[-1]))
-    return Group(title, drawn, *map(Text, notes(report)))
+    drawings = [_draw(report, width, bar) for bar in _BARS]
+    whole = (each for each in drawings if _widths(each).maximum <= width)
+    folded = (each for each in drawings[-2:] if _least(each) <= width)  # names on several lines
+    return Group(title, next(whole, None) or next(folded, drawings[-1]), *map(Text, notes(report)))
 
 
-def _natural_width(drawn: Table) -> int:
+def _widths(drawn: RenderableType) -> Measurement:
     console = Console(width=1000)
-    return Measurement.get(console, console.options, drawn).maximum
+    return Measurement.get(console, console.options, drawn)
 
 
-def _draw(report: Report, width: int, bar: int) -> Table:
+def _least(drawn: Table) -> int:
+    """The width below which a figure would be cut: names alone can be folded, and texts between words."""
+    width = _widths(drawn).maximum
+    for column in drawn.columns:
+        if not column.no_wrap:
+            cells = [_widths(cell) for cell in (column.header, *column.cells)]
+            word = (column.min_width or 1) if column.overflow == "fold" else max(cell.minimum for cell in cells)
+            width -= max(0, max(cell.maximum for cell in cells) - word)
+    return width
+
+
+def _draw(report: Report, width: int, bar: int | None) -> Table:
     plan, total = report.plan, report.total
     decimals = decimals_of([row.sums.amount_nanos for row in report.rows] + [total.amount_nanos])
     inexact = any(row.sums.inexact_nanos or row.sums.unpriced for row in report.rows)
@@ -78,7 +90,8 @@ def _draw(report: Report, width: int, bar: int) -> Table:
         drawn.add_column(plan.each, "total" if plan.by is None else "", no_wrap=True, footer_style="bold")
     if plan.by is not None:
         drawn.add_column(plan.by, "total", overflow="fold", min_width=10, footer_style="bold")
-    drawn.add_column("share", no_wrap=True)
+    if bar is not None:
+        drawn.add_column("share", no_wrap=True)
     drawn.add_column("cost", _cost(total, decimals), justify="right", no_wrap=True, footer_style="bold")
     drawn.add_column("calls", f"{total.calls:,}", justify="right", no_wrap=True)
     for name, value in _tokens(total, width).items():
@@ -93,7 +106,8 @@ def _draw(report: Report, width: int, bar: int) -> Table:
             start_us = row.start_us
         if plan.by is not None:
             cells.append(Text(_label(row), style="dim" if row.name is None else ""))
-        cells += [_bar(row.sums, total, bar), _cost(row.sums, decimals), f"{row.sums.calls:,}"]
+        cells += [] if bar is None else [_bar(row.sums, total, bar)]
+        cells += [_cost(row.sums, decimals), f"{row.sums.calls:,}"]
         cells += _tokens(row.sums, width).values()
         drawn.add_row(*cells, *([_not_exact(row.sums)] if inexact else []))
     return drawn
@@ -137,12 +151,14 @@ def difference_table(rows: list[Difference]) -> RenderableType:
     for name in ("reported", "differ", "computed cost", "reported cost", "difference"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        difference = usd(row.difference_nanos, decimals)
-        drawn.add_row(
-            Text(safe(f"{row.provider}/{row.model}")), f"{row.reported:,}", f"{row.differing:,}",
-            usd(row.computed_nanos, decimals), usd(row.reported_nanos, decimals),
-            Text(f"+{difference}" if row.difference_nanos > 0 else difference, "yellow" if row.difference_nanos else ""),
-        )  # fmt: skip
+        both = [usd(nanos, decimals) for nanos in (row.computed_nanos, row.reported_nanos, row.difference_nanos)]
+        if row.difference_nanos > 0:
+            both[2] = f"+{both[2]}"
+        if row.uncomputed == row.reported:
+            both = ["–"] * 3  # no entry has both, and that is no zero
+        counts = (f"{row.reported:,}", f"{row.differing:,}")
+        difference = Text(both[2], "yellow" if row.difference_nanos else "")
+        drawn.add_row(Text(safe(f"{row.provider}/{row.model}")), *counts, *both[:2], difference)
     counted, ours = sum(row.counted_nanos for row in rows), sum(row.ours for row in rows)
     uncomputed = sum(row.uncomputed for row in rows)
     below = [f"${format_nanos(counted)} of what was spent stands on the provider's own figure."]
@@ -174,8 +190,10 @@ def preview_table(preview: Preview) -> RenderableType:
     if not preview.verdicts:
         return Group(*below, Text("No budget covers this call."))
     table = grid()
-    for name in ("budget", "limit", "spent", "left", "verdict"):
-        table.add_column(name, justify="right" if name in ("limit", "spent", "left") else "left", overflow="fold")
+    table.add_column("budget", overflow="fold", min_width=10)
+    for name in ("limit", "spent", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for verdict in preview.verdicts:
         standing, measure = verdict.standing, verdict.standing.budget.measure
         word = Text("pays", "green") if verdict.refusal is None else Text("refuses", "bold red")
@@ -200,9 +218,15 @@ def as_text(value: object) -> str:
 
 
 def show(draw: Callable[[int], RenderableType], *, err: bool = False) -> None:
-    """Print what `draw` makes for the width at hand: in colour on a terminal, as plain text to a pipe."""
+    """Print what `draw` makes for the width at hand: in colour on a terminal, as plain text to a pipe.
+
+    What needs more is wider than the terminal: a figure is never cut short.
+    """
     console = Console(highlight=False, markup=False, stderr=err)
-    console.print(draw(console.width))
+    drawn = draw(console.width)
+    parts = drawn.renderables if isinstance(drawn, Group) else [drawn]
+    console.width = max([console.width, *(_least(part) for part in parts if isinstance(part, Table))])
+    console.print(drawn)
 
 
 @contextmanager

@@ -215,6 +215,8 @@ def _unknown_setting(loc: Loc) -> str:
     if name in ("api_key", "secret", "token", "key") and loc[0] in ("providers", "keys"):
         right = "api_key_env or api_key_file" if loc[0] == "providers" else "hash"
         return f"secrets do not stand in the configuration; use {right}"
+    if len(loc) > 1 and name in Settings.model_fields:
+        return "is not known in a table; it is a setting of its own: write it above the first [table] of the file"
     return unknown(name, _table_of(loc).model_fields, later=_LATER if len(loc) == 1 else ())
 
 

@@ -119,7 +119,7 @@ def _time(body: Members, around: Members, given: Given) -> int:
                 value = values(b'{"at":%s}' % bytes(place[field]))["at"]
                 return instant(value, field, given) if isinstance(value, str) else since_1970(value, field, given)
     if given.at_us is None:
-        raise ValueError(f"{_TIMES[0]}: the response does not say when it was made; give the time beside the file")
+        raise ValueError(f"{_TIMES[0]}: the response does not say when it was made; give the time with the file (at)")
     return given.at_us
 
 

@@ -46,8 +46,10 @@ def read(path: Path) -> tuple[Override, ...]:
     """The entries of a price file. Raises ConfigError, one line per mistake."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the price file: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the price file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; expected a TOML file with [[price]] tables") from None
     return parse(text, str(path))
 
 

@@ -40,7 +40,7 @@ _SQL: Final = files("tollkeeper.stores") / "sql"
 
 
 def _read_sql(name: str) -> str:
-    text = (_SQL / name).read_text()
+    text = (_SQL / name).read_text("utf-8")
     for each, sql in _LISTS.items():
         text = text.replace(f"{{{each}}}", sql)
     return text
@@ -49,7 +49,7 @@ def _read_sql(name: str) -> str:
 VIEWS: Final = _read_sql("views.sql")
 APPLY: Final = _read_sql("apply.sql")
 MIGRATIONS: Final = tuple(
-    path.read_text() for path in sorted(_SQL.iterdir(), key=lambda path: path.name) if path.name[0].isdigit()
+    path.read_text("utf-8") for path in sorted(_SQL.iterdir(), key=lambda path: path.name) if path.name[0].isdigit()
 )
 QUERIES: Final[dict[str, str]] = {
     name.strip(): sql
@@ -175,10 +175,7 @@ def open_writer(path: Path) -> apsw.Connection:
         if application != APPLICATION_ID and not empty:
             raise StoreCorrupt(f"store: {path} is another program's database; nothing was changed; name another file")
         if version > len(MIGRATIONS):
-            raise StoreCorrupt(
-                f"store: {path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
-                f"nothing was changed; upgrade Tollkeeper"
-            )
+            raise _newer(path, version)
         writer.pragma("journal_mode", "wal")
         writer.pragma("synchronous", "full")
         writer.pragma("wal_autocheckpoint", _CHECKPOINT_PAGES)
@@ -203,6 +200,13 @@ def unusable(path: Path, failure: apsw.Error) -> StoreError:
     )
 
 
+def _newer(path: Path, version: int) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"store: {path} was written by a newer version (schema {version}, this one knows {len(MIGRATIONS)}); "
+        f"nothing was changed; upgrade Tollkeeper"
+    )
+
+
 def open_reader(path: Path) -> apsw.Connection:
     """A read-only connection with the views. Raises StoreUnavailable, StoreCorrupt."""
     if not path.exists():
@@ -213,7 +217,9 @@ def open_reader(path: Path) -> apsw.Connection:
         if reader.pragma("application_id") != APPLICATION_ID:
             raise StoreCorrupt(f"store: {path} is not a Tollkeeper ledger; name another file")
         version = reader.pragma("user_version")
-        if version != len(MIGRATIONS):
+        if version > len(MIGRATIONS):
+            raise _newer(path, version)
+        if version < len(MIGRATIONS):
             raise StoreUnavailable(
                 f"store: {path} has schema {version}, this version reads {len(MIGRATIONS)}; "
                 f"start the gateway once to migrate it, or use the version that wrote it"

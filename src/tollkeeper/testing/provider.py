@@ -317,7 +317,10 @@ def main() -> None:
         pause_s=asked.pause_ms / 1000,
         keep_requests=False,  # nobody can read them there, and load tests send millions
     )
-    uvloop.run(_process(asked.host, asked.port, provider))
+    try:
+        uvloop.run(_process(asked.host, asked.port, provider))
+    except (OSError, OverflowError) as error:
+        parser.error(f"--host, --port: cannot listen on {asked.host}:{asked.port}: {error}")
 
 
 if __name__ == "__main__":

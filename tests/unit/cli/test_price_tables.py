@@ -7,6 +7,8 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
+from msgspec import structs
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from tollkeeper.cli.price_tables import changes, listing, listing_json, read_listing, sum_json, sum_of
@@ -20,7 +22,7 @@ ROW = Row(
 )  # fmt: skip
 
 
-def shown(drawn: RenderableType) -> str:
+def shown(drawn: RenderableType | str) -> str:
     console = Console(file=io.StringIO(), width=150, highlight=False, markup=False)
     console.print(drawn)
     assert isinstance(console.file, io.StringIO)
@@ -55,11 +57,23 @@ def test_a_listing_shows_ways_layers_and_days() -> None:
     assert "all 0" in shown(listing("v", AT_US, free))
 
 
+def test_a_listing_is_whole_lines() -> None:
+    """A name too long for its column moves the rest of its own line alone: each price is one line, for grep too."""
+    names = ["a", "b" * 60, "日本"]
+    rows = [structs.replace(ROW, model=name, usd="1") for name in names]
+    lines = listing("v", AT_US, rows).splitlines()[3:-1]
+    assert [line.split()[0] for line in lines] == [f"p/{name}" for name in names]
+    short, long, wide = (cell_len(line[: line.index("1  ")]) for line in lines)
+    assert (short, long > short) == (wide, True)
+
+
 def test_an_unknown_sum_is_unknown() -> None:
     """A5: without a price the total is null and said to be unknown."""
     charge = Charge(amount_nanos=None, status="unpriced", price_version="v")
     assert json.loads(sum_json("m", AT_US, charge, []))["total_usd"] is None
-    assert "unknown" in shown(sum_of("m", AT_US, charge, []))
+    text = shown(sum_of("m", AT_US, charge, []))
+    assert "unknown" in text
+    assert "unpriced: no price is known for it" in text
 
 
 def test_changes_are_counted() -> None:

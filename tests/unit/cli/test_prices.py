@@ -100,6 +100,7 @@ def test_list_as_a_table(run: Run) -> None:
     assert "openai/gpt-5.4-nano" in out
     assert "web_search 10/k" in out
     assert "genai-prices, shipped #3" in out
+    assert "openai/gpt-4o route=smart" in run("list", "--model", "smart", *AT)[1]
     assert run("list", "--model", "no-such-thing")[1].strip() == "No model of that name has a price."
 
 

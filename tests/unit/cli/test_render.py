@@ -102,8 +102,22 @@ def test_differences() -> None:
     found = [
         Difference(provider="x", model="m", reported=3, differing=2, uncomputed=1, computed_nanos=5, reported_nanos=8),
         Difference(provider="x", model="n", reported=1, differing=1, computed_nanos=9, reported_nanos=8),
+        Difference(provider="x", model="only-theirs", reported=1, uncomputed=1, counted_nanos=7),
     ]
     text = shown(render.difference_table(found))
     assert "+$0.000000003" in text
     assert "-$0.000000001" in text
-    assert "Without a price of ours, and in neither sum: 1." in text
+    assert "Without a price of ours, and in neither sum: 2." in text
+    (theirs,) = (line for line in text.splitlines() if "only-theirs" in line)
+    assert theirs.split() == ["x/only-theirs", "1", "0", "–", "–", "–"]  # unknown is no zero
+
+
+def test_no_figure_is_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """G1: on a narrow terminal the share goes first; what still needs more is wider than the terminal, never a wrong figure."""
+    rows = report(row("a-name-of-some-length", 123_456_789, start_us=NOV_1, input=1_234_567), each="day")
+    for width in ("60", "20"):
+        monkeypatch.setenv("COLUMNS", width)
+        render.show(lambda columns: render.table(rows, columns))
+        out = capsys.readouterr().out
+        assert ("$0.123456789" in out, "1,234,567" in out, "…" in out, "share" in out) == (True, True, False, False)
+        assert max(map(len, out.splitlines())) <= 60

@@ -101,3 +101,12 @@ def test_foreign_variables_are_left_alone() -> None:
         "TOLLKEEPER_FIXTURES": "somewhere",
     }
     assert read(None, environ)[0].port == 4141
+
+
+def test_a_setting_below_a_table() -> None:
+    """I2: a setting that was pasted below a table, and so became part of it, is told to stand above."""
+    Path("tollkeeper.toml").write_text('[[budgets]]\nscope = "all"\nprices = "prices.toml"\n')
+    with pytest.raises(
+        ConfigError, match=r"budgets #1\.prices: .*; it is a setting of its own: write it above the first"
+    ):
+        read(None, {})

@@ -211,7 +211,10 @@ def test_all_mistakes_at_once() -> None:
 def test_read_names_the_file(tmp_path: Path) -> None:
     """A file that is absent or wrong is named."""
     path = tmp_path / "prices.toml"
-    with pytest.raises(ConfigError, match=r"prices\.toml: cannot read the price file"):
+    with pytest.raises(ConfigError, match=r"prices\.toml: cannot read the price file: No such file or directory$"):
+        read(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"prices\.toml: is not UTF-8 text"):
         read(path)
     path.write_text('[[price]]\nmodel = "m"\ninput = "-1"')
     with pytest.raises(ConfigError, match=r"prices\.toml: price 1 \(m\): input"):

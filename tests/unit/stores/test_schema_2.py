@@ -166,7 +166,7 @@ def test_an_older_program(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "MIGRATIONS", sqlite_file.MIGRATIONS[:1])
     with pytest.raises(StoreCorrupt, match=r"newer version \(schema 2, this one knows 1\).*upgrade Tollkeeper"):
         SqliteStore(old)
-    with pytest.raises(StoreUnavailable, match="has schema 2, this version reads 1"):
+    with pytest.raises(StoreCorrupt, match=r"newer version \(schema 2, this one knows 1\).*upgrade Tollkeeper"):
         open_reader(f"sqlite:///{old}")
     assert state(old) == after
 

@@ -89,6 +89,17 @@ class Gateway:
         """All of the ledger, in the order booked."""
         return [entry async for entry in self.app.gate.store.entries(0, 2**60)]
 
+    def asks(self) -> list[Any]:
+        """One element for each call that comes in from now on."""
+        seen, call = list[Any](), self.app.api._call
+
+        async def counting(*args: Any) -> None:
+            seen.append(args)
+            await call(*args)
+
+        self.app.api._call = counting  # type: ignore[method-assign]
+        return seen
+
     async def live(self) -> list[Hold]:
         return await self.app.gate.store.live()
 

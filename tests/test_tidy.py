@@ -33,7 +33,7 @@ MONEY += ("reports", "tracker/*", "importing/*")
 
 #: Modules without a test file of their own name, and the test file that covers them.
 OWNERS = {
-    "cli/options": "unit/cli/test_cli.py",
+    "cli/configured": "unit/cli/test_cli.py",
     "cli/reprice_tables": "unit/cli/test_reprice.py",
     "testing/conformance": "conformance/test_stores.py",
     "testing/corrections": "conformance/test_stores.py",

@@ -11,14 +11,14 @@ entries, and can be computed again from them (`cells_of`, `spent_by`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from msgspec import structs
 
 from tollkeeper.errors import Conflict, UnknownEntry
-from tollkeeper.values import KINDS, OTHER, Charge, Entry, Hold, Measure, ScopeKind, Scopes, Usage, Window
+from tollkeeper.values import KINDS, OTHER, Charge, Entry, Hold, Measure, ScopeKind, Scopes, Usage, Window, us_of, utc
 
 HoldState = Literal["held", "settled", "voided", "expired"]
 HoldEvent = Literal["settle", "void", "expire"]
@@ -32,7 +32,6 @@ HOLD_LIFE: Final[dict[tuple[HoldState, HoldEvent], HoldState]] = {
 
 FOREVER_US: Final = 2**62
 _MICROS: Final = 1_000_000
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Period = Literal["hour", "day", "month"]
 PERIODS: Final[tuple[Period, ...]] = ("hour", "day", "month")
 CELL_SCOPES: Final[tuple[ScopeKind, ...]] = ("project", "agent", "session", "user", "key", "tag")
@@ -49,13 +48,13 @@ def window_of(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
     if window == "total":
         return 0, FOREVER_US
     zone = ZoneInfo(timezone)
-    at = _EPOCH + timedelta(microseconds=at_us)
+    at = utc(at_us)
     local = at.astimezone(zone)
     if window in ("minute", "hour"):
         into = timedelta(
             minutes=local.minute if window == "hour" else 0, seconds=local.second, microseconds=local.microsecond
         )
-        start = _instant(at - into)
+        start = us_of(at - into)
         return start, start + (3600 if window == "hour" else 60) * _MICROS
     day = local.date()
     if window == "day":
@@ -67,14 +66,10 @@ def window_of(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
         first = day.replace(day=1)
         after = (first + timedelta(days=32)).replace(day=1)
     midnight = datetime.min.time()
-    start_us, end_us = (_instant(datetime.combine(date, midnight, zone)) for date in (first, after))
+    start_us, end_us = (us_of(datetime.combine(date, midnight, zone)) for date in (first, after))
     if at_us >= end_us:  # a clock turned back over midnight: the day that had begun goes on
         return window_of(window, timezone, end_us)
     return start_us, end_us
-
-
-def _instant(moment: datetime) -> int:
-    return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 # ── what counts where ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ its edges are edges of theirs, else from the entries.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Final, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo
 
@@ -21,7 +21,7 @@ import msgspec
 
 from tollkeeper.errors import BadRequest
 from tollkeeper.ledger import PERIODS, CellKey, Period, window_of
-from tollkeeper.values import KINDS, Entry, ScopeKind, Usage, iso_utc
+from tollkeeper.values import EPOCH, KINDS, Entry, ScopeKind, Usage, iso_utc, us_of
 
 Grouping = Literal["project", "agent", "session", "user", "key", "model", "provider", "tag"]
 GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
@@ -32,7 +32,6 @@ ROWS_MAX: Final = 2000
 #: Groupings that not every call has: the rest of the total is a row without a name.
 _PARTIAL: Final = ("agent", "session", "user", "key")
 _OWN_CELLS: Final = (*_PARTIAL, "tag")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_YEAR: Final = 2200
 
 
@@ -146,8 +145,8 @@ def span(from_text: str | None, to_text: str | None, timezone: str, now_us: int)
     Raises BadRequest naming the argument.
     """
     month = window_of("month", checked_zone(timezone), now_us)
-    from_us = month[0] if from_text is None else _instant(from_text, "from", timezone)
-    to_us = month[1] if to_text is None else _instant(to_text, "to", timezone)
+    from_us = month[0] if from_text is None else instant(from_text, "from", timezone)
+    to_us = month[1] if to_text is None else instant(to_text, "to", timezone)
     if from_us >= to_us:
         raise BadRequest(f"from, to: {iso_utc(from_us)} is not before {iso_utc(to_us)}; give an earlier start")
     return from_us, to_us
@@ -162,7 +161,8 @@ def checked_zone(timezone: str) -> str:
     return timezone
 
 
-def _instant(text: str, name: str, timezone: str) -> int:
+def instant(text: str, name: str, timezone: str) -> int:
+    """UTC microseconds of a date or an ISO time, in `timezone` where it names none. Raises BadRequest naming the argument."""
     zone = ZoneInfo(timezone)
     try:
         if len(text) == len("2026-11-01"):
@@ -173,9 +173,9 @@ def _instant(text: str, name: str, timezone: str) -> int:
             moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
     except (ValueError, OverflowError):
         raise BadRequest(f"{name}: {text!r} is no date; write 2026-11-01 or 2026-11-01T12:00") from None
-    if not _EPOCH.year < moment.year < _LAST_YEAR:
+    if not EPOCH.year < moment.year < _LAST_YEAR:
         raise BadRequest(f"{name}: {text!r} is too far away; expected a year from 1971 to {_LAST_YEAR - 1}")
-    return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+    return us_of(moment)
 
 
 def plan(

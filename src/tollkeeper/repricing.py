@@ -75,24 +75,17 @@ def _quoted(entry: Entry, book: PriceBook, provider: Provider | None) -> Charge:
     )  # fmt: skip
 
 
-def is_lost(entry: Entry, charge: Charge | None) -> bool:
-    """Whether new prices have none for what the old ones could price."""
-    return charge is not None and charge.computed_nanos is None and entry.charge.computed_nanos is not None
-
-
-def corrected(entry: Entry, charge: Charge | None) -> Entry | None:
-    """The entry's next revision with another charge; None where nothing changes in amount, computed amount or status."""
-    if charge is None or is_lost(entry, charge) or _figures(charge) == _figures(entry.charge):
-        return None
-    return structs.replace(entry, charge=charge, revision=entry.revision + 1)
-
-
-def repriced(entry: Entry, book: PriceBook, provider: Provider | None) -> Entry | None:
-    """An entry at these prices: its next revision, to be signed by whoever books it. None: nothing changes.
+def repriced(entry: Entry, book: PriceBook, provider: Provider | None) -> tuple[Entry | None, bool]:
+    """An entry at these prices: its next revision, to be signed by whoever books it; None: nothing changes. And whether
+    it is lost: these prices have none for what the old ones could price.
 
     `provider` is the one of the entry's name; its `prices` and `counts` are those of today.
     """
-    return corrected(entry, charge_again(entry, book, provider))
+    charge = charge_again(entry, book, provider)
+    lost = charge is not None and charge.computed_nanos is None and entry.charge.computed_nanos is not None
+    if charge is None or lost or _figures(charge) == _figures(entry.charge):
+        return None, lost
+    return structs.replace(entry, charge=charge, revision=entry.revision + 1), False
 
 
 def _figures(charge: Charge) -> tuple[int | None, int | None, str]:

@@ -20,10 +20,8 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from tollkeeper.errors import BadRequest, NotAllowed, UnknownModel
-from tollkeeper.values import Provider, Route
+from tollkeeper.values import MAX_MODEL, Provider, Route
 
-MAX_MODEL: Final = 256
-"""Characters in a model's name."""
 _CACHED: Final = 1024
 _SHOWN: Final = 12
 

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from tollkeeper.errors import TollkeeperError, UpstreamRefused
 from tollkeeper.prices import PriceBook
-from tollkeeper.values import Charge, ChargeStatus, Entry, Hold, Outcome, Part, Provider, Reading, Usage
+from tollkeeper.values import MAX_MODEL, Charge, ChargeStatus, Entry, Hold, Outcome, Part, Provider, Reading, Usage
 
 NO_USAGE: Final = "no usage"
 """The note of an entry whose reply did not say what was used, and for which nothing bounds it: its counts are unknown, not 0."""
@@ -71,7 +71,7 @@ def entry_for(
     latency_ms: int | None = None,
 ) -> Entry:
     """An entry: for whom and when are the hold's, what was used is the reading's."""
-    served = (reading.model or sent)[:256]
+    served = (reading.model or sent)[:MAX_MODEL]
     return Entry(
         id=hold.id, call=hold.call, attempt=hold.attempt, calls=int(hold.attempt == 1), at_us=hold.at_us,
         scopes=hold.scopes, dialect=hold.dialect, provider=hold.provider, model=hold.model, served=served,
@@ -86,6 +86,11 @@ def _is_by_others(parts: tuple[Part, ...], served: str | None) -> bool:
     return len(parts) > 1 or any(part.model is not None and part.model != served for part in parts)
 
 
+def nothing_owed(price_version: str) -> Charge:
+    """The charge of what is free at any price: a refusal, an answer from a cache."""
+    return Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=price_version)
+
+
 def _outcome(course: Course) -> Outcome:
     if course.complete and (course.failure is not None or course.reading.error is not None):
         return "error"
@@ -97,8 +102,7 @@ def _outcome(course: Course) -> Outcome:
 def _charged(prices: PriceBook, course: Course) -> tuple[Reading, Charge]:
     hold, reading = course.hold, course.reading
     if course.complete and not reading.parts and isinstance(course.failure, UpstreamRefused):
-        nothing = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=hold.price_version)
-        return reading, nothing
+        return reading, nothing_owed(hold.price_version)
     if not course.answered:  # nothing came back: what it used is not known
         status: ChargeStatus = "unpriced" if hold.quote_nanos is None else "estimated"
         quoted = Charge(

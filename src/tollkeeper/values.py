@@ -6,10 +6,10 @@ They are trees of plain values, so the garbage collector need not know of them (
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,18 +19,21 @@ MAX_TOKENS: Final = 10**9
 """No call has more tokens of one kind: a count above it is absurd and never reaches a counter."""
 MAX_ID: Final = 128
 """Characters in an id of a project, agent, session, user, key or tag."""
+MAX_MODEL: Final = 256
+"""Characters in a model's name; the longest known (inference-profile ARNs) have about 150."""
 
 OTHER: Final = "_other"
 """Where cells count ids past the cardinality cap."""
 
 ChargeStatus = Literal["priced", "partial", "unpriced", "estimated"]
+DialectName = Literal["openai-chat", "openai-embeddings", "openai-responses", "anthropic-messages", "google-generate"]
 Outcome = Literal["ok", "error", "cut", "left", "expired"]
 ScopeKind = Literal["all", "project", "agent", "session", "user", "key", "model", "tag"]
 Measure = Literal["usd", "tokens", "requests"]
 Window = Literal["minute", "hour", "day", "week", "month", "total"]
-SCOPE_KINDS: Final = get_args(ScopeKind)
-MEASURES: Final = get_args(Measure)
-WINDOWS: Final = get_args(Window)
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICRO: Final = timedelta(microseconds=1)
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -335,6 +338,16 @@ def show_amount(amount: int | None, measure: str) -> str:
     if amount is None:
         return "none"
     return f"${format_nanos(amount)}" if measure == "usd" else f"{amount} {measure}"
+
+
+def utc(at_us: int) -> datetime:
+    """An instant as a datetime."""
+    return EPOCH + at_us * _MICRO
+
+
+def us_of(moment: datetime) -> int:
+    """The instant of a datetime that has a zone."""
+    return (moment - EPOCH) // _MICRO
 
 
 @lru_cache(256)

@@ -27,9 +27,9 @@ def test_recorded_entries_priced_again(exchange: Any) -> None:
         entry, usage=reading.usage, charge=charge, tier=reading.tier, speed=reading.speed, geo=reading.geo,
         parts=reading.parts if len(reading.parts) > 1 else (),
     )  # fmt: skip
-    assert repriced(entry, BOOK, None) is None
+    assert repriced(entry, BOOK, None) == (None, False)
     if reading.usage != Usage() and charge.computed_nanos is not None:
         lost = structs.replace(charge, amount_nanos=None, computed_nanos=None, terms=(), status="unpriced", missing=())
-        again = repriced(structs.replace(entry, charge=lost), BOOK, None)
+        again, _ = repriced(structs.replace(entry, charge=lost), BOOK, None)
         assert again is not None
         assert again.charge == charge

@@ -12,9 +12,8 @@ from msgspec import structs
 from tests.pricing import overridden
 from tests.unit import test_settlement as settlements
 
-from tollkeeper import repricing
 from tollkeeper.ledger import expired
-from tollkeeper.repricing import Figures, Repricing, reading_of, repriced, rows_of
+from tollkeeper.repricing import Figures, Repricing, charge_again, reading_of, repriced, rows_of
 from tollkeeper.settlement import Course
 from tollkeeper.stores.sqlite_file import entry_row, row_entry
 from tollkeeper.testing.samples import AT_US, DAY_US, a_hold, an_entry
@@ -39,6 +38,11 @@ def priced(book: Any = OLD, **changed: Any) -> Entry:
     return structs.replace(entry, charge=charge)
 
 
+def right_of(entry: Entry, book: Any, place: Provider) -> Entry | None:
+    """What takes the entry's place; None: it stays."""
+    return repriced(entry, book, place)[0]
+
+
 def nanos(entry: Entry | None) -> tuple[int | None, int | None, str] | None:
     """Amount, computed amount and status."""
     return None if entry is None else (entry.charge.amount_nanos, entry.charge.computed_nanos, entry.charge.status)
@@ -51,9 +55,9 @@ def nanos(entry: Entry | None) -> tuple[int | None, int | None, str] | None:
 def test_the_same_prices_change_nothing(name: str) -> None:
     """A8: however a call went, its entry at the prices of its booking costs what was booked."""
     entry = settlements.booked(settlements.COURSES[name][0])
-    assert repriced(entry, settlements.PRICES, PLACE) is None
+    assert right_of(entry, settlements.PRICES, PLACE) is None
     hold = structs.replace(settlements.HOLD, sent="m", model="alias")
-    assert repriced(expired(hold), settlements.PRICES, PLACE) is None
+    assert right_of(expired(hold), settlements.PRICES, PLACE) is None
 
 
 NAMES = st.sampled_from(["m", "dear", "alias", "unheard-of", "m-2026-01-01", "x" * 300])
@@ -77,8 +81,8 @@ def test_any_call_at_the_same_prices(
         quote = settlements.PRICES.quote_nanos(PLACE, sent, bound.input, bound.output, AT_US, route=asked)
         course = structs.replace(course, hold=structs.replace(course.hold, quote_nanos=quote))
     entry = settlements.entry_of(settlements.PRICES, course)
-    assert repriced(entry, settlements.PRICES, PLACE) is None
-    assert repriced(row_entry((1, *entry_row(entry))), settlements.PRICES, PLACE) is None
+    assert right_of(entry, settlements.PRICES, PLACE) is None
+    assert right_of(row_entry((1, *entry_row(entry))), settlements.PRICES, PLACE) is None
 
 
 @given(
@@ -91,11 +95,11 @@ def test_any_usage_again(usage: Usage, reported: int | None, estimated: bool) ->
     given_ = Charge(amount_nanos=None, status="unpriced", reported_nanos=reported, estimated=estimated)
     entry = an_entry("a/1", usage=usage, charge=given_)
     if usage == Usage():
-        assert repriced(entry, OLD, PLACE) is None
+        assert right_of(entry, OLD, PLACE) is None
         return
-    right = repriced(entry, OLD, PLACE)
+    right = right_of(entry, OLD, PLACE)
     assert right is not None
-    assert repriced(right, OLD, PLACE) is None
+    assert right_of(right, OLD, PLACE) is None
     assert right.charge.reported_nanos == reported
     assert right.charge.amount_nanos == (right.charge.computed_nanos if reported is None else reported)
 
@@ -106,7 +110,7 @@ def test_any_usage_again(usage: Usage, reported: int | None, estimated: bool) ->
 def test_another_price() -> None:
     """A8: the next revision has the new charge with its unit prices and version, and all else is the entry's."""
     entry = priced()
-    right = repriced(entry, NEW, PLACE)
+    right = right_of(entry, NEW, PLACE)
     assert right is not None
     assert nanos(right) == (350_000, 350_000, "priced")
     assert right.charge.price_version == NEW.version
@@ -119,22 +123,20 @@ def test_late_prices() -> None:
     """A5: what had no price has one when there is one now; before that it stays unknown, never 0."""
     entry = priced(NONE)
     assert nanos(entry) == (None, None, "unpriced")
-    assert repriced(entry, NONE, PLACE) is None
-    assert nanos(repriced(entry, NEW, PLACE)) == (350_000, 350_000, "priced")
+    assert right_of(entry, NONE, PLACE) is None
+    assert nanos(right_of(entry, NEW, PLACE)) == (350_000, 350_000, "priced")
 
 
 def test_what_is_known_is_kept() -> None:
     """A5: prices that have none for a model do not make its cost unknown."""
     entry = priced()
-    charge = repricing.charge_again(entry, NONE, PLACE)
-    assert repricing.is_lost(entry, charge)
-    assert repriced(entry, NONE, PLACE) is None
+    assert repriced(entry, NONE, PLACE) == (None, True)
 
 
 def test_the_price_of_its_own_time() -> None:
     """A8: an entry is priced at its own instant, however late that is done."""
     before, after = (priced(NONE, at_us=AT_US + days * DAY_US) for days in (0, 1))
-    assert [nanos(repriced(each, DATED, PLACE)) for each in (before, after)] == [
+    assert [nanos(right_of(each, DATED, PLACE)) for each in (before, after)] == [
         (100_000, 100_000, "partial"), (900_000, 900_000, "partial"),
     ]  # fmt: skip
 
@@ -145,7 +147,7 @@ def test_what_the_provider_reported(counts: Any) -> None:
     charge = Charge(amount_nanos=777, computed_nanos=120_000, reported_nanos=777, status="priced")
     entry = an_entry("a/1", usage=USAGE, charge=charge)
     place = structs.replace(PLACE, counts=counts)
-    right = repriced(entry, NEW, place)
+    right = right_of(entry, NEW, place)
     assert right is not None
     fresh = NEW.charge(reading_of(entry), provider=place, model="m", at_us=AT_US)
     assert nanos(right) == (fresh.amount_nanos, 350_000, "priced")
@@ -167,7 +169,7 @@ def test_what_the_provider_reported(counts: Any) -> None:
 )
 def test_an_estimate_stays_one(charge: Charge, status: str) -> None:
     """A5: usage that nobody stated is an estimate at any price, also where its status said something worse before."""
-    right = repriced(an_entry("a/1", usage=USAGE, charge=charge), NEW, PLACE)
+    right = right_of(an_entry("a/1", usage=USAGE, charge=charge), NEW, PLACE)
     assert right is not None
     assert (right.charge.status, right.charge.estimated) == (status, status == "estimated")
 
@@ -177,42 +179,42 @@ def test_a_quote_again() -> None:
     cached = overridden('[[price]]\nmodel = "m"\ninput = "3"\ncache_write_5m = "4"\noutput = "5"\n')
     bound = Usage(input=100, output=10)
     entry = expired(a_hold("a/1", 120_000, quote_usage=bound, price_version=OLD.version))
-    assert nanos(repriced(entry, cached, PLACE)) == (450_000, 450_000, "estimated")
+    assert nanos(right_of(entry, cached, PLACE)) == (450_000, 450_000, "estimated")
     cut = structs.replace(entry, outcome="cut", http_status=None)
-    assert nanos(repriced(cut, cached, PLACE)) == (450_000, 450_000, "estimated")
+    assert nanos(right_of(cut, cached, PLACE)) == (450_000, 450_000, "estimated")
     dearest = structs.replace(entry, charge=structs.replace(entry.charge, amount_nanos=9))
-    assert repriced(dearest, OLD, PLACE) is None, "the same prices made the same quote, of whichever candidate"
+    assert right_of(dearest, OLD, PLACE) is None, "the same prices made the same quote, of whichever candidate"
     unpriced = expired(a_hold("a/1", None, quote_usage=bound))
-    assert nanos(repriced(unpriced, OLD, PLACE)) == (120_000, 120_000, "estimated")
-    assert repriced(expired(a_hold("a/1", None, tokens=None)), OLD, PLACE) is None
+    assert nanos(right_of(unpriced, OLD, PLACE)) == (120_000, 120_000, "estimated")
+    assert right_of(expired(a_hold("a/1", None, tokens=None)), OLD, PLACE) is None
 
 
 def test_the_providers_name_for_the_model() -> None:
     """A6: an alias is priced as what was sent for it, also where nothing came back to say so."""
     alias = an_entry("a/1", None, usage=USAGE, model="fast", served="m-unheard-of", sent="m")
-    assert nanos(repriced(alias, OLD, PLACE)) == (120_000, 120_000, "partial")
+    assert nanos(right_of(alias, OLD, PLACE)) == (120_000, 120_000, "partial")
     hold = a_hold("a/1", None, quote_usage=USAGE, model="fast", sent="m")
-    assert nanos(repriced(expired(hold), OLD, PLACE)) == (120_000, 120_000, "estimated")
+    assert nanos(right_of(expired(hold), OLD, PLACE)) == (120_000, 120_000, "estimated")
 
 
 def test_parts() -> None:
     """A4: where several models served, each part is priced at its own; one that served alone under another name too."""
     parts = (Part(Usage(input=100), "m"), Part(Usage(output=10), "small"))
     entry = an_entry("a/1", None, usage=USAGE, parts=parts)
-    assert nanos(repriced(entry, NEW, PLACE)) == (305_000, 305_000, "priced")
+    assert nanos(right_of(entry, NEW, PLACE)) == (305_000, 305_000, "priced")
     terms = (Term("small", "input", 100, "9"), Term("small", "output", 10, "9"))
     alone = an_entry("a/1", usage=USAGE, charge=Charge(amount_nanos=1, computed_nanos=1, status="priced", terms=terms))
-    assert nanos(repriced(alone, NEW, PLACE)) == (55_000, 55_000, "priced")
+    assert nanos(right_of(alone, NEW, PLACE)) == (55_000, 55_000, "priced")
 
 
 def test_nothing_to_price() -> None:
     """A refusal costs nothing at any price, and what is not known to have been used has no price."""
     free = Charge(amount_nanos=0, computed_nanos=0, status="priced")
     for charge in (free, Charge(amount_nanos=None, status="unpriced")):
-        assert repricing.charge_again(an_entry("a/1", usage=Usage(), charge=charge), NEW, PLACE) is None
-    assert repriced(an_entry("a/1", usage=USAGE, charge=free), NEW, PLACE) is None, "an answer from a cache"
+        assert charge_again(an_entry("a/1", usage=Usage(), charge=charge), NEW, PLACE) is None
+    assert right_of(an_entry("a/1", usage=USAGE, charge=free), NEW, PLACE) is None, "an answer from a cache"
     at_zero = overridden('[[price]]\nmodel = "m"\ninput = "0"\noutput = "0"\n')
-    assert nanos(repriced(priced(at_zero), NEW, PLACE)) == (350_000, 350_000, "priced"), "a price of 0 is a price"
+    assert nanos(right_of(priced(at_zero), NEW, PLACE)) == (350_000, 350_000, "priced"), "a price of 0 is a price"
 
 
 # ── many ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -223,7 +225,7 @@ def test_figures_add_up() -> None:
     found: dict[tuple[str, str], Figures] = {}
     for number, (book, lost) in enumerate([(OLD, False), (NONE, False), (OLD, True)]):
         entry = priced(book, served=f"m{number % 2}" if lost else "m")
-        right = None if lost else repriced(entry, NEW, PLACE)
+        right = None if lost else right_of(entry, NEW, PLACE)
         name = (entry.provider, entry.served)
         found[name] = found.get(name, Figures()).plus(Figures.of(entry, right, lost))
     whole = Repricing(what_if=True, price_version="v", rows=rows_of(found))

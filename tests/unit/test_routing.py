@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tollkeeper.errors import BadRequest, NotAllowed, UnknownModel
-from tollkeeper.routing import MAX_MODEL, Table, check_base_url, is_loopback, is_metadata
-from tollkeeper.values import Provider, Route
+from tollkeeper.routing import Table, check_base_url, is_loopback, is_metadata
+from tollkeeper.values import MAX_MODEL, Provider, Route
 
 CHAT, EMBED, MESSAGES = "openai-chat", "openai-embeddings", "anthropic-messages"
 

@@ -206,7 +206,7 @@ def test_what_was_worked_out_is_said() -> None:
     assumed = booked(reading=structs.replace(EXACT, parts=parts, inferred=True, assumed=True))
     assert (assumed.charge.status, assumed.charge.estimated, assumed.note) == ("estimated", True, INFERRED)
     assert assumed.charge.amount_nanos == 90 * INPUT + (7 + 60) * OUTPUT
-    assert repriced(assumed, PRICES, FAKE) is None
+    assert repriced(assumed, PRICES, FAKE)[0] is None
 
 
 def test_a_cost_told_on_the_way_is_not_the_calls() -> None:

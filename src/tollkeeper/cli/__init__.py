@@ -12,19 +12,20 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from tollkeeper import __version__
 from tollkeeper.cli import imports, prices, reprice
-from tollkeeper.cli.options import ConfigFile, StoreUrl
+from tollkeeper.cli.configured import ledger, load, load_without_keys, overlay, reading
+from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
 from tollkeeper.reports import Grouping
-from tollkeeper.values import MAX_TOKENS
+from tollkeeper.values import MAX_TOKENS, DialectName
 
 if TYPE_CHECKING:
     from tollkeeper.config import Config
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
     from tollkeeper.stores import Difference as Unequal
     from tollkeeper.stores import Reader, Size
 
-T = TypeVar("T")
 FAILED: Final = 2
-Dialect = Literal["openai-chat", "openai-embeddings", "openai-responses", "anthropic-messages", "google-generate"]
 
 app = typer.Typer(
     name="tollkeeper", help="An LLM gateway that keeps exact accounts.", add_completion=False,
@@ -156,7 +155,7 @@ def report(
     ] = None,
     tz: Annotated[str, typer.Option(help="Time zone of dates, hours, days and months.")] = "UTC",
     project: Annotated[str | None, typer.Option(help="This project alone.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, amounts as exact decimal text.")] = False,
+    as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Rows as CSV.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Providers' own figures beside ours, by model.")] = False,
     config: ConfigFile = None,
@@ -195,14 +194,14 @@ def estimate(
     ],
     model: Annotated[str | None, typer.Option(help="The model, where FILE names none.")] = None,
     dialect: Annotated[
-        Dialect | None, typer.Option(help="The wire format; default: what the model's route speaks.")
+        DialectName | None, typer.Option(help="The wire format; default: what the model's route speaks.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, max=MAX_TOKENS, help="Output tokens at most.")] = None,
     project: Annotated[str | None, typer.Option(help="For which project.")] = None,
     agent: Annotated[str | None, typer.Option(help="For which agent.")] = None,
     session: Annotated[str | None, typer.Option(help="For which session.")] = None,
     user: Annotated[str | None, typer.Option(help="For which user.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, amounts as exact decimal text.")] = False,
+    as_json: AsJson = False,
     config: ConfigFile = None,
     store: StoreUrl = None,
 ) -> None:
@@ -216,7 +215,7 @@ def estimate(
     from tollkeeper.preview import Draft, Preview, aim, document, preview, standings_in
     from tollkeeper.prices import PriceBook
 
-    settings = load(config, with_any_key(config, overlay(store=store)))
+    settings = load_without_keys(config, store)
     draft = Draft(data=_content(file), bare=True, model=model, dialect=dialect, max_tokens=max_tokens)
     named = {"project": project, "agent": agent, "session": session, "user": user}
     told = {f"x-tollkeeper-{scope}".encode(): id.encode() for scope, id in named.items() if id is not None}
@@ -312,79 +311,6 @@ def new(
     typer.echo(f"The key, shown this once:\n\n  {secret}\n\nFor the configuration file:\n\n[[keys]]")
     for name, value in fields.items():
         typer.echo(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-
-
-# ---- settings -------------------------------------------------------------------------------------------------------
-
-
-def overlay(**given: object) -> dict[str, str]:
-    """The environment with the options of a command over it: an option is a setting, checked like any other."""
-    options = {f"TOLLKEEPER_{name.upper()}": str(value) for name, value in given.items() if value is not None}
-    return {**os.environ, **options}
-
-
-def load(path: Path | None, environ: Mapping[str, str]) -> Config:
-    """The configuration; a mistake in an option is blamed on the option."""
-    from tollkeeper import config
-
-    try:
-        return config.load(path, environ)
-    except ConfigError as error:
-        raise blamed(error, environ) from None
-
-
-def blamed(error: ConfigError, environ: Mapping[str, str]) -> ConfigError:
-    """A mistake in a variable that `overlay` made is the option's."""
-    name, colon, text = str(error).partition(": ")
-    if colon and environ.get(name) != os.environ.get(name):
-        return ConfigError(f"--{name.removeprefix('TOLLKEEPER_').lower()}: {text}")
-    return error
-
-
-def ledger(config: Path | None, store: str | None) -> str:
-    """The URL of the ledger that a command reads."""
-    from tollkeeper.config import store_url
-
-    environ = overlay(store=store)
-    try:
-        return store_url(config, environ)
-    except ConfigError as error:
-        raise blamed(error, environ) from None
-
-
-def reading(url: str, ask: Callable[[Reader], Awaitable[T]]) -> T:
-    """Ask a ledger, beside its owner if one runs."""
-    from tollkeeper.stores import open_reader
-
-    if url == "memory:":
-        raise ConfigError("store: a ledger in memory: is its gateway's alone; name a file: sqlite:///path")
-
-    async def asked() -> T:
-        reader = open_reader(url)
-        try:
-            return await ask(reader)
-        finally:
-            await reader.close()
-
-    return asyncio.run(asked())
-
-
-def with_any_key(config: Path | None, environ: dict[str, str]) -> dict[str, str]:
-    """Prices need no provider's key: missing ones are made up, and without any provider every
-    preset is one."""
-    from tollkeeper.config.providers import presets
-    from tollkeeper.config.sources import read
-
-    try:
-        tables = read(config, environ)[0].providers
-    except ConfigError as error:
-        raise blamed(error, environ) from None
-    usable = [preset for preset in presets().values() if preset.base_url]
-    if not tables and any(environ.get(name, "").strip() for preset in usable for name in preset.key_env):
-        return environ
-    names = [name for preset in presets().values() for name in preset.key_env]
-    names += [table.api_key_env for table in tables.values() if table.api_key_env is not None]
-    return dict.fromkeys(names, "none") | environ
 
 
 def _content(file: Path) -> bytes:

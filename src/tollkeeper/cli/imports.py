@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from tollkeeper.cli.configured import load_without_keys
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, StoreOwned
 
@@ -49,11 +49,10 @@ def bring(
     """Book calls that were made elsewhere, from logs; each line counts once, however often it is imported."""
     import uvloop
 
-    from tollkeeper.cli import load, overlay, with_any_key
     from tollkeeper.importing import import_files
     from tollkeeper.importing.files import size_of
 
-    settings = load(config, with_any_key(config, overlay(store=store)))
+    settings = load_without_keys(config, store)
     if settings.store == "memory:" and not dry_run:
         raise ConfigError("store: a ledger in memory: ends with the import; name a file: sqlite:///path")
     total = size_of(files)
@@ -134,17 +133,14 @@ def _reporting(rejects: Path | None) -> Iterator[Callable[[Rejected], None]]:
 
 @contextmanager
 def _bar(total: int | None) -> Iterator[Callable[[int, Summary], None]]:
-    """A bar of the bytes read, on a terminal alone."""
-    if not sys.stderr.isatty():
-        yield lambda taken, summary: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    """A bar of the bytes read."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+
+    from tollkeeper.cli.render import progress_bar
 
     columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[lines]:,} lines"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("import", total=total, lines=0)
-        yield lambda taken, summary: shown.update(task, completed=taken, lines=summary.lines)
+    with progress_bar(*columns, total=total, lines=0) as update:
+        yield lambda taken, summary: update(completed=taken, lines=summary.lines)
 
 
 def as_lines(summary: Summary, dry_run: bool) -> list[str]:
@@ -184,6 +180,7 @@ _ALWAYS: Final = ("lines", "booked", "would book")
 
 def as_object(summary: Summary, dry_run: bool) -> str:
     """The same as one JSON object: dollars as decimal text, null where there is nothing to say."""
+    from tollkeeper.cli.render import as_text
     from tollkeeper.money import format_nanos
     from tollkeeper.values import iso_utc
 
@@ -197,4 +194,4 @@ def as_object(summary: Summary, dry_run: bool) -> str:
         "to": None if summary.to_us is None else iso_utc(summary.to_us),
         "stopped": None if summary.stopped is None else {"file": summary.stopped[0], "line": summary.stopped[1]},
     }  # fmt: skip
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return as_text(whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tollkeeper.cli.render import grid, safe
+from tollkeeper.cli.render import as_text, dollars, grid, safe
 from tollkeeper.errors import BadRequest
 from tollkeeper.money import format_nanos
 from tollkeeper.prices.listing import Change, Line, Row
@@ -61,7 +60,7 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 def listing_json(version: str, at_us: int, rows: list[Row]) -> str:
     """The same as one JSON object: each price by itself, as decimal text."""
-    return _json({"version": version, "at": iso_utc(at_us), "prices": [_record(row) for row in rows]})
+    return as_text({"version": version, "at": iso_utc(at_us), "prices": [_record(row) for row in rows]})
 
 
 def read_listing(path: Path, argument: str) -> list[Row]:
@@ -92,8 +91,7 @@ def sum_of(name: str, at_us: int, charge: Charge, lines: list[Line]) -> Renderab
     table.add_column("kind", "total", no_wrap=True)
     for column in ("quantity", "price", "per"):
         table.add_column(column, justify="right", no_wrap=True)
-    total = "unknown" if charge.amount_nanos is None else f"${format_nanos(charge.amount_nanos)}"
-    table.add_column("cost", total, justify="right", no_wrap=True, footer_style="bold")
+    table.add_column("cost", dollars(charge.amount_nanos), justify="right", no_wrap=True, footer_style="bold")
     table.add_column("since", no_wrap=True)
     table.add_column("layer", overflow="fold")
     for line in lines:
@@ -112,7 +110,7 @@ def sum_of(name: str, at_us: int, charge: Charge, lines: list[Line]) -> Renderab
 
 def sum_json(name: str, at_us: int, charge: Charge, lines: list[Line]) -> str:
     """The same as one JSON object; the total is rounded once, to the nano-dollar."""
-    return _json({
+    return as_text({
         "model": name, "at": iso_utc(at_us), "version": charge.price_version, "status": charge.status,
         "missing": list(charge.missing),
         "total_usd": None if charge.amount_nanos is None else format_nanos(charge.amount_nanos),
@@ -163,7 +161,7 @@ def changes_json(before: str, after: str, at_us: int, found: list[Change]) -> st
             for change in found
             if _what(change) == what
         ]
-    return _json(listed)
+    return as_text(listed)
 
 
 def _what(change: Change) -> str:
@@ -200,7 +198,3 @@ def _iso(at_us: int | None) -> str | None:
 def _record(row: Row) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(row)
     return found | {"since": _iso(row.since_us)}
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)

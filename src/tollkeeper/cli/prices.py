@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tollkeeper.cli.configured import load_without_keys
 from tollkeeper.cli.options import AsJson, ConfigFile
 from tollkeeper.errors import BadRequest
 from tollkeeper.values import KINDS, MAX_TOKENS, Provider, Usage
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prices: which one holds, what a call comes to, what differs.")
 
 At = Annotated[str | None, typer.Option("--at", help="Date or ISO time (UTC without a zone); default: now.")]
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @app.command("list")
@@ -38,7 +37,7 @@ def list_(
     from tollkeeper.cli import price_tables
     from tollkeeper.prices import PriceBook
 
-    settings, at_us = _settings(config), _instant(at)
+    settings, at_us = load_without_keys(config), _instant(at)
     book = PriceBook.load(settings.prices)
     listed = _rows(book, settings, at_us, provider)
     found = [
@@ -70,7 +69,7 @@ def explain(
     from tollkeeper.prices import PriceBook
     from tollkeeper.prices import listing as prices
 
-    settings, at_us, counts = _settings(config), _instant(at), _usage(usage)
+    settings, at_us, counts = load_without_keys(config), _instant(at), _usage(usage)
     book = PriceBook.load(settings.prices)
     place, name = _split(model, settings, book)
     charge, lines = prices.explain(
@@ -97,7 +96,7 @@ def diff(
     from tollkeeper.cli import price_tables, render
     from tollkeeper.prices import listing as prices
 
-    settings, at_us = _settings(config), _instant(at)
+    settings, at_us = load_without_keys(config), _instant(at)
     lists = [_listed(word, name, settings, at_us) for word, name in ((before, "A"), (after, "B"))]
     changes = prices.difference(*lists)
     if as_json:
@@ -109,23 +108,11 @@ def diff(
 # ── what the commands are told ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _settings(config: Path | None) -> Config:
-    """The configuration; prices need nobody's key."""
-    from tollkeeper.cli import load, overlay, with_any_key
-
-    return load(config, with_any_key(config, overlay()))
-
-
 def _instant(text: str | None) -> int:
     from tollkeeper.clock import SystemClock
+    from tollkeeper.reports import instant
 
-    if text is None:
-        return SystemClock().now_us()
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadRequest(f"--at: {text!r} is no time; write 2026-11-30 or 2026-11-30T12:00:00Z") from None
-    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()) * 1_000_000
+    return SystemClock().now_us() if text is None else instant(text, "--at", "UTC")
 
 
 def _usage(text: str) -> Usage:

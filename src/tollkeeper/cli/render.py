@@ -9,8 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
@@ -22,22 +25,23 @@ from rich.text import Text
 
 from tollkeeper.money import NANOS_PER_USD, format_nanos
 from tollkeeper.reports import Difference, Plan, Report, Row, Sums
-from tollkeeper.values import KINDS, Standing, iso_utc, show_amount
+from tollkeeper.values import KINDS, Standing, iso_utc, show_amount, utc
 
 if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
     from tollkeeper.preview import Preview
 
 #: Characters of a full bar, from the one that looks best to the one that fits almost anywhere; None: no share at all.
 _BARS: Final = (10, 6, 3, 0, None)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _WIDE: Final = 100
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BUCKET_FORMAT: Final = {"hour": "%Y-%m-%d %H:%M", "day": "%Y-%m-%d %a", "month": "%Y-%m"}
 
 
 def local(at_us: int, timezone: str) -> datetime:
     """An instant in a zone's own time."""
-    return (_EPOCH + timedelta(microseconds=at_us)).astimezone(ZoneInfo(timezone))
+    return utc(at_us).astimezone(ZoneInfo(timezone))
 
 
 def safe(text: str) -> str:
@@ -179,8 +183,7 @@ def preview_table(preview: Preview) -> RenderableType:
     }
     drawn = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, (nanos, meaning) in meanings.items():
-        amount = "unknown" if nanos is None else f"${format_nanos(nanos)}"
-        drawn.add_row(Text(name, "bold"), Text(amount), Text(meaning, "dim"))
+        drawn.add_row(Text(name, "bold"), Text(dollars(nanos)), Text(meaning, "dim"))
     below: list[RenderableType] = [Text(head, "bold"), Text(bounds), Text(), drawn, Text()]
     if cost.high_nanos is None:
         below.append(Text("No price or no output limit is known: a hard budget in usd refuses it.", "yellow"))
@@ -224,6 +227,18 @@ def show(draw: Callable[[int], RenderableType], *, err: bool = False) -> None:
     parts = drawn.renderables if isinstance(drawn, Group) else [drawn]
     console.width = max([console.width, *(_least(part) for part in parts if isinstance(part, Table))])
     console.print(drawn)
+
+
+@contextmanager
+def progress_bar(*columns: ProgressColumn, total: int | None, **fields: Any) -> Iterator[Callable[..., None]]:
+    """A bar of progress on a terminal's stderr, else nothing: what it yields takes `completed` and the fields."""
+    if not sys.stderr.isatty():
+        yield lambda **told: None
+        return
+    from rich.progress import Progress
+
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        yield partial(shown.update, shown.add_task("", total=total, **fields))
 
 
 def _label(row: Row) -> str:
@@ -276,9 +291,18 @@ def usd(nanos: int, decimals: int) -> str:
     return f"{'-' if nanos < 0 else ''}${whole:,}.{f'{rest:09d}'[: max(2, decimals)]}"
 
 
+def dollars(nanos: int | None) -> str:
+    """An amount in full."""
+    return "unknown" if nanos is None else f"${format_nanos(nanos)}"
+
+
+def known_cost(nanos: int, unpriced: int, entries: int, decimals: int) -> str:
+    """What is known of the cost of entries; where nothing is, that and not a zero."""
+    return "unknown" if unpriced and unpriced == entries else usd(nanos, decimals)
+
+
 def _cost(sums: Sums, decimals: int) -> str:
-    """What is known of the cost; where nothing is, that and not a zero."""
-    return "unknown" if sums.unpriced and sums.unpriced == sums.attempts else usd(sums.amount_nanos, decimals)
+    return known_cost(sums.amount_nanos, sums.unpriced, sums.attempts, decimals)
 
 
 def _not_exact(sums: Sums) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tollkeeper.cli.configured import load_without_keys, reading
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, StoreOwned
 
@@ -38,7 +39,7 @@ def again(
     store: StoreUrl = None,
 ) -> None:
     """Price what was booked again: show what it would have cost, or book corrections; originals stay."""
-    from tollkeeper import cli, reports
+    from tollkeeper import reports
     from tollkeeper.cli import render, reprice_tables
     from tollkeeper.clock import SystemClock
     from tollkeeper.prices import PriceBook
@@ -46,7 +47,7 @@ def again(
     from tollkeeper.tracker.accounts import Accounts
 
     clock = SystemClock()
-    settings = cli.load(config, cli.with_any_key(config, cli.overlay(store=store)))
+    settings = load_without_keys(config, store)
     from_us, to_us = reports.span(from_, to, tz, clock.now_us())
     span = reports.plan(None, None, from_us, to_us, tz, project)
     try:
@@ -67,7 +68,7 @@ def again(
 
     if what_if or (not yes and sys.stdin.isatty()):
         with _progress(from_us, to_us) as told:
-            found = cli.reading(settings.store, lambda reader: history.what_if(reader, wanted, told))
+            found = reading(settings.store, lambda reader: history.what_if(reader, wanted, told))
         if what_if or not found.total.changed:
             show(found)
             return
@@ -80,11 +81,10 @@ def again(
 
 def _book(url: str, scope_cap: int, wanted: Again, signed: Signature) -> Repricing:
     """Own the ledger and book. Raises StoreOwned with the pid of a gateway that runs."""
-    from tollkeeper import cli
     from tollkeeper.stores import open_store
     from tollkeeper.tracker import history
 
-    cli.reading(url, _is_there)  # booking makes no ledger where there is none
+    reading(url, _is_there)  # booking makes no ledger where there is none
     booked = 0
 
     async def run(told: Told) -> Repricing:
@@ -116,28 +116,22 @@ async def _is_there(reader: Reader) -> int:
 
 @contextmanager
 def _progress(from_us: int, to_us: int) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar on a terminal: how far in time, how many entries, how many of them change."""
-    if not sys.stderr.isatty():
-        yield lambda entries, changed, at_us: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    """A bar: how far in time, how many entries, how many of them change."""
+    from rich.progress import BarColumn, TextColumn
+
+    from tollkeeper.cli.render import progress_bar
+    from tollkeeper.values import iso_utc
 
     columns = (
         TextColumn("{task.fields[day]}"), BarColumn(),
         TextColumn("{task.fields[entries]:,} entries, {task.fields[changed]:,} change"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        from tollkeeper.values import iso_utc
-
-        task = progress.add_task("", total=to_us - from_us, day=iso_utc(from_us)[:10], entries=0, changed=0)
+    with progress_bar(*columns, total=to_us - from_us, day=iso_utc(from_us)[:10], entries=0, changed=0) as update:
         latest_us = from_us
 
         def told(entries: int, changed: int, at_us: int) -> None:
             nonlocal latest_us
             latest_us = max(latest_us, at_us)  # corrections of old entries come after newer ones
-            progress.update(
-                task, completed=latest_us - from_us, day=iso_utc(latest_us)[:10], entries=entries, changed=changed
-            )
+            update(completed=latest_us - from_us, day=iso_utc(latest_us)[:10], entries=entries, changed=changed)
 
         yield told

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from tollkeeper.cli.render import decimals_of, grid, safe, span_of, usd
+from tollkeeper.cli.render import as_text, decimals_of, grid, known_cost, safe, span_of, usd
 from tollkeeper.money import format_nanos
 from tollkeeper.reports import Plan
 from tollkeeper.repricing import Figures, Repricing
@@ -42,15 +41,10 @@ def _cells(figures: Figures, decimals: int) -> list[RenderableType]:
     difference = usd(figures.difference_nanos, decimals)
     return [
         f"{figures.entries:,}", f"{figures.changed:,}",
-        _cost(figures.was_nanos, figures.unpriced_was, figures.entries, decimals),
-        _cost(figures.now_nanos, figures.unpriced_now, figures.entries, decimals),
+        known_cost(figures.was_nanos, figures.unpriced_was, figures.entries, decimals),
+        known_cost(figures.now_nanos, figures.unpriced_now, figures.entries, decimals),
         f"+{difference}" if figures.difference_nanos > 0 else difference,
     ]  # fmt: skip
-
-
-def _cost(nanos: int, unpriced: int, entries: int, decimals: int) -> str:
-    """What is known of the cost; where nothing is, that and not a zero."""
-    return "unknown" if unpriced and unpriced == entries else usd(nanos, decimals)
 
 
 def notes(found: Repricing, signed: Signature) -> list[str]:
@@ -82,7 +76,7 @@ def as_json(found: Repricing, span: Plan, signed: Signature) -> str:
         "rows": [{"provider": row.provider, "model": row.model} | _figures(row.figures) for row in found.rows],
         "total": _figures(found.total),
     }  # fmt: skip
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return as_text(whole)
 
 
 def _figures(figures: Figures) -> dict[str, Any]:

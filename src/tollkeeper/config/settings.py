@@ -18,8 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tollkeeper.keys import is_id
 from tollkeeper.money import parse_usd
-from tollkeeper.routing import MAX_MODEL
-from tollkeeper.values import MAX_ID, MAX_TOKENS, Measure, ScopeKind, Window
+from tollkeeper.values import MAX_ID, MAX_MODEL, MAX_TOKENS, DialectName, Measure, ScopeKind, Window
 
 PREFIX: Final = "TOLLKEEPER_"
 _DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")
@@ -150,9 +149,8 @@ Duration = Annotated[int | None, BeforeValidator(_duration)]
 ModelName = Annotated[str, BeforeValidator(_model_name)]
 ProviderName = Annotated[str, BeforeValidator(_provider_name)]
 UrlPath = Annotated[str, BeforeValidator(_url_path)]
-Dialect = Literal["openai-chat", "openai-embeddings", "openai-responses", "anthropic-messages", "google-generate"]
 Quirk = Literal["every_search_item", "max_tokens", "no_done", "no_stream_options"]
-DIALECTS: Final[tuple[str, ...]] = get_args(Dialect)
+DIALECTS: Final[tuple[str, ...]] = get_args(DialectName)
 QUIRKS: Final[tuple[str, ...]] = get_args(Quirk)
 
 
@@ -204,10 +202,10 @@ class ProviderTable(_Table):
     credential_header: str | None = Field(
         None, description='"authorization" carries "Bearer <key>", others the key alone'
     )
-    credential_headers: dict[Dialect, str] = Field(
+    credential_headers: dict[DialectName, str] = Field(
         {}, description="a dialect's credential header, where it is another one"
     )
-    dialects: tuple[Dialect, ...] | None = Field(None, min_length=1, description="the wire formats that it speaks")
+    dialects: tuple[DialectName, ...] | None = Field(None, min_length=1, description="the wire formats that it speaks")
     headers: dict[str, str] = Field({}, description="headers for it, where the client sends none of that name")
     quirks: tuple[Quirk, ...] | None = Field(
         None, description="how it differs on the wire: every_search_item, max_tokens, no_done, no_stream_options"
@@ -217,7 +215,7 @@ class ProviderTable(_Table):
         None,
         description="whose figure counts where it reports what a call cost: reported (its own, default) or computed",
     )
-    paths: dict[Dialect, UrlPath] = Field(
+    paths: dict[DialectName, UrlPath] = Field(
         {}, description="how a dialect's paths begin below the base URL, where it is not as usual"
     )
     insecure: bool = Field(False, description="true: http may leave this machine")

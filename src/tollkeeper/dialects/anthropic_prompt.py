@@ -12,14 +12,11 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.dialects.json_body import FILE_TOKENS, WINDOW_TOKENS, Body, template_tokens
+from tollkeeper.dialects.json_body import FILE_TOKENS, SERVER_TOOL_TOKENS, WINDOW_TOKENS, Body, template_tokens
 from tollkeeper.dialects.json_reply import ABSENT, UNREADABLE, is_there
 
 IMAGE_TOKENS: Final = 5_000
 """An image, by URL, id or inline: high resolution counts at most 4,784."""
-SERVER_TOOL_TOKENS: Final = 200_000
-"""What a tool that runs at the provider may add to the prompt: its results come back as input, turn after turn. A
-declared bound, not a proven one: one recorded call went from 2,479 to 404,500."""
 BUILT_IN_TOOL_TOKENS: Final = 1_000
 """A tool that is described at the provider and runs at the client: text editor 700, computer 735 and its system prompt."""
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.dialects.json_reply import Count
+from tollkeeper.dialects.json_reply import Count, known
 from tollkeeper.values import Part, Usage
 
 
@@ -93,20 +93,16 @@ def _agree(read: list[tuple[_Turn, Usage, bool]], total: Usage) -> bool:
 def _usage(wire: _Counts) -> tuple[Usage, bool]:
     """Counts in disjoint kinds; input, cache reads and cache writes stand apart on this wire already."""
     split = wire.cache_creation or _Writes()
-    short, long = _known(split.ephemeral_5m_input_tokens), _known(split.ephemeral_1h_input_tokens)
+    short, long = known(split.ephemeral_5m_input_tokens), known(split.ephemeral_1h_input_tokens)
     written = short + long if wire.cache_creation_input_tokens is None else wire.cache_creation_input_tokens
-    output = _known(wire.output_tokens)
-    thinking = 0 if wire.output_tokens_details is None else _known(wire.output_tokens_details.thinking_tokens)
+    output = known(wire.output_tokens)
+    thinking = 0 if wire.output_tokens_details is None else known(wire.output_tokens_details.thinking_tokens)
     usage = Usage(
-        input=_known(wire.input_tokens),
-        cache_read=_known(wire.cache_read_input_tokens),
+        input=known(wire.input_tokens),
+        cache_read=known(wire.cache_read_input_tokens),
         cache_write_5m=max(0, written - long),  # what the split does not explain has the usual lifetime
         cache_write_1h=min(long, written),
         output=output,
         reasoning=min(thinking, output),
     )
     return usage, wire.input_tokens is None or written < short + long
-
-
-def _known(count: int | None) -> int:
-    return 0 if count is None else count

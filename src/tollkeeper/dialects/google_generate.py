@@ -13,13 +13,12 @@ from urllib.parse import parse_qs, unquote_to_bytes
 
 import msgspec
 
-from tollkeeper.dialects.google_media import prompt_bound
+from tollkeeper.dialects.google_prompt import prompt_of
 from tollkeeper.dialects.google_reply import Reducer
 from tollkeeper.dialects.json_body import (
-    MAX_MODEL,
     Body,
-    read_count,
     read_field,
+    read_larger,
     read_model,
     read_object,
     read_text,
@@ -27,7 +26,7 @@ from tollkeeper.dialects.json_body import (
 )
 from tollkeeper.dialects.json_reply import ABSENT, read_members, refusal_numbers
 from tollkeeper.errors import BadRequest, TollkeeperError
-from tollkeeper.values import MAX_TOKENS, Ask
+from tollkeeper.values import MAX_MODEL, Ask
 
 name: Final = "google-generate"
 path: Final = "/models/{model}"
@@ -81,8 +80,9 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     form = _form(query) if method.streams else ""
     config = _config(fields)
     _requests(fields)
-    cap = _either(config, "maxOutputTokens", "max_output_tokens")
-    choices = _either(config, "candidateCount", "candidate_count", 1, MAX_CANDIDATES)
+    cap = read_larger(config, "maxOutputTokens", "max_output_tokens")
+    bound, plain = prompt_of(body, fields)
+    choices = read_larger(config, "candidateCount", "candidate_count", 1, MAX_CANDIDATES)
     return Ask(
         dialect=name,
         path=f"{path}:{verb}{form}",
@@ -91,7 +91,8 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         stream=method.streams,
         array=method.streams and not form,
         body=fields,
-        prompt_bound=prompt_bound(body, fields),
+        prompt_bound=bound,
+        plain=plain,
         output_cap=cap if method.generates else 0,
         choices=1 if choices is None else choices,
         generates=method.generates,
@@ -152,12 +153,6 @@ def _config(fields: Body) -> Body:
         if read_field(fields, member, _MEMBERS, "an object"):
             found = read_object(bytes(fields[member]))  # which refuses a count that stands there twice
     return found
-
-
-def _either(config: Body, camel: str, snake: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:
-    """A count that may be written in two ways; where it is written in both, the larger one bounds it."""
-    one, other = read_count(config, camel, least, most), read_count(config, snake, least, most)
-    return one if other is None else other if one is None else max(one, other)
 
 
 def _requests(fields: Body) -> list[Body]:

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.dialects.json_reply import Count
+from tollkeeper.dialects.json_reply import Count, known
 from tollkeeper.values import Usage
 
 _IMAGE: Final[frozenset[str | int]] = frozenset(("IMAGE", 2))
@@ -62,14 +62,14 @@ class Wire(msgspec.Struct, rename="camel", gc=False):
 
 def read_usage(wire: Wire, searches: int = 0) -> tuple[Usage, bool]:
     """The usage, and whether something of it had to be inferred."""
-    prompt, cached = _known(wire.prompt_token_count), _known(wire.cached_content_token_count)
-    candidates, thoughts = _known(wire.candidates_token_count), _known(wire.thoughts_token_count)
-    asked = prompt + _known(wire.tool_use_prompt_token_count)
+    prompt, cached = known(wire.prompt_token_count), known(wire.cached_content_token_count)
+    candidates, thoughts = known(wire.candidates_token_count), known(wire.thoughts_token_count)
+    asked = prompt + known(wire.tool_use_prompt_token_count)
     inferred = cached > asked
     if wire.prompt_token_count is None and wire.total_token_count is not None:
         asked = max(asked, wire.total_token_count - candidates - thoughts)
         inferred = inferred or asked > 0
-    inferred = inferred or _known(wire.total_token_count) > asked + candidates + thoughts  # something is not explained
+    inferred = inferred or known(wire.total_token_count) > asked + candidates + thoughts  # something is not explained
     heard = _sum(wire.prompt_tokens_details, _AUDIO) + _sum(wire.tool_use_prompt_tokens_details, _AUDIO)
     seen = _sum(wire.prompt_tokens_details, _IMAGE) + _sum(wire.tool_use_prompt_tokens_details, _IMAGE)
     cached_audio = min(cached, _sum(wire.cache_tokens_details, _AUDIO))
@@ -109,12 +109,8 @@ def searches_charged(queries: int, model: str | None) -> int:
     return min(queries, 1) if model is not None and _BEFORE_QUERIES.match(model) else queries
 
 
-def _known(count: int | None) -> int:
-    return 0 if count is None else count
-
-
 def _sum(details: Details, modality: frozenset[str | int]) -> int:
     """Tokens of a modality: it may be listed more than once."""
     if not details:
         return 0
-    return sum(_known(each.token_count) for each in details if each.modality in modality)
+    return sum(known(each.token_count) for each in details if each.modality in modality)

@@ -14,16 +14,17 @@ from typing import Final, TypeVar
 import msgspec
 
 from tollkeeper.errors import BadRequest, RequestTooLarge
-from tollkeeper.values import MAX_TOKENS
+from tollkeeper.values import MAX_MODEL, MAX_TOKENS
 
 Body = dict[str, msgspec.Raw]
 
-MAX_MODEL: Final = 256
-"""Characters of a model name; the longest known (inference-profile ARNs) have about 150."""
 TEMPLATE_TOKENS: Final = 256
 """Tokens that a chat template adds to what the body's bytes bound: a default system prompt, the date (gpt-oss: about 80)."""
 TOOL_PREAMBLE_TOKENS: Final = 1_000
 """And where there are tools, what explains them to the model (Anthropic: 313 to 530, with computer use 1,000)."""
+SERVER_TOOL_TOKENS: Final = 200_000
+"""What a tool that runs at the provider may add to the prompt: its results come back as input, turn after turn. A
+declared bound, not a proven one: one recorded call of Anthropic's went from 2,479 to 404,500."""
 AUDIO_TOKENS: Final = 20_000
 """Audio given by id: an earlier reply's, and no reply has more than 16,384 tokens."""
 WINDOW_TOKENS: Final = 1_050_000
@@ -106,6 +107,12 @@ def read_count(body: Body, name: str, least: int = 0, most: int = MAX_TOKENS) ->
     if count is not None and not least <= count <= most:
         raise BadRequest(f"{name}: expected {right}.")
     return count
+
+
+def read_larger(body: Body, name: str, other: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:
+    """A count that has two names: where both are given, the larger one bounds it."""
+    one, two = read_count(body, name, least, most), read_count(body, other, least, most)
+    return two if one is None else one if two is None else max(one, two)
 
 
 def template_tokens(fields: Body) -> int:

@@ -72,9 +72,12 @@ def read_members(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
         return {}
 
 
-def known(count: int | None) -> int:
-    """A count that was not stated adds nothing."""
-    return 0 if count is None else count
+def known(*counts: int | None) -> int:
+    """The first count that is stated, else 0."""
+    for count in counts:
+        if count is not None:
+            return count
+    return 0
 
 
 def read_usd(raw: msgspec.Raw, unit: Decimal = _ONE) -> Decimal | None:

@@ -18,6 +18,7 @@ from tollkeeper.dialects.json_body import (
     read_count,
     read_field,
     read_flag,
+    read_larger,
     read_model,
     read_object,
     read_text,
@@ -52,7 +53,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     """A request as an Ask. Raises BadRequest naming the field, or RequestTooLarge."""
     del target
     fields = read_object(body)
-    new_cap, old_cap = read_count(fields, "max_completion_tokens"), read_count(fields, "max_tokens")
+    cap = read_larger(fields, "max_completion_tokens", "max_tokens")
     choices = read_count(fields, "n", 1, MAX_CHOICES)
     stream = read_flag(fields, "stream")
     options = read_field(fields, "stream_options", _STREAM_OPTIONS, "an object") or {}
@@ -66,7 +67,7 @@ def read_ask(body: bytes, target: str = "") -> Ask:
         body=fields,
         prompt_bound=bound,
         plain=plain,
-        output_cap=old_cap if new_cap is None else new_cap if old_cap is None else max(new_cap, old_cap),
+        output_cap=cap,
         choices=1 if choices is None else choices,
         wants_usage=read_flag(options, "include_usage"),
         user=read_text(fields, "user"),

@@ -11,22 +11,17 @@ none, and then the hold's own bound counts. So it does where there was reasoning
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from typing import Final
 
 import msgspec
 
 from tollkeeper.dialects.json_body import (
-    FILE_TOKENS,
-    media_tokens,
     read_count,
-    read_field,
     read_flag,
     read_model,
     read_object,
     read_text,
-    template_tokens,
     write_object,
 )
 from tollkeeper.dialects.json_reply import (
@@ -38,8 +33,9 @@ from tollkeeper.dialects.json_reply import (
     is_there,
     read_members,
 )
+from tollkeeper.dialects.openai_responses_prompt import prompt_of
 from tollkeeper.dialects.openai_responses_usage import Response, read_response, read_spent
-from tollkeeper.dialects.openai_wire import IMAGE_TOKENS, read_others, refusal, shown_error
+from tollkeeper.dialects.openai_wire import read_others, refusal, shown_error
 from tollkeeper.errors import BadRequest, TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Part, Reading, Usage
@@ -48,38 +44,6 @@ __all__ = ["broken", "name", "path", "read_ask", "reducer", "refusal", "write_bo
 
 name: Final = "openai-responses"
 path: Final = "/responses"
-
-HELD_TOKENS: Final = 250_000
-"""What the provider already holds and puts into the prompt: an earlier response, a conversation, a stored item or prompt.
-A declared bound, not a proven one: the largest context windows have four times as much."""
-TOOL_TOKENS: Final = 200_000
-"""What each tool that runs at the provider may add to the prompt, turn after turn: a declared bound, as for Anthropic's."""
-MODE_TOKENS: Final = 50_000
-"""What `reasoning.mode` ("pro") adds to the prompt: a declared bound. One recorded call went from 235 bytes to 1,522 tokens."""
-
-_MEDIA: Final = (
-    (b"image", re.compile(rb'"type"\s*:\s*"(?:input_image|image_generation_call)"'), IMAGE_TOKENS),
-    (b"computer_screenshot", re.compile(rb'"type"\s*:\s*"computer_screenshot"'), IMAGE_TOKENS),
-    (b'"input_file"', re.compile(rb'"type"\s*:\s*"input_file"'), FILE_TOKENS),
-)
-_HELD: Final = ("previous_response_id", "conversation", "prompt")
-_AT_THE_CLIENT: Final = frozenset((
-    "function", "custom", "namespace", "local_shell", "apply_patch", "computer", "computer_use", "computer_use_preview",
-))  # fmt: skip
-"""Tools that the caller runs. Every other one runs at the provider, also one that is not known yet."""
-
-
-class _Tool(msgspec.Struct):
-    type: str = ""
-    model: str | None = None  #: of image_generation
-
-
-class _Reasoning(msgspec.Struct):
-    mode: str | None = None
-
-
-_TOOLS: Final = msgspec.json.Decoder(list[_Tool] | None)
-_REASONING: Final = msgspec.json.Decoder(_Reasoning | None)
 
 
 def read_ask(body: bytes, target: str = "") -> Ask:
@@ -95,16 +59,15 @@ def read_ask(body: bytes, target: str = "") -> Ask:
     asked = fields.get("input")
     if asked is not None and bytes(asked)[:1] not in (b'"', b"[") and is_there(asked):
         raise BadRequest("input: expected text or a list of items.")
-    items = _read_items(fields)
-    beyond = _beyond_bytes(body, fields, items)
+    bound, plain = prompt_of(body, fields)
     return Ask(
         dialect=name,
         path=path,
         model=read_model(fields),
         stream=stream,
         body=fields,
-        prompt_bound=len(body) - sum(map(_inline_images, items)) + template_tokens(fields) + beyond,
-        plain=not beyond and b"input_audio" not in body,
+        prompt_bound=bound,
+        plain=plain,
         output_cap=read_count(fields, "max_output_tokens"),
         user=read_text(fields, "user") or read_text(fields, "safety_identifier"),
         tier=read_text(fields, "service_tier"),
@@ -119,67 +82,6 @@ def write_body(ask: Ask, *, model: str, output_cap: int | None, quirks: frozense
     if ask.output_cap is None and output_cap is not None:
         fields["max_output_tokens"] = msgspec.Raw(b"%d" % output_cap)
     return write_object(fields)
-
-
-def _beyond_bytes(body: bytes, fields: dict[str, msgspec.Raw], items: list[_Item]) -> int:
-    """Prompt tokens that do not stand in the body."""
-    tokens = media_tokens(body, _MEDIA)
-    if any(is_there(fields.get(field, ABSENT)) for field in _HELD) or any(map(_is_reference, items)):
-        tokens += HELD_TOKENS
-    reasoning = read_field(fields, "reasoning", _REASONING, "an object, with mode as text")
-    if reasoning is not None and reasoning.mode not in (None, "standard"):
-        tokens += MODE_TOKENS
-    for tools in ("tools", "plugins"):  # OpenRouter's plugins search, too
-        tokens += TOOL_TOKENS * sum(tool.type not in _AT_THE_CLIENT for tool in _tools(fields.get(tools, ABSENT)))
-    return tokens
-
-
-def _tools(raw: msgspec.Raw) -> list[_Tool]:
-    try:
-        return (_TOOLS.decode(raw) if len(raw) else None) or []
-    except UNREADABLE:
-        return []
-
-
-class _Piece(msgspec.Struct):
-    type: str = ""
-    image_url: msgspec.Raw = ABSENT
-
-
-class _Item(msgspec.Struct):
-    type: str | None = None
-    role: str | None = None
-    content: list[_Piece] | str | None = None
-    output: list[_Piece] | _Piece | str | None = None  #: of a tool that the caller ran
-    result: msgspec.Raw = ABSENT  #: of image_generation_call
-
-
-_IMAGES: Final = frozenset(("input_image", "computer_screenshot"))
-_ITEMS: Final = msgspec.json.Decoder(list[_Item] | str | None)
-
-
-def _read_items(fields: dict[str, msgspec.Raw]) -> list[_Item]:
-    """The items of the input; none where it is text, or of another shape."""
-    try:
-        items = _ITEMS.decode(fields.get("input", b"null"))
-    except UNREADABLE:
-        return []
-    return items if isinstance(items, list) else []
-
-
-def _is_reference(item: _Item) -> bool:
-    """Whether an item only names what the provider holds; such a one need not say its type."""
-    return item.type == "item_reference" or (item.type is None and item.role is None)
-
-
-def _inline_images(item: _Item) -> int:
-    """Bytes of images inside an item: pixels, not text, so IMAGE_TOKENS bounds their tokens and not their length."""
-    size = len(item.result) if item.type == "image_generation_call" else 0
-    for place in (item.content, item.output):
-        pieces = place if isinstance(place, list) else [place] if isinstance(place, _Piece) else []
-        urls = (bytes(piece.image_url) for piece in pieces if piece.type in _IMAGES)
-        size += sum(len(url) for url in urls if url.startswith(b'"data:image/'))
-    return size
 
 
 class _Chunk(msgspec.Struct, gc=False):

@@ -24,7 +24,7 @@ from typing import Annotated, Final
 import msgspec
 
 from tollkeeper.dialects.json_body import Body, read_field
-from tollkeeper.dialects.json_reply import ABSENT, Count, is_there, read_members, read_usd, refusal_numbers
+from tollkeeper.dialects.json_reply import ABSENT, Count, is_there, known, read_members, read_usd, refusal_numbers
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.money import CONTEXT
 from tollkeeper.values import Ask, Usage
@@ -129,9 +129,9 @@ def read_response_usage(raw: msgspec.Raw | bytes) -> tuple[Counted | None, dict[
     counted, xai = _counted(wire), wire.server_side_tool_usage_details
     if xai is not None:
         return counted, {
-            "web_search": _first(xai.web_search_calls) + _first(xai.x_search_calls),
-            "file_search": _first(xai.file_search_calls) + _first(xai.document_search_calls),
-            "code_session": _first(xai.code_interpreter_calls),
+            "web_search": known(xai.web_search_calls) + known(xai.x_search_calls),
+            "file_search": known(xai.file_search_calls) + known(xai.document_search_calls),
+            "code_session": known(xai.code_interpreter_calls),
         }
     stated = _searches(wire)
     return counted, {} if stated is None else {"web_search": stated}
@@ -142,7 +142,7 @@ def _counted(wire: _Wire) -> Counted | None:
     if prompt is None and completion is None and total is None:
         return None
     inferred = prompt is None
-    unstated = max(0, _first(total) - _first(prompt) - _first(completion))
+    unstated = max(0, known(total) - known(prompt) - known(completion))
     if prompt is None:
         prompt, unstated = unstated, 0
     if completion is None:
@@ -150,12 +150,12 @@ def _counted(wire: _Wire) -> Counted | None:
         inferred = inferred or unstated > 0
     asked = wire.prompt_tokens_details or _NOTHING
     given = wire.completion_tokens_details or _NOTHING
-    cached = _first(asked.cached_tokens, wire.prompt_cache_hit_tokens, wire.num_cached_tokens)
-    reasoning = _first(given.reasoning_tokens, wire.reasoning_tokens)
-    written, audio, image = (_first(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
-    spoken, drawn = _first(given.audio_tokens), _first(given.image_tokens)
+    cached = known(asked.cached_tokens, wire.prompt_cache_hit_tokens, wire.num_cached_tokens)
+    reasoning = known(given.reasoning_tokens, wire.reasoning_tokens)
+    written, audio, image = (known(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
+    spoken, drawn = known(given.audio_tokens), known(given.image_tokens)
     lifetimes = asked.cache_write_tokens_details
-    long = 0 if lifetimes is None else min(written, _first(lifetimes.ttl_12h_tokens))
+    long = 0 if lifetimes is None else min(written, known(lifetimes.ttl_12h_tokens))
 
     beyond = 0 if total is None else total - prompt - completion
     if cached > prompt:
@@ -182,18 +182,10 @@ def _counted(wire: _Wire) -> Counted | None:
         output_audio=spoken,
         input_image=image,
         output_image=drawn,
-        web_search=_first(_searches(wire)),
+        web_search=known(_searches(wire)),
         reasoning=min(reasoning, completion),
     )
     return Counted(usage, inferred or text < 0 or said < 0, wire.service_tier, _reported(wire))
-
-
-def _first(*counts: int | None) -> int:
-    """The first count that is stated, else 0."""
-    for count in counts:
-        if count is not None:
-            return count
-    return 0
 
 
 def _searches(wire: _Wire) -> int | None:

@@ -30,8 +30,8 @@ from tollkeeper.ledger import is_late
 from tollkeeper.money import to_nanos
 from tollkeeper.prices import PriceBook
 from tollkeeper.stores import Reader, Store, horizons, open_reader, sqlite_path
-from tollkeeper.tracker import Settings, arguments, configuration
-from tollkeeper.tracker.accounts import Accounts
+from tollkeeper.tracker import arguments
+from tollkeeper.tracker.accounts import Accounts, Settings, configuration
 from tollkeeper.values import Entry, iso_utc
 
 WINDOW: Final = 1024

@@ -6,10 +6,10 @@ from typing import Final
 
 from tollkeeper.importing.records import Record
 from tollkeeper.prices import PriceBook
-from tollkeeper.settlement import entry_for
+from tollkeeper.settlement import entry_for, nothing_owed
 from tollkeeper.tracker.accounts import Accounts, provider_name
 from tollkeeper.tracker.recording import unheld
-from tollkeeper.values import Charge, Entry
+from tollkeeper.values import Entry
 
 _WHO: Final = ("agent", "session", "user", "key", "tags")
 
@@ -18,7 +18,7 @@ def entry_of(record: Record, call: str, accounts: Accounts, prices: PriceBook) -
     """The entry of a record: priced by our prices of its own time, at the model and tier that served."""
     reading, provider = record.reading, accounts.provider(record.provider)
     if record.is_free:
-        charge = Charge(amount_nanos=0, computed_nanos=0, status="priced", price_version=prices.version)
+        charge = nothing_owed(prices.version)
     else:
         charge = prices.charge(
             reading, provider=provider, model=record.model, at_us=record.at_us, key=record.scopes.key,

@@ -20,11 +20,10 @@ from typing import Any, Final
 import msgspec
 
 from tollkeeper.dialects.json_reply import UNREADABLE, Count
-from tollkeeper.importing.records import Given, Members, Record, digest, fitting, instant, members, tags
+from tollkeeper.importing.records import Given, Members, Record, digest, fitting, instant, members
 from tollkeeper.money import format_nanos, to_nanos
-from tollkeeper.routing import MAX_MODEL
 from tollkeeper.tracker import arguments
-from tollkeeper.values import Part, Reading, Scopes, Usage
+from tollkeeper.values import MAX_MODEL, Part, Reading, Scopes, Usage
 
 name: Final = "litellm"
 
@@ -121,7 +120,7 @@ def read(raw: bytes, given: Given) -> Record:
         scopes=Scopes(
             project=fitting(row.team_id) or given.project, agent=fitting(row.agent_id) or given.agent,
             session=fitting(row.session_id), user=fitting(row.end_user or row.user), key=_key(row.api_key),
-            tags=tags(_tags(row), "request_tags"),
+            tags=arguments.labels(_tags(row), "request_tags"),
         ),
         reading=Reading(
             parts=() if usage is None else (Part(usage),), model=row.model or None, final=True,

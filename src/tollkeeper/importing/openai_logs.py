@@ -18,7 +18,7 @@ from msgspec import structs
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.dialects.json_reply import ABSENT, ABSURD, UNREADABLE, error_label, is_there
 from tollkeeper.importing.records import Given, Members, Record, fitting, instant, members, shown, since_1970, values
-from tollkeeper.settlement import INFERRED
+from tollkeeper.settlement import INFERRED, NO_USAGE
 from tollkeeper.tracker import arguments
 from tollkeeper.values import Reading, Scopes
 
@@ -73,7 +73,7 @@ def read(raw: bytes, given: Given) -> Record:
 
 def _note(reading: Reading) -> str | None:
     if not reading.parts:
-        return "the response states no usage"
+        return NO_USAGE
     return INFERRED if reading.inferred else None
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
-from datetime import UTC, datetime, timedelta, tzinfo
+from collections.abc import Mapping
+from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
@@ -18,14 +18,13 @@ import msgspec
 
 from tollkeeper.dialects.json_body import read_object
 from tollkeeper.errors import RequestError
-from tollkeeper.keys import HASH_PREFIX, MAX_TAGS, is_id
+from tollkeeper.keys import HASH_PREFIX, is_id
 from tollkeeper.tracker import arguments
-from tollkeeper.values import Outcome, Reading, Scopes
+from tollkeeper.values import EPOCH, Outcome, Reading, Scopes
 
 Members = Mapping[str, msgspec.Raw]
 """An object's members, values byte for byte."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FAR_S: Final = 10**11
 """Seconds since 1970 that no calendar here holds."""
 _DIGEST_DIGITS: Final = 32
@@ -134,17 +133,7 @@ def since_1970(value: object, name: str, given: Given) -> int:
     """UTC microseconds of seconds since 1970, whole or not. Raises ValueError as `instant`."""
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or not 0 <= value < _FAR_S:
         raise ValueError(f"{name}: expected seconds since 1970, got {shown(value)}")
-    return arguments.instant(_EPOCH + timedelta(microseconds=int(value * 1_000_000)), name, given.now_us)
-
-
-def tags(value: object, name: str) -> tuple[str, ...]:
-    """Labels, each once, in a fixed order: their order says nothing. Raises ValueError."""
-    if isinstance(value, str) or not isinstance(value, Collection):
-        raise ValueError(f"{name}: expected a list of texts, got {shown(value)}")
-    names = tuple(sorted({arguments.name(tag, name) for tag in value}))
-    if len(names) > MAX_TAGS:
-        raise ValueError(f"{name}: expected at most {MAX_TAGS}, got {len(names)}")
-    return names
+    return arguments.instant(EPOCH + timedelta(microseconds=int(value * 1_000_000)), name, given.now_us)
 
 
 def fitting(value: str | None) -> str | None:

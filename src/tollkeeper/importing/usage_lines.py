@@ -11,10 +11,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, Final
 
-from tollkeeper.importing.records import Given, Members, Record, instant, tags, values
-from tollkeeper.routing import MAX_MODEL
+from tollkeeper.importing.records import Given, Members, Record, instant, values
 from tollkeeper.tracker import arguments
-from tollkeeper.values import KINDS, Part, Reading, Scopes, Usage
+from tollkeeper.values import KINDS, MAX_MODEL, Part, Reading, Scopes, Usage
 
 name: Final = "usage"
 
@@ -55,7 +54,7 @@ def read(raw: bytes, given: Given) -> Record:
         scopes=Scopes(
             project=names("project", given.project), agent=names("agent", given.agent), session=names("session"),
             user=names("user"), key=names("key"),
-            tags=tags(fields["tags"], "tags") if "tags" in fields else (),
+            tags=arguments.labels(fields["tags"], "tags") if "tags" in fields else (),
         ),
         dialect=name, provider=names("provider", given.provider), model=model, request_id=names("request_id"),
         reading=Reading(

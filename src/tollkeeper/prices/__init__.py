@@ -23,10 +23,10 @@ from tollkeeper.money import CONTEXT, MAX_NANOS, to_nanos
 from tollkeeper.prices import data as price_data
 from tollkeeper.prices import file as price_file
 from tollkeeper.prices.layers import Asked, Layers
-from tollkeeper.prices.names import MAX_NAME, is_form
+from tollkeeper.prices.names import is_form
 from tollkeeper.prices.override import Override, fingerprint
 from tollkeeper.prices.rates import ZERO, Rates, call_context, compile_sheet, request_fee
-from tollkeeper.values import Charge, ChargeStatus, Provider, Reading, Term
+from tollkeeper.values import MAX_MODEL, Charge, ChargeStatus, Provider, Reading, Term
 
 _MAX_TABLES: Final = 4096
 _MAX_USD: Final = Decimal(MAX_NANOS // 10**9)
@@ -68,7 +68,7 @@ class PriceBook:
 
     def owner(self, model: str) -> str | None:
         """Whose model a bare name is: the provider's id in the price data, the vendor's own before a reseller's."""
-        found = price_data.find(None, model) if len(model) <= MAX_NAME else None
+        found = price_data.find(None, model) if len(model) <= MAX_MODEL else None
         return None if found is None else found.provider
 
     def rates(
@@ -100,7 +100,7 @@ class PriceBook:
             asked = (name, place, model, way, key, route)
         table = self._tables.get(asked)
         if table is None or not table.from_us <= at_us < table.until_us:
-            if max(len(model), *(len(each or "") for each in way)) > MAX_NAME:
+            if max(len(model), *(len(each or "") for each in way)) > MAX_MODEL:
                 return None  # not a name; and no room for it in the cache
             stack = self.layers.stack(Asked(name, place, model, call_context(*way), key, route), at_us)
             table = _Table(stack.from_us, stack.until_us, compile_sheet(stack.sheet, stack.gaps))
@@ -129,7 +129,7 @@ class PriceBook:
         way = (reading.tier, reading.speed, reading.geo)
         for number, part in enumerate(reading.parts):
             served = part.model if part.model is not None else reading.model if reading.model is not None else model
-            served = served[:MAX_NAME]  # as entries keep it
+            served = served[:MAX_MODEL]  # as entries keep it
             rates = self._rates(provider, served, at_us, way, key, route)
             if rates is None and served != model and (part.model is None or part.model == reading.model):
                 # The price of the asked name: the served one is a form of it, or is said to have a stand-in.

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tollkeeper.prices.names import PREFERRED, accepts, dashed_date, equal_names, has_pattern, spellings, vendor
 from tollkeeper.prices.rates import Price
+from tollkeeper.values import us_of, utc
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, Provider
 
 VERSION: Final = f"genai-prices/{version('genai-prices')}"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICRO: Final = timedelta(microseconds=1)
 #: Our kind → the library's price keys, first one that is there.
 _KEYS: Final = {
     "input": ("input_mtok",),
@@ -135,7 +134,7 @@ def _has_prices(model: ModelInfo) -> bool:
 def sheet(found: Found, at_us: int, context: dict[str, str]) -> tuple[dict[str, Price], tuple[str, ...]]:
     """A model's prices at an instant in a context (service_tier, processing, speed), and the parts of the context that
     the prices do not know, as "service_tier=priority"."""
-    at = _EPOCH + at_us * _MICRO
+    at = utc(at_us)
     known: set[str] = set()
     for variant in found.model.price_variants or ():
         active = variant.constraint is None or variant.constraint.active(at)
@@ -163,7 +162,7 @@ def _steps(prices: ModelPrice) -> dict[str, Price]:
 def changes(found: Found, at_us: int) -> Iterator[int]:
     """The instants around `at_us` at which a price of this model may change, in UTC microseconds, in no order."""
     listed = found.model.prices if isinstance(found.model.prices, list) else []
-    today = (_EPOCH + at_us * _MICRO).date()
+    today = utc(at_us).date()
     for entry in (*listed, *(found.model.price_variants or ())):
         if (day := getattr(entry.constraint, "start_date", None)) is not None:
             yield midnight_us(day)
@@ -179,5 +178,4 @@ def midnight_us(day: date) -> int:
 
 
 def _instant(day: date, clock: time) -> int:
-    at = datetime.combine(day, clock if clock.tzinfo else clock.replace(tzinfo=UTC))
-    return (at - _EPOCH) // _MICRO
+    return us_of(datetime.combine(day, clock if clock.tzinfo else clock.replace(tzinfo=UTC)))

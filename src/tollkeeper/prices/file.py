@@ -15,7 +15,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
 from importlib import resources
@@ -27,7 +27,7 @@ from tollkeeper.money import CONTEXT
 from tollkeeper.prices.override import EVERY, Override
 from tollkeeper.prices.rates import BILLED, Price, call_context
 from tollkeeper.prices.windows import read_windows
-from tollkeeper.values import MAX_TOKENS
+from tollkeeper.values import MAX_TOKENS, us_of
 
 KINDS: Final = (*BILLED, "reasoning")
 _CONTEXT_FIELDS: Final = ("service_tier", "speed", "geo")
@@ -39,7 +39,6 @@ _FIELDS: Final = (
 _MAX_PRICE: Final = 10_000
 _MAX_FACTOR: Final = 1000
 _NUMBER: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FREE: Final = tuple((kind, ((0, Decimal(0)),)) for kind in BILLED)
 
 
@@ -189,7 +188,7 @@ class _Entry:
         if isinstance(found, date) and not isinstance(found, datetime):
             found = datetime.combine(found, time(), UTC)
         if isinstance(found, datetime) and found.tzinfo is not None:
-            return (found - _EPOCH) // timedelta(microseconds=1)
+            return us_of(found)
         self.mistakes.append(
             f"{name}: expected a UTC day such as 2026-01-31, or a time with its zone such as 2026-01-31T12:00:00Z, "
             f"got {str(value)!r}"

@@ -12,9 +12,6 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-MAX_NAME: Final = 256
-"""No model has a longer name; a longer one has no price."""
-
 #: How people and gateways call a vendor → its id in the price data, where the two differ.
 VENDORS: Final = {
     "azure_ai": "azure", "azure-openai": "azure", "amazon": "aws", "bedrock": "aws", "fireworks_ai": "fireworks",

@@ -9,16 +9,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
+from tollkeeper.values import us_of, utc
+
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES: Final = 24 * 60
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICRO: Final = timedelta(microseconds=1)
 _DAY: Final = timedelta(days=1)
 #: Every window has an edge on each day, so the nearest ones are never further away.
 _REACH: Final = 2
@@ -34,7 +34,7 @@ class Window(msgspec.Struct, frozen=True):
 
     def holds(self, at_us: int) -> bool:
         """Whether an instant is inside."""
-        local = _instant(at_us).astimezone(ZoneInfo(self.zone))
+        local = utc(at_us).astimezone(ZoneInfo(self.zone))
         minute, today = local.hour * 60 + local.minute, local.weekday() in self.days
         if self.start < self.end:
             return today and self.start <= minute < self.end
@@ -42,13 +42,13 @@ class Window(msgspec.Struct, frozen=True):
 
     def edges(self, at_us: int) -> Iterator[int]:
         """The instants around `at_us` at which it may open or close, in UTC microseconds, in no order."""
-        zone, at = ZoneInfo(self.zone), _instant(at_us)
+        zone, at = ZoneInfo(self.zone), utc(at_us)
         midnight = datetime.combine(at.astimezone(zone).date(), time())
         for day in range(-_REACH, _REACH + 1):
             for minute in (self.start, self.end):
                 wall = midnight + timedelta(days=day, minutes=minute)
                 for fold in (0, 1):
-                    yield _us(wall.replace(tzinfo=zone, fold=fold))
+                    yield us_of(wall.replace(tzinfo=zone, fold=fold))
         for day in range(-_REACH, _REACH):
             yield from _clock_change(zone, at + day * _DAY, at + (day + 1) * _DAY)
 
@@ -65,15 +65,7 @@ def _clock_change(zone: ZoneInfo, low: datetime, high: datetime) -> Iterator[int
             low = middle
         else:
             high = middle
-    yield _us(high)
-
-
-def _instant(at_us: int) -> datetime:
-    return _EPOCH + at_us * _MICRO
-
-
-def _us(at: datetime) -> int:
-    return (at - _EPOCH) // _MICRO
+    yield us_of(high)
 
 
 # ── as people write them ─────────────────────────────────────────────────────────────────────────────────────────────

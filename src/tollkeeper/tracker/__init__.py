@@ -12,16 +12,13 @@ Decimal dollars; a cost that is not known is None, never 0.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterable, Collection, Generator, Iterable, Mapping
+from collections.abc import AsyncIterable, Collection, Generator, Iterable
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from tollkeeper.clock import MICROS, Clock, SystemClock, new_id
-from tollkeeper.config import Config, load
-from tollkeeper.config.settings import PREFIX
 from tollkeeper.ledger import PERIODS, Period
 from tollkeeper.money import parse_usd, to_usd
 from tollkeeper.prices import PriceBook
@@ -29,7 +26,7 @@ from tollkeeper.repricing import Repricing
 from tollkeeper.settlement import entry_for
 from tollkeeper.stores import Store
 from tollkeeper.tracker import arguments, history, usage_report
-from tollkeeper.tracker.accounts import Accounts, Recorded, provider_name
+from tollkeeper.tracker.accounts import Accounts, Recorded, Settings, configuration, provider_name
 from tollkeeper.tracker.holding import DIALECT, CallHold
 from tollkeeper.tracker.recording import Recording, unheld
 from tollkeeper.tracker.replies import read_all
@@ -37,7 +34,6 @@ from tollkeeper.tracker.streaming import RecordedStream
 from tollkeeper.tracker.usage_report import Span, UsageReport
 from tollkeeper.values import Hold, Part, Reading, ScopeKind, Usage
 
-Settings = Config | Mapping[str, Any] | str | os.PathLike[str]
 Usd = Decimal | str | int
 T = TypeVar("T")
 
@@ -374,17 +370,3 @@ class CostTracker:
         signed = history.signature(reason, by)
         store = await self._accounts.store()
         return await (history.what_if(store, again) if what_if else history.reprice(store, again, signed))
-
-
-def configuration(settings: Settings | None) -> Config:
-    """The settings of a tracker. The one place where the library reads the process environment.
-
-    A dict is all there is: no variable of ours and no file is read beside it.
-    """
-    if isinstance(settings, Config):
-        return settings
-    if isinstance(settings, Mapping):
-        return load(
-            settings, {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
-        )
-    return load(None if settings is None else Path(settings), os.environ)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from threading import Lock
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from tollkeeper.clock import MICROS, Clock
-from tollkeeper.config import Config
+from tollkeeper.config import Config, load
 from tollkeeper.config.providers import presets
+from tollkeeper.config.settings import PREFIX
 from tollkeeper.errors import ConfigError, StoreError, StoreUnavailable
 from tollkeeper.money import to_usd
 from tollkeeper.prices import PriceBook
@@ -29,6 +33,9 @@ log = logging.getLogger("tollkeeper")
 EXPIRE_EVERY_US: Final = 1 * MICROS
 PRUNE_EVERY_US: Final = 3600 * MICROS
 UNKNOWN_PROVIDER: Final = "unknown"
+
+
+Settings = Config | Mapping[str, Any] | str | os.PathLike[str]
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -149,3 +156,17 @@ class Accounts:
                 await store.prune(now_us, self.config.retention)
         except StoreError as error:
             log.error("the ledger's periodic work failed: %s", error)
+
+
+def configuration(settings: Settings | None) -> Config:
+    """The settings of a tracker. The one place where the library reads the process environment.
+
+    A dict is all there is: no variable of ours and no file is read beside it.
+    """
+    if isinstance(settings, Config):
+        return settings
+    if isinstance(settings, Mapping):
+        return load(
+            settings, {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+        )
+    return load(None if settings is None else Path(settings), os.environ)

@@ -7,7 +7,7 @@ what would be right.
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
@@ -15,11 +15,8 @@ from msgspec.structs import astuple
 
 from tollkeeper.keys import MAX_TAGS
 from tollkeeper.money import CONTEXT, MAX_NANOS, to_usd
-from tollkeeper.routing import MAX_MODEL
-from tollkeeper.values import KINDS, MAX_ID, MAX_TOKENS, Scopes, Usage
+from tollkeeper.values import KINDS, MAX_ID, MAX_MODEL, MAX_TOKENS, Scopes, Usage, us_of
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICRO: Final = timedelta(microseconds=1)
 _EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _AHEAD_US: Final = 86_400 * 1_000_000
 _MAX_USD: Final = to_usd(MAX_NANOS)
@@ -56,16 +53,17 @@ def scopes(
         session=optional(session_id, "session_id"),
         user=optional(user_id, "user_id"),
         key=optional(key_id, "key_id"),
-        tags=() if tags == () else _tags(tags),
+        tags=() if tags == () else labels(tags, "tags"),
     )
 
 
-def _tags(tags: object) -> tuple[str, ...]:
-    if isinstance(tags, str) or not isinstance(tags, Collection):
-        raise _wrong("tags", "a list of texts", tags)
-    names = tuple(sorted({name(tag, "tags") for tag in tags}))  # their order says nothing: a repeat must be equal
+def labels(value: object, argument: str) -> tuple[str, ...]:
+    """Tags, each once, in a fixed order: their order says nothing, and a repeat must be equal."""
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise _wrong(argument, "a list of texts", value)
+    names = tuple(sorted({name(tag, argument) for tag in value}))
     if len(names) > MAX_TAGS:
-        raise ValueError(f"tags: expected at most {MAX_TAGS}, got {len(names)}")
+        raise ValueError(f"{argument}: expected at most {MAX_TAGS}, got {len(names)}")
     return names
 
 
@@ -126,7 +124,7 @@ def instant(value: object, argument: str, now_us: int) -> int:
         return now_us
     if not isinstance(value, datetime) or value.utcoffset() is None:
         raise _wrong(argument, "a datetime with its time zone, such as datetime.now(UTC)", value)
-    at_us = (value - _EPOCH) // _MICRO
+    at_us = us_of(value)
     if value < _EARLIEST or at_us > now_us + _AHEAD_US:
         raise _wrong(argument, "an instant from the year 2000 to one day ahead", value)
     return at_us

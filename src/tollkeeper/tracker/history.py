@@ -19,7 +19,7 @@ from msgspec import structs
 from tollkeeper.errors import BadRequest, Conflict, UnknownEntry
 from tollkeeper.ledger import FOREVER_US
 from tollkeeper.prices import PriceBook
-from tollkeeper.repricing import Figures, Repricing, charge_again, corrected, is_lost, rows_of
+from tollkeeper.repricing import Figures, Repricing, repriced, rows_of
 from tollkeeper.stores import Reader, Store
 from tollkeeper.tracker import arguments
 from tollkeeper.tracker.accounts import Accounts, named
@@ -118,7 +118,7 @@ async def _reprice(
     found: dict[tuple[str, str], Figures] = {}
     entries = changed = overtaken = 0
     async for batch in _batches(ledger, again):
-        rights = [_right(entry, again) for entry in batch]
+        rights = [repriced(entry, again.prices, again.provider(named(entry.provider))) for entry in batch]
         asked = [right for right, _ in rights if right is not None]
         done = iter([True] * len(asked) if put is None else await asyncio.gather(*map(put, asked)))
         for entry, (right, lost) in zip(batch, rights, strict=True):
@@ -134,12 +134,6 @@ async def _reprice(
     return Repricing(
         what_if=put is None, price_version=again.prices.version, rows=rows_of(found), overtaken=overtaken
     )  # fmt: skip
-
-
-def _right(entry: Entry, again: Again) -> tuple[Entry | None, bool]:
-    """What takes an entry's place, and whether it has no price any more."""
-    charge = charge_again(entry, again.prices, again.provider(named(entry.provider)))
-    return corrected(entry, charge), is_lost(entry, charge)
 
 
 async def _batches(ledger: Reader, again: Again) -> AsyncIterator[list[Entry]]:

@@ -6,7 +6,7 @@ and counted under OTHER, from the entries. Where they are gone too it is an erro
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -17,9 +17,8 @@ from tollkeeper.ledger import FOREVER_US, CellKey, Period, cells_of, window_of
 from tollkeeper.money import to_usd
 from tollkeeper.reports import ZERO, Sums
 from tollkeeper.stores import Cell, Reader
-from tollkeeper.values import OTHER, ScopeKind, iso_utc
+from tollkeeper.values import OTHER, ScopeKind, iso_utc, utc
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -106,8 +105,8 @@ def report(wanted: Span, found: list[Cell]) -> UsageReport:
     return UsageReport(
         entity=names,
         period="total" if total else wanted.period,
-        period_start=_EPOCH + timedelta(microseconds=wanted.start_us),
-        period_end=_NEVER if total else _EPOCH + timedelta(microseconds=wanted.end_us),
+        period_start=utc(wanted.start_us),
+        period_end=_NEVER if total else utc(wanted.end_us),
         by_model={model: ModelUsage(**_values(each)) for model, each in sorted(models.items())},
         **_values(whole),
     )

@@ -1,4 +1,4 @@
-"""cli: what the commands and their options say, and that every mistake is one line and exit code 2."""
+"""cli and cli.configured: what the commands and their options say, and that every mistake is one line and exit code 2."""
 
 from __future__ import annotations
 

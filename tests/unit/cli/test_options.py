@@ -20,10 +20,10 @@ def commands(command: click.Command) -> Iterator[click.Command]:
 
 def test_shared_options_are_explained_alike() -> None:
     """`--config`, `--store` and `--json` mean the same in every command that has them."""
-    helps: dict[str, set[str]] = {"--config": set(), "--json": set()}
+    helps: dict[str, set[str]] = {"--config": set(), "--json": set(), "--store": set()}
     for command in commands(typer.main.get_command(cli.app)):
         for parameter in command.params:
             for name in helps.keys() & set(parameter.opts):
                 helps[name].add(str(getattr(parameter, "help", "")))
-    assert {name: len(found) for name, found in helps.items()} == {"--config": 1, "--json": 1}
+    assert {name: len(found) for name, found in helps.items()} == {"--config": 1, "--json": 1, "--store": 1}
     assert options.ConfigFile is cli.ConfigFile

@@ -180,7 +180,7 @@ def test_diff(run: Run, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["list", "--provider", "opnai"], "--provider: 'opnai' is not known; did you mean openai?"),
-        (["list", "--at", "soon"], "--at: 'soon' is no time; write 2026-11-30 or 2026-11-30T12:00:00Z"),
+        (["list", "--at", "soon"], "--at: 'soon' is no date; write 2026-11-01 or 2026-11-01T12:00"),
         (["explain", "openai/gpt-4o", "--usage", "inptu=1"], "--usage: 'inptu' is not known; did you mean input?"),
         (
             ["explain", "openai/gpt-4o", "--usage", "input=-1"],

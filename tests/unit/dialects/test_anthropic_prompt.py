@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from tollkeeper.dialects.anthropic_messages import read_ask
-from tollkeeper.dialects.anthropic_prompt import BUILT_IN_TOOL_TOKENS, IMAGE_TOKENS, SERVER_TOOL_TOKENS
-from tollkeeper.dialects.json_body import FILE_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS, WINDOW_TOKENS
+from tollkeeper.dialects.anthropic_prompt import BUILT_IN_TOOL_TOKENS, IMAGE_TOKENS
+from tollkeeper.dialects.json_body import (
+    FILE_TOKENS,
+    SERVER_TOOL_TOKENS,
+    TEMPLATE_TOKENS,
+    TOOL_PREAMBLE_TOKENS,
+    WINDOW_TOKENS,
+)
 
 
 def bound(*blocks: Any, **fields: Any) -> tuple[int, int]:

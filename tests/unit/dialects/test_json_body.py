@@ -13,6 +13,7 @@ from tollkeeper.dialects.json_body import (
     media_tokens,
     read_count,
     read_flag,
+    read_larger,
     read_model,
     read_object,
     read_text,
@@ -94,6 +95,13 @@ def test_fields() -> None:
     for read, name in ((read_flag, "number"), (read_text, "yes"), (read_text, "number")):
         with pytest.raises(BadRequest, match=f"^{name}: expected"):
             read(body, name)
+
+
+def test_a_count_with_two_names() -> None:
+    """C3: where a client gives both, the larger one bounds it."""
+    body = read_object(b'{"a":3,"b":5,"zero":0,"none":null}')
+    pairs = (("a", "b"), ("b", "a"), ("zero", "a"), ("none", "b"), ("zero", "gone"), ("none", "gone"))
+    assert [read_larger(body, *pair) for pair in pairs] == [5, 5, 3, 5, 0, None]
 
 
 @pytest.mark.parametrize("word", [b"image", rb"im\u0061ge", rb"\u0069\u006D\u0061\u0067\u0065"])

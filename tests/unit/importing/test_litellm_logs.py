@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given as generated
 from hypothesis import strategies as st
+from tests.logs import JSON, why
 
 from tollkeeper.importing import litellm_logs
 from tollkeeper.importing.lines import CsvCutter
@@ -164,20 +164,6 @@ def test_mistakes(changed: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=r"\S") as caught:
         read(**changed)
     assert str(caught.value).startswith(says)
-
-
-def why(read: Callable[[], Record]) -> Record | str:
-    """A record, or why there is none."""
-    try:
-        return read()
-    except ValueError as error:
-        return str(error)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
-)  # fmt: skip
 
 
 @generated(st.dictionaries(st.sampled_from(list(ROW)), JSON), st.dictionaries(st.sampled_from(["usage_object"]), JSON))

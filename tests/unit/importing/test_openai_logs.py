@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given as generated
 from hypothesis import strategies as st
+from tests.logs import JSON, why
 
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.importing import openai_logs
 from tollkeeper.importing.records import Given, Record
+from tollkeeper.settlement import NO_USAGE
 from tollkeeper.testing.clock import START_US
 from tollkeeper.values import Usage
 
@@ -105,7 +106,7 @@ def test_servers_that_leave_the_kind_out() -> None:
 def test_without_usage() -> None:
     """P4: a response that states no usage is a call whose cost is not known, and no zero."""
     record = read({name: value for name, value in CHAT.items() if name != "usage"})
-    assert (record.reading.parts, record.is_free, record.note) == ((), False, "the response states no usage")
+    assert (record.reading.parts, record.is_free, record.note) == ((), False, NO_USAGE)
 
 
 def test_errors() -> None:
@@ -157,20 +158,6 @@ def test_a_count_twice(usage: str) -> None:
     raw = json.dumps(CHAT | {"usage": "HERE"}).replace('"HERE"', usage).encode()
     with pytest.raises(ValueError, match="names this member twice"):
         openai_logs.read(raw, GIVEN)
-
-
-def why(read: Callable[[], Record]) -> Record | str:
-    """A record, or why there is none."""
-    try:
-        return read()
-    except ValueError as error:
-        return str(error)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
-)  # fmt: skip
 
 
 @generated(

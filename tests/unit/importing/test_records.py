@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given as generated
 from hypothesis import strategies as st
 
-from tollkeeper.importing.records import Given, digest, fitting, instant, members, shown, since_1970, tags, values
+from tollkeeper.importing.records import Given, digest, fitting, instant, members, shown, since_1970, values
 from tollkeeper.testing.clock import START_US
 
 GIVEN = Given(project="shop", now_us=START_US)
@@ -107,14 +107,6 @@ def test_names_of_others() -> None:
     for value in ("x" * 129, '{"device_id": "a\nb"}', "\ud800"):
         assert fitting(value) == digest(value)
         assert len(digest(value)) < 128
-
-
-def test_tags() -> None:
-    """Tags are a set in a fixed order; what is none says so."""
-    assert tags(["b", "a", "b"], "tags") == ("a", "b")
-    for wrong in ("a", 5, [""], [1], [str(number) for number in range(17)]):
-        with pytest.raises(ValueError, match="tags: expected"):
-            tags(wrong, "tags")
 
 
 def test_values_in_reasons_are_short() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given as generated
 from hypothesis import strategies as st
+from tests.logs import why
 
 from tollkeeper.importing import usage_lines
 from tollkeeper.importing.records import Given, Record
@@ -102,14 +102,6 @@ def test_mistakes(fields: dict[str, Any], says: str) -> None:
         read(**fields)
     assert str(caught.value).startswith(says)
     assert "\n" not in str(caught.value)
-
-
-def why(read: Callable[[], Record]) -> Record | str:
-    """A record, or why there is none."""
-    try:
-        return read()
-    except ValueError as error:
-        return str(error)
 
 
 VALUES = (

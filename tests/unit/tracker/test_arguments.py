@@ -156,3 +156,11 @@ def test_status() -> None:
     for value in (99, 600, True, "200", 200.0):
         with pytest.raises(ValueError, match=r"^http_status: expected a whole number from 100 to 599, got "):
             arguments.status(value)
+
+
+def test_tags() -> None:
+    """Tags are a set in a fixed order; what is none says so."""
+    assert arguments.labels(["b", "a", "b"], "tags") == ("a", "b")
+    for wrong in ("a", 5, [""], [1], [str(number) for number in range(17)]):
+        with pytest.raises(ValueError, match="tags: expected"):
+            arguments.labels(wrong, "tags")

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.dialects.json_body import Body, template_tokens
+from tollkeeper.dialects.json_body import SERVER_TOOL_TOKENS, Body, template_tokens
 from tollkeeper.dialects.json_reply import ABSENT, UNREADABLE, is_there
 
 WINDOW_TOKENS: Final = 1_048_576
@@ -22,8 +22,6 @@ IMAGE_TOKENS: Final = 10_000
 """An image: Gemini 2 cuts it into at most 24 tiles of 258 tokens, Gemini 3 gives it at most 2,240."""
 DOCUMENT_TOKENS: Final = 560_000
 """A PDF: 1,000 pages, the documented most, at 560 tokens."""
-TOOL_TOKENS: Final = 200_000
-"""What a tool that runs at the provider may add to the prompt. A declared bound, not a proven one."""
 BYTES_PER_TOKEN: Final = 16
 """Of a recording inside the body, in base64: 32 tokens a second of audio at 3 kbit/s, 300 of video at 29 kbit/s."""
 
@@ -72,10 +70,10 @@ _PROMPT: Final = msgspec.json.Decoder(_Prompt)
 _TOOLS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | dict[str, msgspec.Raw] | None)
 
 
-def prompt_bound(body: bytes, fields: Body) -> int:
-    """No prompt of this body has more tokens."""
+def prompt_of(body: bytes, fields: Body) -> tuple[int, bool]:
+    """The most tokens that the prompt of a body has, and whether it is text and nothing else."""
     text, media = len(body), 0
-    marks = len(_MARKS.findall(body))
+    marks = told = len(_MARKS.findall(body))
     if marks or b"\\u" in body:  # a name may be written in escapes
         faster = _FASTER.search(body) is not None
         for part in _media(body):
@@ -93,7 +91,7 @@ def prompt_bound(body: bytes, fields: Body) -> int:
     if any(is_there(fields.get(name, ABSENT)) for name in ("cachedContent", "cached_content")):
         media += WINDOW_TOKENS
     media += _tools(fields.get("tools", ABSENT))
-    return text + template_tokens(fields) + min(media, WINDOW_TOKENS)
+    return text + template_tokens(fields) + min(media, WINDOW_TOKENS), not (media or told)
 
 
 def _inline(blob: _Blob, *, faster: bool) -> tuple[int, int]:
@@ -127,7 +125,7 @@ def _tools(raw: msgspec.Raw) -> int:
     total = 0
     for tool in tools if isinstance(tools, list) else [tools or {}]:
         for name in tool.keys() - _CLIENT_TOOLS:
-            total += WINDOW_TOKENS if name in _URL_TOOLS else TOOL_TOKENS
+            total += WINDOW_TOKENS if name in _URL_TOOLS else SERVER_TOOL_TOKENS
     return total
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from tollkeeper.dialects.google_media import (
+from tollkeeper.dialects.google_prompt import (
     BYTES_PER_TOKEN,
     DOCUMENT_TOKENS,
     IMAGE_TOKENS,
-    TOOL_TOKENS,
     WINDOW_TOKENS,
-    prompt_bound,
+    prompt_of,
 )
-from tollkeeper.dialects.json_body import TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS, read_object
+from tollkeeper.dialects.json_body import SERVER_TOOL_TOKENS, TEMPLATE_TOKENS, TOOL_PREAMBLE_TOKENS, read_object
 
 DATA = "A" * 4000
 
@@ -24,7 +23,7 @@ def media(body: dict[str, Any], text: int = 0) -> int:
     """Tokens of the bound beyond the body's own bytes; `text` of them are not counted as text."""
     raw = json.dumps(body).encode()
     around = TEMPLATE_TOKENS + (TOOL_PREAMBLE_TOKENS if "tools" in body else 0)
-    return prompt_bound(raw, read_object(raw)) - len(raw) - around + text
+    return prompt_of(raw, read_object(raw))[0] - len(raw) - around + text
 
 
 def of(*parts: Any) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def test_media(part: Any, tokens: int, left_out: int) -> None:
 def test_names_in_escapes() -> None:
     """H4: a member whose name is written in escapes is seen too."""
     raw = b'{"contents":[{"parts":[{"file\\u0044ata":{"fileUri":"u"}}]}]}'
-    assert prompt_bound(raw, read_object(raw)) == len(raw) + TEMPLATE_TOKENS + WINDOW_TOKENS
+    assert prompt_of(raw, read_object(raw))[0] == len(raw) + TEMPLATE_TOKENS + WINDOW_TOKENS
 
 
 def test_media_where_nobody_looks() -> None:
@@ -94,9 +93,9 @@ def test_prompts_kept_at_the_provider() -> None:
     ("tools", "tokens"),
     [
         ([{"functionDeclarations": [{"name": "codeExecution"}]}], 0),
-        ([{"googleSearch": {}}], TOOL_TOKENS),
-        ([{"googleSearch": {}, "codeExecution": {}}, {"function_declarations": []}], 2 * TOOL_TOKENS),
-        ({"fileSearch": {}}, TOOL_TOKENS),
+        ([{"googleSearch": {}}], SERVER_TOOL_TOKENS),
+        ([{"googleSearch": {}, "codeExecution": {}}, {"function_declarations": []}], 2 * SERVER_TOOL_TOKENS),
+        ({"fileSearch": {}}, SERVER_TOOL_TOKENS),
         ([{"urlContext": {}}], WINDOW_TOKENS),
         ([7], WINDOW_TOKENS),
         (None, 0),
@@ -111,3 +110,20 @@ def test_all_together_fit_the_window() -> None:
     """C3: no prompt is longer than the window, so media together count as one at most."""
     video = {"fileData": {"mimeType": "video/mp4", "fileUri": "u"}}
     assert media(of(video, video) | {"cachedContent": "c", "tools": [{"urlContext": {}}]}) == WINDOW_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("body", "plain"),
+    [
+        (of({"text": "hi"}), True),
+        (of({"text": "hi"}) | {"tools": [{"functionDeclarations": []}]}, True),
+        (of(inline("image/png")), False),
+        (of(inline("text/plain")), False),
+        ({"contents": [], "cachedContent": "c"}, False),
+        ({"contents": [], "tools": [{"googleSearch": {}}]}, False),
+    ],
+)
+def test_plain_asks_are_text_alone(body: dict[str, Any], plain: bool) -> None:
+    """Prompts of text may be quoted by what such prompts have; media, kept prompts and what a tool fetches may not."""
+    raw = json.dumps(body).encode()
+    assert prompt_of(raw, read_object(raw))[1] is plain

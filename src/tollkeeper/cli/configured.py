@@ -1,0 +1,88 @@
+"""What a command works with: the configuration, with the command's options over it, and the ledger that it names."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tollkeeper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tollkeeper.config import Config
+    from tollkeeper.stores import Reader
+
+T = TypeVar("T")
+
+
+def overlay(**given: object) -> dict[str, str]:
+    """The environment with the options of a command over it: an option is a setting, checked like any other."""
+    options = {f"TOLLKEEPER_{name.upper()}": str(value) for name, value in given.items() if value is not None}
+    return {**os.environ, **options}
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """The configuration; a mistake in an option is blamed on the option."""
+    from tollkeeper import config
+
+    try:
+        return config.load(path, environ)
+    except ConfigError as error:
+        raise _blamed(error, environ) from None
+
+
+def load_without_keys(path: Path | None, store: str | None = None) -> Config:
+    """The configuration of a command that calls nobody: a missing key of a provider is made up, and without any
+    provider every preset is one."""
+    from tollkeeper.config.providers import presets
+    from tollkeeper.config.sources import read
+
+    environ = overlay(store=store)
+    try:
+        tables = read(path, environ)[0].providers
+    except ConfigError as error:
+        raise _blamed(error, environ) from None
+    usable = [preset for preset in presets().values() if preset.base_url]
+    if not tables and any(environ.get(name, "").strip() for preset in usable for name in preset.key_env):
+        return load(path, environ)
+    names = [name for preset in presets().values() for name in preset.key_env]
+    names += [table.api_key_env for table in tables.values() if table.api_key_env is not None]
+    return load(path, dict.fromkeys(names, "none") | environ)
+
+
+def ledger(path: Path | None, store: str | None) -> str:
+    """The URL of the ledger that a command reads."""
+    from tollkeeper.config import store_url
+
+    environ = overlay(store=store)
+    try:
+        return store_url(path, environ)
+    except ConfigError as error:
+        raise _blamed(error, environ) from None
+
+
+def reading(url: str, ask: Callable[[Reader], Awaitable[T]]) -> T:
+    """Ask a ledger, beside its owner if one runs."""
+    from tollkeeper.stores import open_reader
+
+    if url == "memory:":
+        raise ConfigError("store: a ledger in memory: is its gateway's alone; name a file: sqlite:///path")
+
+    async def asked() -> T:
+        reader = open_reader(url)
+        try:
+            return await ask(reader)
+        finally:
+            await reader.close()
+
+    return asyncio.run(asked())
+
+
+def _blamed(error: ConfigError, environ: Mapping[str, str]) -> ConfigError:
+    """A mistake in a variable that `overlay` made is the option's."""
+    name, colon, text = str(error).partition(": ")
+    if colon and environ.get(name) != os.environ.get(name):
+        return ConfigError(f"--{name.removeprefix('TOLLKEEPER_').lower()}: {text}")
+    return error

@@ -33,6 +33,10 @@ class Reducer(Protocol):
         """Read one event of a stream: the bytes to relay for it, None to hide it."""
         ...
 
+    def alike(self, raw: bytes) -> bytes | None:
+        """The same by its bytes alone, for an event that is like the one before; None: it is not, or it cannot be known."""
+        ...
+
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
         ...

@@ -1,8 +1,8 @@
 """Reads Google's replies: chunks of generateContent, whole or streamed, embeddings and token counts.
 
 Each chunk repeats the usage so far: the last one counts, never a sum, and it is final once every candidate has its finish
-reason. An event stream has no other end than that reason, an array ends with its bracket. A count that shrank on the way
-is taken as it is last given, and marked as inferred.
+reason, and no error follows. An event stream has no other end than that reason, an array ends with its bracket. A count that
+shrank on the way is taken as it is last given, and marked as inferred.
 
 A prompt that was blocked has no candidates; its usage is what the reply states.
 """
@@ -103,7 +103,7 @@ class Reducer:
         self._like = Likeness()
         self._seen: set[int] = set()  # candidates
         self._done: set[int] = set()  # candidates with a finish reason
-        self._last = False  # the usage came with or after the finish
+        self._last = False  # the usage came with or after the finish, and no error after it
         self._model: str | None = None
         self._most_said = 0  # the most tokens that any chunk stated
         self._most_thought = 0
@@ -162,7 +162,7 @@ class Reducer:
             parts=parts,
             model=model,
             tier=None if wire is None else read_tier(wire),
-            final=stated and (self._last or self.ended) and not self._absurd,
+            final=stated and (self._last or (self.ended and self.error is None)) and not self._absurd,
             inferred=inferred or self._absurd,
             ended=self.ended or self._is_finished(),
             output_bytes=self._output_bytes + thoughts,  # thoughts are not shown: what is seen does not bound them
@@ -190,7 +190,7 @@ class Reducer:
             except UNREADABLE:
                 self._absurd = True
         if len(chunk.error) and is_there(chunk.error):
-            self.error = _error_label(chunk.error)
+            self.error, self._last = _error_label(chunk.error), False  # other candidates may have been under way
         return chunk
 
     def _learn(self, event: Event, chunk: _Chunk) -> None:

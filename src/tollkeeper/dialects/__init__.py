@@ -33,16 +33,20 @@ class Reducer(Protocol):
         """Read one event of a stream: the bytes to relay for it, None to hide it."""
         ...
 
-    def alike(self, raw: bytes) -> bytes | None:
-        """The same by its bytes alone, for an event that is like the one before; None: it is not, or it cannot be known."""
-        ...
-
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
         ...
 
     def reading(self) -> Reading:
         """What was read so far."""
+        ...
+
+
+class Relaying(Reducer, Protocol):
+    """Reads one reply while it is relayed, chunk by chunk."""
+
+    def alike(self, raw: bytes) -> bytes | None:
+        """The same by its bytes alone, for an event that is like the one before; None: it is not, or it cannot be known."""
         ...
 
 
@@ -76,6 +80,10 @@ class Dialect(Metered, Protocol):
 
     def write_body(self, ask: Ask, *, model: str, output_cap: int | None, quirks: frozenset[str]) -> bytes:
         """The body for a provider, with the permitted changes alone."""
+        ...
+
+    def reducer(self, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Relaying:
+        """What reads one reply."""
         ...
 
     def refusal(self, error: TollkeeperError, request_id: str) -> bytes:

@@ -112,10 +112,6 @@ class Reducer:
             self._generated(len(event.data))
         return event.raw
 
-    def alike(self, raw: bytes) -> bytes | None:
-        """Every event is read for itself."""
-        return None
-
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
         self.ended = self.content = True

@@ -31,14 +31,10 @@ def steps(folder: Path) -> Iterator[Figure]:
     charge = lambda: book.charge(reading, provider=OPENAI, model="gpt-4o-mini", at_us=AT_US)  # noqa: E731
     yield Figure("pricing a call, compiled", micros(charge, 5000), "µs", None, 15)
 
-    chunks = events()
-
-    def metered() -> None:
-        meter = Meter(chat, stream=True, hide_usage=True, quirks=none)
-        for chunk in chunks:
-            meter.feed(chunk)
-
-    yield Figure("metering a chunk of a stream", micros(metered, 50) / CHUNKS, "µs", None, 3)
+    yield Figure("metering a chunk of a stream", metering("openai-chat", events()), "µs", None, 3)
+    yield Figure("metering a chunk, openai-responses", metering("openai-responses", responses()), "µs", None, 3)
+    yield Figure("metering a chunk, anthropic-messages", metering("anthropic-messages", anthropic()), "µs", None, 3)
+    yield Figure("metering a chunk, google-generate", metering("google-generate", google()), "µs", None, 3)
 
     reply = whole()
 
@@ -55,6 +51,63 @@ def steps(folder: Path) -> Iterator[Figure]:
         chat.write_body(chat.read_ask(body), model="gpt-4o-mini-2024-07-18", output_cap=None, quirks=none)
 
     yield Figure("reading and writing a request's body", micros(rewritten, 5000), "µs")
+
+
+def metering(dialect: str, chunks: list[bytes]) -> float:
+    """Microseconds for each chunk of a stream, its first and last ones included."""
+
+    def metered() -> None:
+        meter = Meter(DIALECTS[dialect], stream=True, hide_usage=True, quirks=frozenset())
+        for chunk in chunks:
+            meter.feed(chunk)
+
+    return micros(metered, 50) / len(chunks)
+
+
+def named(name: str, **members: object) -> bytes:
+    """An event whose name and type are the same, with blanks at its end, as Anthropic has them."""
+    data = msgspec.json.encode({"type": name} | members)
+    return b"event: %b\ndata: %b%b}\n\n" % (name.encode(), data[:-1], b" " * (len(data) % 9))
+
+
+def anthropic() -> list[bytes]:
+    """As many words in Anthropic's events."""
+    begin = {"model": "claude-sonnet-4-5", "usage": {"input_tokens": 220, "output_tokens": 1}}
+    delta = {"type": "text_delta"}
+    return [
+        named("message_start", message=begin),
+        named("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        *(named("content_block_delta", index=0, delta=delta | {"text": f" word{n}"}) for n in range(CHUNKS - 3)),
+        named("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": CHUNKS - 3}),
+        named("message_stop"),
+    ]
+
+
+def responses() -> list[bytes]:
+    """As many words in OpenAI's events."""
+    usage = {"input_tokens": 220, "output_tokens": CHUNKS - 3, "total_tokens": 220 + CHUNKS - 3}
+    place = {"item_id": "msg_fixed", "output_index": 0, "content_index": 0, "logprobs": [], "obfuscation": "x9Yz"}
+    name = "response.output_text.delta"
+    return [
+        named("response.created", sequence_number=0, response={"status": "in_progress", "model": "gpt-4o-mini"}),
+        *(named(name, sequence_number=n, delta=f" word{n}", **place) for n in range(1, CHUNKS - 2)),
+        named("response.completed", sequence_number=CHUNKS, response={"status": "completed", "usage": usage}),
+    ]
+
+
+def google() -> list[bytes]:
+    """As many words in Google's chunks, each with the usage so far."""
+    said = [f" word{n}" for n in range(CHUNKS - 3)]
+    counted = {"promptTokenCount": 220, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 220}]}
+    chunks = [
+        {
+            "candidates": [{"content": {"parts": [{"text": word}], "role": "model"}, "index": 0}],
+            "usageMetadata": counted | {"candidatesTokenCount": n, "totalTokenCount": 220 + n, "thoughtsTokenCount": 0},
+            "modelVersion": "gemini-2.5-flash", "responseId": "fixed",
+        }
+        for n, word in enumerate(said)
+    ]  # fmt: skip
+    return [b"data: " + msgspec.json.encode(chunk) + b"\r\n\r\n" for chunk in chunks]
 
 
 def whole() -> bytes:

@@ -20,20 +20,29 @@ GOOD = Provided(
 )  # fmt: skip
 STAYS = Manners(manner="stays", leaves_s=None, slow_s=0, stops_at=0)
 LIMITS = Limits(first_byte_s=4, idle_s=3, total_s=12, hold_ttl_s=30, drain_s=5, drain_limit=8, default_output_cap=64)
-STREAMS = [("openai-chat", True), ("anthropic-messages", True), ("openai-responses", True)]
+STREAMS: list[tuple[str, bool | str]] = [
+    ("openai-chat", True),
+    ("anthropic-messages", True),
+    ("openai-responses", True),
+    ("google-generate", True),
+    ("google-generate", "array"),
+]
+MARKED = [shape for shape in STREAMS if shape != ("google-generate", True)]
+"""Streams with an end marker: Google's events end with the connection."""
 SLOW = Ledger(latency_s=0.01)
 SHAPES = [
     *STREAMS,
     ("openai-chat", False),
     ("anthropic-messages", False),
     ("openai-responses", False),
+    ("google-generate", False),
     ("openai-embeddings", False),
 ]
 
 
 def a_call(
     dialect: str = "openai-chat",
-    stream: bool = True,
+    stream: bool | str = True,
     *,
     number: int = 0,
     start_s: float = 0,
@@ -45,19 +54,24 @@ def a_call(
 ) -> Planned:
     """A call; `provided` changes GOOD, `body` the request."""
     asked: dict[str, Any] = {"model": "m"}
-    if dialect == "openai-embeddings":
+    target = ""
+    if dialect == "google-generate":
+        asked = {"contents": [{"parts": [{"text": "toll toll"}]}], "generationConfig": {"maxOutputTokens": cap}}
+        method = {False: "generateContent", True: "streamGenerateContent?alt=sse", "array": "streamGenerateContent"}
+        target = f"/v1beta/models/m:{method[stream]}"
+    elif dialect == "openai-embeddings":
         asked["input"] = "toll toll"
     elif dialect == "openai-responses":
         asked |= {"input": "toll toll", "max_output_tokens": cap}
     else:
         asked |= {"messages": [{"role": "user", "content": "toll toll"}], "max_tokens": cap}
-    if stream:
+    if stream and not target:
         asked["stream"] = True
     if leaves_s is not None:
         client = structs.replace(client, manner="leaves", leaves_s=leaves_s)
     return Planned(
         number=number, start_s=start_s, dialect=dialect, body=msgspec.json.encode(asked | (body or {})), project="p",
-        session="s", provided=structs.replace(GOOD, **provided), client=client,
+        target=target, session="s", provided=structs.replace(GOOD, **provided), client=client,
     )  # fmt: skip
 
 

@@ -20,15 +20,17 @@ from tollkeeper.sse import MAX_EVENT, Event
 _ANYTHING: Final = msgspec.json.Decoder(msgspec.Raw)
 _IN_TEXT: Final = re.compile(rb'[\\"]')
 _OUTSIDE: Final = re.compile(rb'["{}\[\]]')
-_BETWEEN: Final = b" \t\r\n,["
+_BETWEEN: Final = b" \t\r\n,"
+_BEFORE: Final = _BETWEEN + b"["
 
 
 class ArraySplitter:
     """Cuts chunks into elements. Holds at most MAX_EVENT bytes between chunks; each byte is looked at once."""
 
-    __slots__ = ("_at", "_broken", "_depth", "_held", "_in_array", "_in_text")
+    __slots__ = ("_at", "_broken", "_depth", "_held", "_in_array", "_in_text", "between")
 
     def __init__(self) -> None:
+        self.between = True  #: the next byte begins an element, or is in front of one
         self._held = bytearray()
         self._at = 0  # bytes of `_held` that were looked at
         self._depth = 0  # of what is open there, the array itself aside
@@ -46,15 +48,17 @@ class ArraySplitter:
             raise _too_large()
         self._held += chunk
         if self._in_array and not self._depth and not self._in_text and (one := self._one()) is not None:
+            self.between = not self._held
             return [one]
         events: list[Event] = []
         while (end := self._next_end()) > 0:
             raw = bytes(self._held[:end])
-            events.append(Event(raw, b"", raw.lstrip(_BETWEEN)))
+            events.append(Event(raw, b"", raw.lstrip(_BEFORE)))
             del self._held[:end]
             self._at = 0
+        self.between = not self._held
         if len(self._held) > MAX_EVENT:
-            self._broken = True
+            self._broken, self.between = True, False
             self._held.clear()
             if not events:
                 raise _too_large()

@@ -27,7 +27,7 @@ _ANYTHING: Final = msgspec.json.Decoder(msgspec.Raw)
 class Meter:
     """Reads one reply of one dialect."""
 
-    __slots__ = ("_body", "_read", "_reading", "_reducer", "_size", "_split", "_splitter", "_stream", "tail")
+    __slots__ = ("_alike", "_body", "_read", "_reading", "_reducer", "_size", "_split", "_splitter", "_stream", "tail")
 
     def __init__(
         self, dialect: Dialect, *, stream: bool, hide_usage: bool, quirks: frozenset[str], array: bool = False
@@ -35,7 +35,8 @@ class Meter:
         self._reducer = dialect.reducer(stream=stream, hide_usage=hide_usage, quirks=quirks)
         self._stream = stream
         self._splitter = ArraySplitter() if array else Splitter()
-        self._read, self._split = self._reducer.event, self._splitter.feed  # looked up once, not for each chunk
+        self._alike, self._read = self._reducer.alike, self._reducer.event  # looked up once, not for each chunk
+        self._split = self._splitter.feed
         self._body: list[bytes] = []
         self._size = 0
         self._reading: Reading | None = None
@@ -53,6 +54,8 @@ class Meter:
                 raise StreamBroken(f"The provider sent a body of more than {WHOLE_MAX} bytes.")
             self._body.append(chunk)
             return b""
+        if self._splitter.between and (relay := self._alike(chunk)) is not None:
+            return relay
         events, read = self._split(chunk), self._read
         if len(events) == 1:
             return read(events[0]) or b""

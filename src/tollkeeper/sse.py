@@ -36,9 +36,10 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 class Splitter:
     """Cuts chunks into events. Holds at most MAX_EVENT bytes between chunks."""
 
-    __slots__ = ("_broken", "_held")
+    __slots__ = ("_broken", "_held", "between")
 
     def __init__(self) -> None:
+        self.between = True  #: the next byte begins an event
         self._held = bytearray()
         self._broken = False
 
@@ -96,10 +97,11 @@ class Splitter:
 
     def _keep(self, rest: bytes, events: list[Event]) -> list[Event]:
         self._held += rest
+        self.between = not self._held
         return events if len(self._held) <= MAX_EVENT else self._break(events)
 
     def _break(self, events: list[Event]) -> list[Event]:
-        self._broken = True
+        self._broken, self.between = True, False
         self._held.clear()
         if not events:
             raise _too_large()

@@ -45,7 +45,7 @@ def outcomes(runs: list[Run]) -> set[str]:
 
 @pytest.mark.parametrize("ledger", [Ledger(latency_s=0.01), FAILING], ids=["ledger", "failing-ledger"])
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
-def test_cancelled_at_every_point(dialect: str, stream: bool, ledger: Ledger) -> None:
+def test_cancelled_at_every_point(dialect: str, stream: bool | str, ledger: Ledger) -> None:
     """D4: exactly one entry where the provider saw it, none where not, no hold left."""
     runs = at_each_step(a_call(dialect, stream), (0, cancel), ledger=ledger)
     seen = [run.stories[0].seen for run in runs]
@@ -63,7 +63,7 @@ def test_cancelled_twice(dialect: str, apart: int) -> None:
 
 @pytest.mark.parametrize("policy", ["drain", "cancel"])
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
-def test_the_client_leaves_at_every_point(dialect: str, stream: bool, policy: str) -> None:
+def test_the_client_leaves_at_every_point(dialect: str, stream: bool | str, policy: str) -> None:
     """D1: one entry, never less than was delivered; a drained reply is booked exactly."""
     runs = at_each_step(a_call(dialect, stream), (0, leave), on_disconnect=policy)
     assert all(len(run.entries(0)) == 1 for run in runs)
@@ -77,14 +77,14 @@ def test_the_client_leaves_at_every_point(dialect: str, stream: bool, policy: st
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_leaves_and_is_cancelled(dialect: str, stream: bool) -> None:
+def test_leaves_and_is_cancelled(dialect: str, stream: bool | str) -> None:
     """D4: a shutdown while a reply is drained; Gate.draining comes back to 0."""
     for apart in (1, 2, 4, 8):
         at_each_step(a_call(dialect, stream), (0, leave), (apart, cancel), ledger=FAILING)
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_a_slow_client_leaves_at_every_point(dialect: str, stream: bool) -> None:
+def test_a_slow_client_leaves_at_every_point(dialect: str, stream: bool | str) -> None:
     """D1: also while a piece waits for the client, and while it is told of a cut."""
     slow = type(STAYS)(manner="slow", leaves_s=None, slow_s=0.05, stops_at=0)
     at_each_step(a_call(dialect, stream, client=slow), (0, leave))
@@ -92,7 +92,7 @@ def test_a_slow_client_leaves_at_every_point(dialect: str, stream: bool) -> None
 
 
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
-def test_the_process_dies_at_every_moment(dialect: str, stream: bool) -> None:
+def test_the_process_dies_at_every_moment(dialect: str, stream: bool | str) -> None:
     """B1, C2: what the provider saw is in the ledger once the hold's deadline has passed, whenever the process died."""
     seen, number, slow = set(), 60, Ledger(latency_s=0.05)
     lasts_s = played(a_call(dialect, stream), ledger=slow).over_s

@@ -28,6 +28,9 @@ def test_the_seeds_of_a_test_run_have_all_of_it() -> None:
         often.update(_kinds(script))
     assert min(often.values()) > 40, often
     assert len(often) == 13
+    assert {call.target.rpartition(":")[2] for call in CALLS} == {
+        "", "generateContent", "streamGenerateContent", "streamGenerateContent?alt=sse",
+    }  # fmt: skip
 
 
 def _kinds(script: Script) -> set[str]:

@@ -22,7 +22,7 @@ def asked(planned: Planned, reads: int = 10_000) -> tuple[Story, bytes]:
 
     async def main() -> None:
         upstream = ScriptedUpstream({0: story}, lambda number, text: None)
-        async with upstream.open(ROUTE, planned.dialect, "/", planned.body, {CALL: b"0"}) as answer:
+        async with upstream.open(ROUTE, planned.dialect, planned.target or "/", planned.body, {CALL: b"0"}) as answer:
             for _ in range(reads):
                 chunk = await answer.read()
                 if not chunk:
@@ -45,7 +45,8 @@ def test_a_good_reply(dialect: str, stream: bool, chunk: int) -> None:
     assert story.seen
     assert story.eof
     assert got == b"".join(piece.raw for piece in story.pieces)
-    assert any(marker in got for marker in END_MARKERS) == stream
+    marked = bool(stream) and not planned.events_of_google
+    assert any(marker in got for marker in END_MARKERS) == marked
 
 
 def test_no_connection() -> None:
@@ -61,7 +62,7 @@ def test_breaks_before_the_answer() -> None:
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_cuts(dialect: str, stream: bool) -> None:
+def test_cuts(dialect: str, stream: bool | str) -> None:
     """At the byte, and at the event."""
     for trouble in ("cut", "cut_event"):
         with pytest.raises(StreamBroken):
@@ -77,12 +78,24 @@ def test_never_closes(trouble: str) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_lies(dialect: str, stream: bool) -> None:
+def test_lies(dialect: str, stream: bool | str) -> None:
     """Another output count is stated, and nothing else changes but the total."""
-    true, false = events(a_call(dialect, stream)), events(a_call(dialect, stream, lie="triple"))
-    at = -1 if dialect == "openai-responses" else -2  # a response tells it in its end marker
-    assert [*true[:at], *true[at:][1:]] == [*false[:at], *false[at:][1:]]
-    told = [msgspec.json.decode(raw[at].split(b"data: ")[1]) for raw in (true, false)]
-    counts = [document.get("response", document)["usage"] for document in told]
-    name = "completion_tokens" if dialect == "openai-chat" else "output_tokens"
+    planned = a_call(dialect, stream)
+    true, false = events(planned), events(a_call(dialect, stream, lie="triple"))
+    at = -1 if dialect == "openai-responses" or planned.events_of_google else -2  # told in the end marker, or before it
+    before = -2 if dialect == "google-generate" else at  # of its usage so far
+    assert [*true[:before], *true[at:][1:]] == [*false[:before], *false[at:][1:]]
+    told = [msgspec.json.decode(raw[at][raw[at].find(b"{") :]) for raw in (true, false)]
+    counts = [document.get("response", document).get("usage") or document["usageMetadata"] for document in told]
+    names = {"openai-chat": "completion_tokens", "google-generate": "candidatesTokenCount"}
+    name = names.get(dialect, "output_tokens")
     assert counts[1][name] == 3 * counts[0][name] == stated("triple", counts[0][name])
+
+
+@pytest.mark.parametrize("trouble", ["error", "error_first", "error_done"])
+@pytest.mark.parametrize("at", [0, 0.5])
+def test_an_error_inside_an_array(trouble: str, at: float) -> None:
+    """An array stays one: it is opened once, and its elements are divided."""
+    raw = b"".join(events(a_call("google-generate", "array", trouble=trouble, at=at)))
+    elements = msgspec.json.decode(raw if raw.endswith(b"\n]\n") else raw + b"]")
+    assert sum("error" in element for element in elements) == 1

@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 from tollkeeper import book, chores, flow, settlement
+from tollkeeper.cancellation import Deadline
 from tollkeeper.dialects import openai_chat
 from tollkeeper.errors import UpstreamUnreachable
 from tollkeeper.testing.simulate import Violation, main, play
@@ -196,6 +197,7 @@ def waits_for_ever(patch: Patch) -> None:
     """Nothing bounds the wait for a provider or for a client that does not read."""
     boundless = asyncio.timeout
     patch.setattr(asyncio, "timeout", lambda seconds: boundless(None))
+    patch.setattr(Deadline, "move", lambda deadline, at_s: None)
 
 
 def raises(patch: Patch) -> None:

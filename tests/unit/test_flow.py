@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import structs
-from tests.lines import GOOD, SHAPES, STREAMS, a_call, a_run, entry, events, played
+from tests.lines import GOOD, MARKED, SHAPES, STREAMS, a_call, a_run, entry, events, played
 
 from tollkeeper import flow
 from tollkeeper.dialects import DIALECTS
@@ -33,7 +33,7 @@ def error_of(run: Run, number: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
-def test_a_good_call(dialect: str, stream: bool) -> None:
+def test_a_good_call(dialect: str, stream: bool | str) -> None:
     """The reply as it came, its headers, and one exact entry that names the call."""
     run = played(a_call(dialect, stream))
     story, found = run.stories[0], entry(run)
@@ -135,7 +135,7 @@ def test_a_ledger_that_is_away_refuses() -> None:
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503, 529])
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
-def test_a_providers_error_is_relayed(dialect: str, stream: bool, status: int) -> None:
+def test_a_providers_error_is_relayed(dialect: str, stream: bool | str, status: int) -> None:
     """As it came; it costs nothing, and is one entry."""
     call = a_call(dialect, stream, trouble="status", status=status)
     run = played(call)
@@ -167,7 +167,7 @@ def test_no_answer_is_booked_at_the_quote(trouble: str) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_an_error_before_any_text(dialect: str, stream: bool) -> None:
+def test_an_error_before_any_text(dialect: str, stream: bool | str) -> None:
     """A stream that begins with an error gets a status of its own, and costs nothing where nothing was said to be used."""
     run = played(a_call(dialect, stream, trouble="error", at=0, chunk=65536))
     assert (run.stories[0].status, entry(run).outcome) == (502, "error")
@@ -176,7 +176,7 @@ def test_an_error_before_any_text(dialect: str, stream: bool) -> None:
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
 @pytest.mark.parametrize("chunk", [97, 65536])
-def test_an_error_and_then_the_reply(dialect: str, stream: bool, chunk: int) -> None:
+def test_an_error_and_then_the_reply(dialect: str, stream: bool | str, chunk: int) -> None:
     """Nothing of it is held back for good, and it is paid for."""
     run = played(a_call(dialect, stream, trouble="error_first", chunk=chunk))
     assert run.stories[0].status == 200
@@ -184,7 +184,7 @@ def test_an_error_and_then_the_reply(dialect: str, stream: bool, chunk: int) -> 
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_an_error_after_text(dialect: str, stream: bool) -> None:
+def test_an_error_after_text(dialect: str, stream: bool | str) -> None:
     """D3: relayed as it came, without an end marker; what was seen bounds the estimate."""
     run = played(a_call(dialect, stream, trouble="error", at=0.7))
     assert run.stories[0].status == 200
@@ -193,7 +193,7 @@ def test_an_error_after_text(dialect: str, stream: bool) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
-def test_no_usage_is_an_estimate(dialect: str, stream: bool) -> None:
+def test_no_usage_is_an_estimate(dialect: str, stream: bool | str) -> None:
     """Unknown is never 0: the text bounds it."""
     run = played(a_call(dialect, stream, traits=structs.replace(GOOD.traits, tells_usage=False)))
     assert (entry(run).outcome, entry(run).charge.status) == ("ok", "estimated")
@@ -201,9 +201,9 @@ def test_no_usage_is_an_estimate(dialect: str, stream: bool) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_a_cut_before_any_text_is_booked_at_the_bound(dialect: str, stream: bool) -> None:
+def test_a_cut_before_any_text_is_booked_at_the_bound(dialect: str, stream: bool | str) -> None:
     """What a provider reasoned before its first word leaves no trace: the most that it can be counts."""
-    run = played(a_call(dialect, stream, trouble="cut_event", at=0.06))
+    run = played(a_call(dialect, stream, trouble="cut_event", at=0.1))
     assert run.stories[0].delivered
     assert (entry(run).charge.status, entry(run).usage.output) == ("estimated", 20)
 
@@ -237,8 +237,8 @@ def test_time_limits(provided: dict[str, Any], over_s: float, code: str | None) 
 
 
 @pytest.mark.parametrize("policy", ["drain", "cancel"])
-@pytest.mark.parametrize(("dialect", "stream"), STREAMS)
-def test_a_finished_reply_stays_finished(dialect: str, stream: bool, policy: str) -> None:
+@pytest.mark.parametrize(("dialect", "stream"), MARKED)
+def test_a_finished_reply_stays_finished(dialect: str, stream: bool | str, policy: str) -> None:
     """After its end marker neither the deadline nor a client that leaves cuts a reply short."""
     left = played(a_call(dialect, stream, trouble="lingers", leaves_s=0.5), on_disconnect=policy)
     late = played(a_call(dialect, stream, trouble="lingers", think_s=3.5), total_s=4)
@@ -254,7 +254,7 @@ def test_a_provider_that_does_not_close_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
 @pytest.mark.parametrize("stops_at", [0, 1, 2])
-def test_a_client_that_does_not_read(dialect: str, stream: bool, stops_at: int) -> None:
+def test_a_client_that_does_not_read(dialect: str, stream: bool | str, stops_at: int) -> None:
     """D6: it holds its call no longer than the limits allow, at the end of the reply as in the middle."""
     run = played(a_call(dialect, stream, client=structs.replace(STOPS, stops_at=stops_at)))
     assert run.over_s < 2 * 3 + 1

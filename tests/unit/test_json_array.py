@@ -72,3 +72,10 @@ def test_an_element_above_the_bound() -> None:
         splitter.feed(b"x")
     with pytest.raises(StreamBroken):
         ArraySplitter().feed(b'["' + b"x" * (MAX_EVENT + 1))
+
+
+def test_an_array_inside_the_array() -> None:
+    """A9: a second opening bracket is an element's, also where it comes as a chunk with one object behind it."""
+    chunks = [b'[{"a": 1}', b'[{"b": 2}', b"]", b"]"]
+    assert split(chunks) == split([b"".join(chunks)])
+    assert [event.raw for event in split(chunks)[0]] == [b'[{"a": 1}', b'[{"b": 2}]', b"]"]

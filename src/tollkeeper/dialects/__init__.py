@@ -44,6 +44,14 @@ class Reducer(Protocol):
         ...
 
 
+class Relaying(Reducer, Protocol):
+    """Reads one reply while it is relayed, chunk by chunk."""
+
+    def alike(self, raw: bytes) -> bytes | None:
+        """The same by its bytes alone, for an event that is like the one before; None: it is not, or it cannot be known."""
+        ...
+
+
 class Metered(Protocol):
     """One wire format, as far as its replies are read."""
 
@@ -74,6 +82,10 @@ class Dialect(Metered, Protocol):
 
     def write_body(self, ask: Ask, *, model: str, output_cap: int | None, quirks: frozenset[str]) -> bytes:
         """The body for a provider, with the permitted changes alone."""
+        ...
+
+    def reducer(self, *, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Relaying:
+        """What reads one reply."""
         ...
 
     def refusal(self, error: TollkeeperError, request_id: str) -> bytes:

@@ -32,6 +32,7 @@ from tollkeeper.dialects.json_reply import (
     read_members,
     refusal_numbers,
 )
+from tollkeeper.dialects.likeness import Likeness
 from tollkeeper.errors import BadRequest, TollkeeperError
 from tollkeeper.sse import Event
 from tollkeeper.values import Ask, Reading
@@ -109,7 +110,7 @@ class _Chunk(msgspec.Struct, gc=False):
     error: msgspec.Raw = ABSENT
 
 
-_CHUNK: Final = msgspec.json.Decoder(_Chunk)
+_chunk: Final = msgspec.json.Decoder(_Chunk).decode
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 _NO_TEXT: Final = frozenset(("type", "signature"))
 
@@ -123,13 +124,14 @@ def reducer(*, stream: bool, hide_usage: bool, quirks: frozenset[str]) -> Reduce
 class Reducer:
     """Reads one reply, event by event or whole."""
 
-    __slots__ = ("_absurd", "_delta", "_model", "_output_bytes", "_overlay", "content", "ended", "error")
+    __slots__ = ("_absurd", "_delta", "_like", "_model", "_output_bytes", "_overlay", "content", "ended", "error")
 
     def __init__(self) -> None:
         self.ended = False
         self.content = False
         self.error: str | None = None
         self._absurd = False
+        self._like = Likeness()
         self._delta = False  # a later count than message_start's was read
         self._model: str | None = None
         self._output_bytes = 0
@@ -137,18 +139,19 @@ class Reducer:
 
     def event(self, event: Event) -> bytes | None:
         """Read one event; the bytes to relay for it."""
-        if not event.data:
+        data = event.data
+        if not data or self.alike(event.raw) is not None:
             return event.raw
         try:
-            chunk = _CHUNK.decode(event.data)
+            chunk = _chunk(data)
         except UNREADABLE:
-            self._generated(len(event.data))
+            self._generated(len(data))
             if event.name == b"error":
-                self.error = error_label(event.data)
+                self.error = error_label(data)
             return event.raw
         match chunk.type or event.name.decode("latin-1"):
             case "content_block_delta":
-                self._generated(generated_bytes(read_members(chunk.delta), _NO_TEXT))
+                self._generate(event, chunk)
             case "content_block_start":
                 self._start_block(chunk.content_block)
             case "message_start":
@@ -162,6 +165,16 @@ class Reducer:
             case _:  # ping, content_block_stop, and what may come
                 pass
         return event.raw
+
+    def alike(self, raw: bytes) -> bytes | None:
+        """Read the bytes of an event that is like the one before; None: it is not."""
+        size = self._like.text_bytes(raw)
+        if size < 0:
+            return None
+        if size:
+            self.content = True
+            self._output_bytes += size
+        return raw
 
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
@@ -210,6 +223,14 @@ class Reducer:
         if size:
             self.content = True
             self._output_bytes += size
+
+    def _generate(self, event: Event, chunk: _Chunk) -> None:
+        """A delta. The next one may be the same but for its text, if this one has one text, and says itself what it is."""
+        delta = read_members(chunk.delta)
+        self._generated(generated_bytes(delta, _NO_TEXT))
+        said = [bytes(value) for member, value in delta.items() if member not in _NO_TEXT]
+        if len(said) == 1 and said[0].startswith(b'"') and chunk.type:
+            self._like.learn(event, said[0])
 
     def _start_block(self, raw: msgspec.Raw) -> None:
         """A block that opens with content: a tool's call, a redacted thought. A tool's result was not generated."""

@@ -1,8 +1,8 @@
 """Reads Google's replies: chunks of generateContent, whole or streamed, embeddings and token counts.
 
 Each chunk repeats the usage so far: the last one counts, never a sum, and it is final once every candidate has its finish
-reason. An event stream has no other end than that reason, an array ends with its bracket. A count that shrank on the way
-is taken as it is last given, and marked as inferred.
+reason, and no error follows. An event stream has no other end than that reason, an array ends with its bracket. A count that
+shrank on the way is taken as it is last given, and marked as inferred.
 
 A prompt that was blocked has no candidates; its usage is what the reply states.
 """
@@ -23,6 +23,7 @@ from tollkeeper.dialects.json_reply import (
     is_there,
     read_members,
 )
+from tollkeeper.dialects.likeness import Likeness
 from tollkeeper.sse import Event
 from tollkeeper.values import Part, Reading
 
@@ -49,23 +50,20 @@ class _Feedback(msgspec.Struct, rename="camel", gc=False):
     block_reason: str | int | None = None
 
 
-class _Uncounted(msgspec.Struct, rename="camel", gc=False):
+class _Chunk(msgspec.Struct, rename="camel", gc=False):
     candidates: list[_Candidate] | None = None
     model_version: str | None = None
     prompt_feedback: _Feedback | None = None
+    usage_metadata: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
-
-
-class _Chunk(_Uncounted, rename="camel", gc=False):
-    usage_metadata: Wire | None = None
 
 
 class _Grounding(msgspec.Struct, rename="camel"):
     web_search_queries: list[str] | None = None
 
 
-_CHUNK: Final = msgspec.json.Decoder(_Chunk)
-_UNCOUNTED: Final = msgspec.json.Decoder(_Uncounted)
+_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_wire: Final = msgspec.json.Decoder(Wire).decode
 _GROUNDING: Final = msgspec.json.Decoder(_Grounding)
 #: Members of a part that the model did not generate as text: signatures, marks, results of tools; media count apart.
 _NO_TEXT: Final = frozenset((
@@ -83,6 +81,7 @@ class Reducer:
         "_blocked",
         "_done",
         "_last",
+        "_like",
         "_model",
         "_most_said",
         "_most_thought",
@@ -101,9 +100,10 @@ class Reducer:
         self.error: str | None = None
         self._absurd = False
         self._blocked = False  # the prompt was: there will be no candidate
+        self._like = Likeness()
         self._seen: set[int] = set()  # candidates
         self._done: set[int] = set()  # candidates with a finish reason
-        self._last = False  # the usage came with or after the finish
+        self._last = False  # the usage came with or after the finish, and no error after it
         self._model: str | None = None
         self._most_said = 0  # the most tokens that any chunk stated
         self._most_thought = 0
@@ -116,9 +116,28 @@ class Reducer:
         data = event.data
         if data == b"]":
             self.ended = True
-        elif data:
-            self._read(data)
+        elif data and self.alike(event.raw) is None:
+            chunk = self._read(data)
+            self._like.forget()
+            if chunk is not None:
+                self._learn(event, chunk)
         return event.raw
+
+    def alike(self, raw: bytes) -> bytes | None:
+        """Read the bytes of a chunk that is like the one before but for its text and its usage; None: it is not."""
+        like = self._like
+        size = like.text_bytes(raw)
+        if size < 0:
+            return None
+        if like.value is not None:
+            try:
+                self._count(_wire(like.value))
+            except UNREADABLE:
+                return None
+        if size:
+            self.content = True
+            self._output_bytes += size
+        return raw
 
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
@@ -143,7 +162,7 @@ class Reducer:
             parts=parts,
             model=model,
             tier=None if wire is None else read_tier(wire),
-            final=stated and (self._last or self.ended) and not self._absurd,
+            final=stated and (self._last or (self.ended and self.error is None)) and not self._absurd,
             inferred=inferred or self._absurd,
             ended=self.ended or self._is_finished(),
             output_bytes=self._output_bytes + thoughts,  # thoughts are not shown: what is seen does not bound them
@@ -151,20 +170,13 @@ class Reducer:
             note=ABSURD if self._absurd else None,
         )
 
-    def _read(self, data: bytes) -> None:
-        usage: Wire | None = None
-        chunk: _Uncounted
+    def _read(self, data: bytes) -> _Chunk | None:
         try:
-            chunk = counted = _CHUNK.decode(data)
-            usage = counted.usage_metadata
+            chunk = _chunk(data)
         except UNREADABLE:
-            try:
-                chunk = _UNCOUNTED.decode(data)
-            except UNREADABLE:
-                self.content = True
-                self._output_bytes += len(data)
-                return
-            self._absurd = True  # it was the usage that could not be read
+            self.content = True
+            self._output_bytes += len(data)
+            return None
         if chunk.candidates:
             for candidate in chunk.candidates:
                 self._candidate(candidate)
@@ -172,10 +184,28 @@ class Reducer:
             self._model = chunk.model_version
         if chunk.prompt_feedback is not None and _is_reason(chunk.prompt_feedback.block_reason):
             self._blocked = True
-        if usage is not None:
-            self._count(usage)
+        if is_there(chunk.usage_metadata):
+            try:
+                self._count(_wire(chunk.usage_metadata))
+            except UNREADABLE:
+                self._absurd = True
         if len(chunk.error) and is_there(chunk.error):
-            self.error = _error_label(chunk.error)
+            self.error, self._last = _error_label(chunk.error), False  # other candidates may have been under way
+        return chunk
+
+    def _learn(self, event: Event, chunk: _Chunk) -> None:
+        """The next chunk may be the same but for text and usage, if this one has one text and no more to say."""
+        if not chunk.candidates or len(chunk.candidates) > 1 or len(chunk.error):
+            return
+        if b"[" in event.raw[: event.raw.find(b"{")]:  # what opens an array is like no other
+            return
+        candidate = chunk.candidates[0]
+        parts = None if candidate.content is None else candidate.content.parts
+        if not parts or len(parts) > 1 or candidate.finish_reason is not None or len(candidate.grounding_metadata):
+            return
+        said = [bytes(value) for member, value in parts[0].items() if member not in _NO_TEXT]
+        if len(said) == 1 and said[0].startswith(b'"') and _SHOWN.isdisjoint(parts[0]):
+            self._like.learn(event, said[0], bytes(chunk.usage_metadata) or None)
 
     def _candidate(self, candidate: _Candidate) -> None:
         content = candidate.content

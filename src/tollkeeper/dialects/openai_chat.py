@@ -173,11 +173,8 @@ class Reducer:
         data = event.data
         if not data:
             return event.raw
-        if (size := self._like.text_bytes(data)) >= 0 and not event.name:
-            if size:
-                self.content = True
-                self._output_bytes += size
-            return event.raw.replace(_UNASKED, b"", 1) if self._unasked else event.raw
+        if (relay := self.alike(event.raw)) is not None:
+            return relay
         self._like.forget()
         if data.startswith(b"[DONE]"):
             self.ended = True
@@ -208,14 +205,24 @@ class Reducer:
         if chunk.x_groq is not ABSENT and is_there(usage := _groq_usage(chunk.x_groq)):
             self._count(usage, last=True)
         if chunk.usage is ABSENT:
-            self._learn(data, chunk)
+            self._learn(event, chunk)
             return event.raw
         if is_there(chunk.usage):
             self._count(chunk.usage, last=self._finished or not choices)
             only_usage = not choices and choices is not msgspec.UNSET and not failed
             return None if self._hide and only_usage else event.raw
-        self._learn(data, chunk)
+        self._learn(event, chunk)
         return _without_null_usage(event.raw) if self._hide else event.raw
+
+    def alike(self, raw: bytes) -> bytes | None:
+        """Read the bytes of an event that is like the one before; the bytes to relay for it, None: it is not."""
+        size = self._like.text_bytes(raw)
+        if size < 0:
+            return None
+        if size:
+            self.content = True
+            self._output_bytes += size
+        return raw.replace(_UNASKED, b"", 1) if self._unasked else raw
 
     def whole(self, body: bytes) -> None:
         """Read a body that is not streamed."""
@@ -249,18 +256,20 @@ class Reducer:
             note=ABSURD if self._absurd else None,
         )
 
-    def _learn(self, data: bytes, chunk: _Chunk) -> None:
+    def _learn(self, event: Event, chunk: _Chunk) -> None:
         """The next chunk may be the same but for its text, if this one has one text and nothing else to say."""
         if not chunk.choices or len(chunk.choices) > 1 or chunk.x_groq is not ABSENT or chunk.error is not ABSENT:
+            return
+        if event.name:
             return
         choice = chunk.choices[0]
         if len(choice.finish_reason) > 4 or not choice.delta:
             return
         said = [value for name, value in choice.delta.items() if name not in _NO_TEXT and value not in _NOTHING_SAID]
         if len(said) == 1 and (text := bytes(said[0])).startswith(b'"'):
-            self._unasked = self._hide and _UNASKED in data
+            self._unasked = self._hide and _UNASKED in event.raw
             if self._unasked or not self._hide or chunk.usage is ABSENT:
-                self._like.learn(data, text)
+                self._like.learn(event, text)
 
     def _count(self, usage: msgspec.Raw, *, last: bool) -> None:
         """The latest usage object replaces the one before; one that cannot be believed replaces nothing."""

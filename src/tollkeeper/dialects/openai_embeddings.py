@@ -81,6 +81,10 @@ class Reducer:
         self.content = True
         return event.raw
 
+    def alike(self, raw: bytes) -> bytes | None:
+        """Every event is read for itself."""
+        return None
+
     def whole(self, body: bytes) -> None:
         """Read the body."""
         self.ended = self.content = True

@@ -86,6 +86,8 @@ def _of_outcome(story: Story, entry: Entry) -> Iterator[str]:
         return
     if entry.outcome == "expired":
         yield "it came to its end, and its estimate stands"
+    if provided.trouble == "lingers" and planned.events_of_google:
+        return  # they end with the connection
     whole = b"".join(piece.raw for piece in story.pieces)
     finished = False  # the end marker reached the gateway while the client was there
     if story.reply is not None and story.reply.stream and not provided.trouble.startswith("status"):
@@ -109,39 +111,44 @@ def _stated(story: Story) -> Usage | None:
         return None
     if provided.trouble.startswith("status"):
         return Usage() if provided.trouble == "status" and story.eof else None
-    # A stream's last piece is the end marker, its usage stands before it, or, in a response, in it; of two choices only the
-    # end says which is last.
-    two = b'"n":2' in story.planned.body
-    in_the_end = two or not reply.stream or story.planned.dialect == "openai-responses"
+    # A stream's last piece is the end marker, its usage stands before it, or, in a response and in Google's events, in it; of
+    # two choices only the end says which is last.
+    two = story.planned.choices > 1
+    last = story.planned.dialect == "openai-responses" or story.planned.events_of_google
+    in_the_end = two or not reply.stream or last
     needed = story.pieces if in_the_end else story.pieces[:-1]
-    if two and not (b"".join(piece.raw for piece in needed) in story.delivered if reply.stream else story.eof):
+    marked = reply.stream and not story.planned.events_of_google
+    if two and not (b"".join(piece.raw for piece in needed) in story.delivered if marked else story.eof):
         return None
     if len(_useful(story)) < len(b"".join(piece.raw for piece in needed).rstrip()):
         return None
     lie = provided.lie if story.planned.dialect != "openai-embeddings" else None
     if lie in ("absurd", "negative"):
         return None
-    return structs.replace(reply.usage, output=stated(lie, reply.usage.output))
+    beside = reply.usage.reasoning if story.planned.dialect == "google-generate" else 0
+    return structs.replace(reply.usage, output=stated(lie, reply.usage.output - beside) + beside)
 
 
 def _useful(story: Story) -> bytes:
     return bytes(story.delivered).replace(PING, b"").strip()
 
 
-_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
+_CAPPED: Final = (*_CAPS, "generationConfig")
 
 
 def _asked(story: Story) -> dict[str, Any]:
     """The client's request, with the output cap that a budget made the gateway set."""
     asked: dict[str, Any] = msgspec.json.decode(story.planned.body)
-    return asked | {name: story.got[name] for name in _CAPS if name in story.got}
+    return asked | {name: story.got[name] for name in _CAPPED if name in story.got}
 
 
 def _unbounded(story: Story, output: int) -> int:
     """Of what was generated unseen, where nobody set a cap, the gateway expects so much and no more."""
-    if any(story.got.get(name) is not None for name in _CAPS):
+    told = story.got | story.got.get("generationConfig", {})
+    if any(told.get(name) is not None for name in _CAPS):
         return output
-    return min(output, story.default_cap * (2 if b'"n":2' in story.planned.body else 1))
+    return min(output, story.default_cap * story.planned.choices)
 
 
 def _fails(story: Story) -> bool:
@@ -177,7 +184,7 @@ def _generated(story: Story) -> Usage:
 
 
 def _of_reply(story: Story) -> Iterator[str]:
-    planned, body = story.planned, bytes(story.body)
+    planned, body = story.planned, bytes(story.body).replace(b"\r\n", b"\n")
     stays = story.id != "" and not (story.left or story.died or story.cancelled)
     if stays and planned.client.manner != "stops" and not story.ended:
         yield "the client waits for the end of its reply"
@@ -186,14 +193,15 @@ def _of_reply(story: Story) -> Iterator[str]:
     error = body.find(b'"request_id":"%b"' % story.id.encode())
     told = error >= 0
     if told:
-        end = body.find(b"\n\n", error) + 2
+        begins, ends = (b",\n", b"}\n]") if planned.array else (b"\n\n", b"\n\n")
+        end = body.find(ends, error) + len(ends)
         if body[end:]:
             yield f"after the gateway's error event comes {body[end:]!r}"
-        body = body[: body.rfind(b"\n\n", 0, error) + 2]
+        body = body[: body.rfind(begins, 0, error) + (0 if planned.array else 2)]
         if any(marker in body for marker in END_MARKERS):
             yield "an end marker, and then an error event of the gateway"
     reply, pieces = answer_to(planned, msgspec.json.encode(_asked(story)))
-    full = b"".join(piece.raw for piece in pieces)
+    full = b"".join(piece.raw for piece in pieces).replace(b"\r\n", b"\n")
     got = _COST.sub(b"", body)
     for junk in (PING, b" ") if reply.stream else (b" ",):
         full, got = full.replace(junk, b""), got.replace(junk, b"")

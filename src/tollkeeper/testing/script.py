@@ -74,6 +74,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     dialect: str
     body: bytes
+    target: str = ""  #: the path and query, in the dialect that names its model there
     project: str
     session: str
     provided: Provided
@@ -83,7 +84,21 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> str:
-        return UNPRICED if UNPRICED.encode() in self.body[:40] else PRICED
+        return UNPRICED if UNPRICED.encode() in self.body[:40] or UNPRICED in self.target else PRICED
+
+    @property
+    def array(self) -> bool:
+        """A stream is one JSON array, and not events."""
+        return self.target.endswith(":streamGenerateContent")
+
+    @property
+    def events_of_google(self) -> bool:
+        """A stream whose end is told with its usage, and which then has no other end than the connection's."""
+        return self.target.endswith("?alt=sse")
+
+    @property
+    def choices(self) -> int:
+        return 2 if b'"n":2' in self.body or b'"candidateCount":2' in self.body else 1
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,14 +169,16 @@ def _ledger(rng: Random) -> Ledger:
 
 
 def _call(rng: Random, number: int) -> Planned:
-    dialects = ("openai-chat", "anthropic-messages", "openai-responses", "openai-embeddings")
-    dialect = rng.choices(dialects, (6, 4, 4, 1))[0]
+    dialects = ("openai-chat", "anthropic-messages", "openai-responses", "google-generate", "openai-embeddings")
+    dialect = rng.choices(dialects, (6, 4, 4, 4, 1))[0]
     cancels: tuple[float, ...] = ()
     if rng.random() < 0.12:
         first_s = rng.choice((-1.0, rng.uniform(0, 0.2), rng.uniform(0, 6)))
         cancels = (first_s, first_s + rng.uniform(0.001, 1))[: rng.randint(1, 2)]
+    target = _target(rng) if dialect == "google-generate" else ""
+    body = _google_body(rng) if target else _body(rng, dialect)
     return Planned(
-        number=number, start_s=rng.choice((0.0, rng.uniform(0, 5))), dialect=dialect, body=_body(rng, dialect),
+        number=number, start_s=rng.choice((0.0, rng.uniform(0, 5))), dialect=dialect, body=body, target=target,
         project=f"p{rng.randrange(2)}", session=f"s{rng.randrange(2)}",
         provided=_provided(rng), client=_manners(rng), cancels_s=cancels,
         booking_cancelled_s=rng.choice((0, rng.uniform(0, 0.5), rng.uniform(0, 2))) if rng.random() < 0.1 else None,
@@ -189,6 +206,21 @@ def _body(rng: Random, dialect: str) -> bytes:
     if dialect == "openai-chat" and rng.random() < 0.15:
         body["n"] = 2
     return msgspec.json.encode(body)
+
+
+def _target(rng: Random) -> str:
+    method = rng.choice(("generateContent", "streamGenerateContent", "streamGenerateContent?alt=sse"))
+    return f"/v1beta/models/{UNPRICED if rng.random() < 0.05 else PRICED}:{method}"
+
+
+def _google_body(rng: Random) -> bytes:
+    body: dict[str, Any] = {"contents": [{"parts": [{"text": " ".join(["toll"] * rng.randint(1, 12))}]}]}
+    cap, config = rng.choice((None, None, 5, 20, 60)), dict[str, int]()
+    if cap is not None:
+        config["maxOutputTokens"] = cap
+    if rng.random() < 0.15:
+        config["candidateCount"] = 2
+    return msgspec.json.encode(body | ({"generationConfig": config} if config else {}))
 
 
 def _provided(rng: Random) -> Provided:

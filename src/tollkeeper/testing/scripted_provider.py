@@ -13,6 +13,7 @@ import msgspec
 
 from tollkeeper.errors import StreamBroken, UpstreamUnreachable
 from tollkeeper.testing.faults import Piece, Refuse
+from tollkeeper.testing.google_replies import google_at
 from tollkeeper.testing.paths import PATHS
 from tollkeeper.testing.replies import Reply, error_body, error_piece
 from tollkeeper.testing.responses_replies import FAILED
@@ -24,8 +25,13 @@ from tollkeeper.values import Route
 CALL: Final = b"x-call"
 """The header that carries a call's number."""
 PING: Final = b": ping\n\n"
+STOP: Final = Piece(b'data: {"candidates":[{"finishReason":"STOP","index":0}]}\r\n\r\n')
+"""How Google's events end after an error: without a usage."""
 _BY_DIALECT: Final = dict(PATHS.values())
-_OUTPUT: Final = re.compile(rb'"(completion_tokens|output_tokens|total_tokens)":\d+')
+_OUTPUT: Final = re.compile(
+    rb'"(completion_tokens|output_tokens|total_tokens|candidatesTokenCount|totalTokenCount)":\d+'
+)
+_TOTALS: Final = (b"total_tokens", b"totalTokenCount")
 _STATED: Final[dict[str, Callable[[int], int]]] = {
     "zero": lambda n: 0,
     "triple": lambda n: 3 * n,
@@ -37,41 +43,49 @@ _STATED: Final[dict[str, Callable[[int], int]]] = {
 def answer_to(planned: Planned, body: bytes) -> tuple[Reply, list[Piece]]:
     """A good provider's reply to a body, and the pieces that the script makes of it."""
     provided, dialect = planned.provided, planned.dialect
-    reply = _BY_DIALECT[dialect](msgspec.json.decode(body), planned.number, provided.traits)
+    _, answerer = google_at(planned.target) or (dialect, _BY_DIALECT.get(dialect))
+    assert answerer is not None
+    reply = answerer(msgspec.json.decode(body), planned.number, provided.traits)
     pieces = list(reply.pieces)
     if provided.lie is not None:
         tells = -2 if reply.stream else -1
         pieces[tells:] = [_lied(piece, provided.lie) for piece in pieces[tells:]]
     if provided.trouble in ("status", "status_cut"):
         return reply, [Piece(error_body(Refuse(provided.status), dialect, "req_1"))]
-    error = error_piece(Refuse(529), dialect, "req_1", stream=reply.stream)
+    error = error_piece(Refuse(529), dialect, "req_1", stream=reply.stream, array=reply.array)
     at = int(provided.at * (1 + sum(piece.tokens > 0 for piece in pieces)))  # the same with usage asked for or not
     match provided.trouble:
         case "error":
             pieces = [*pieces[:at], error]
         case "error_done":
-            end = FAILED if dialect == "openai-responses" else pieces[-1]
+            end = FAILED if dialect == "openai-responses" else STOP if planned.events_of_google else pieces[-1]
             pieces = [*pieces[:at], error, end] if reply.stream else [error]
         case "error_first":
             pieces = [error, *pieces] if reply.stream else [error]
-    return reply, pieces
+    return reply, _opened(pieces) if reply.array else pieces
+
+
+def _opened(pieces: list[Piece]) -> list[Piece]:
+    """The elements of an array, of which only the first one opens it."""
+    inner = [piece._replace(raw=b",\n" + piece.raw[1:]) if piece.raw[:1] == b"[" else piece for piece in pieces]
+    return [inner[0]._replace(raw=b"[" + inner[0].raw.removeprefix(b",\n")), *inner[1:]]
 
 
 def _lied(piece: Piece, lie: str) -> Piece:
     """Another output count in a piece that tells one."""
     tells = _OUTPUT.findall(piece.raw)
-    if not tells or tells == [b"total_tokens"]:
+    if not set(tells).difference(_TOTALS):
         return piece
 
     def change(found: re.Match[bytes]) -> bytes:
         name, _, count = found[0].rpartition(b":")
-        return b"" if found[1] == b"total_tokens" else name + b":%d" % stated(lie, int(count))
+        return b"" if found[1] in _TOTALS else name + b":%d" % stated(lie, int(count))
 
     return piece._replace(raw=_OUTPUT.sub(change, piece.raw).replace(b",,", b",").replace(b",}", b"}"))
 
 
 def stated(lie: str | None, output: int) -> int:
-    """The output count that a provider states."""
+    """The count of output that a provider states; Google's says nothing of its thoughts."""
     return output if lie is None else _STATED[lie](output)
 
 
@@ -85,7 +99,9 @@ class ScriptedUpstream:
     def open(
         self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
     ) -> AbstractAsyncContextManager[Answer]:
-        return _Opening(self._stories[int(headers[CALL])], body, self._tell)
+        story = self._stories[int(headers[CALL])]
+        assert story.planned.target.endswith(path) or not story.planned.target, f"nothing is at {path}"
+        return _Opening(story, body, self._tell)
 
 
 class _Opening(AbstractAsyncContextManager[Answer]):
@@ -121,7 +137,7 @@ class _ScriptedAnswer:
         provided = story.planned.provided
         failed = provided.trouble in ("status", "status_cut")
         self.status = provided.status if failed else 200
-        self.is_stream = bool(story.reply and story.reply.stream and not failed)
+        self.is_stream = bool(story.reply and story.reply.stream and not story.reply.array and not failed)
         kind = b"text/event-stream" if self.is_stream else b"application/json"
         self.headers = [(b"content-type", kind)]
         self._story, self._tell = story, tell

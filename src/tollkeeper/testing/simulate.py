@@ -156,7 +156,9 @@ class Run:
             b"x-tollkeeper-project": planned.project.encode(),
             b"x-tollkeeper-session": planned.session.encode(),
         }
-        await flow.run(self.gate, flow.Request(DIALECTS[planned.dialect], headers, planned.body), client)
+        await flow.run(
+            self.gate, flow.Request(DIALECTS[planned.dialect], headers, planned.body, planned.target), client
+        )
 
     def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         self.tell(None, "the gateway stops: every call is cancelled")
@@ -196,6 +198,7 @@ class Run:
                 name="o", base_url="", dialects=frozenset({"openai-chat", "openai-embeddings", "openai-responses"})
             ),
             "a": Provider(name="a", base_url="", dialects=frozenset({"anthropic-messages"})),
+            "g": Provider(name="g", base_url="", dialects=frozenset({"google-generate"})),
         }
         return flow.Gate(
             clock=self.clock, keys=KeyRing(()), table=Table(providers, {}, lambda model: None), prices=_prices(),

@@ -28,6 +28,7 @@ END_MARKERS: Final = (
     b'"type":"message_stop"',
     b'{"type":"response.completed"',
     b'{"type":"response.incomplete"',
+    b"}\n]\n",
 )
 Tell = Callable[[int, str], None]
 

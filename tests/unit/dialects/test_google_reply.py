@@ -85,6 +85,16 @@ def test_an_array_ends_with_its_bracket() -> None:
     assert (seen.ended, seen.reading().ended, seen.reading().final) == (True, True, True)
 
 
+def test_usage_before_an_error_is_not_final() -> None:
+    """D2: neither the finish of one candidate nor an array's bracket makes it the last word; a later usage is."""
+    error, finish = {"error": {"code": 529, "status": "UNAVAILABLE"}}, chunk(HI, finish="STOP", usage=counts(5, 2))
+    for begun in (chunk(HI, usage=counts(5, 2)), finish):
+        for end in ([], [b"]"]):
+            seen = read(begun, error, *end).reading()
+            assert (seen.final, seen.error) == (False, "UNAVAILABLE")
+    assert read(error, finish).reading().final
+
+
 def test_counts_that_shrink() -> None:
     """A count of generated tokens that is smaller, or gone, at last is taken as given, and marked as inferred."""
     gone = read(chunk(HI, usage=counts(9, 7, 2)), chunk(finish="STOP", usage=counts(87, None, 78))).reading()

@@ -12,10 +12,13 @@ from tollkeeper.errors import StreamBroken
 from tollkeeper.json_array import ArraySplitter
 from tollkeeper.sse import MAX_EVENT, Event
 
+texts = st.text(max_size=6)
 values = st.recursive(
-    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    st.none() | st.integers() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
 )
-objects = st.dictionaries(st.text(), values)
+objects = st.dictionaries(texts, values, max_size=4)
 
 
 def split(chunks: list[bytes]) -> tuple[list[Event], bytes]:
@@ -24,7 +27,7 @@ def split(chunks: list[bytes]) -> tuple[list[Event], bytes]:
     return events, splitter.rest()
 
 
-@given(elements=st.lists(objects), indent=st.sampled_from([None, 2]), size=st.integers(1, 40))
+@given(elements=st.lists(objects, max_size=6), indent=st.sampled_from([None, 2]), size=st.integers(1, 40))
 def test_elements_come_out_one_by_one(elements: list[object], indent: int | None, size: int) -> None:
     """A9: however it is cut, each element is an event, the closing bracket is the last, and no byte is lost."""
     body = json.dumps(elements, indent=indent, ensure_ascii=False).encode()

@@ -109,8 +109,8 @@ async def test_left_without_a_word(tmp_path: Path) -> None:
     async with tracker(tmp_path) as costs:
         async for _ in stream(costs, live(CHUNKS), prompt_tokens=50):
             break
+        gc.collect()
         for _ in range(50):
-            gc.collect()
             await asyncio.sleep(0)
         (entry,) = await booked(costs)
         is_left(entry)

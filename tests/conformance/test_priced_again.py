@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from msgspec import structs
 from tests.conformance.test_recorded import EXCHANGES, IDS, metered
+from tests.integration.test_gateway_recorded import vendor
 
 from tollkeeper.prices import PriceBook
 from tollkeeper.repricing import repriced
-from tollkeeper.testing.samples import an_entry
-from tollkeeper.values import Usage
+from tollkeeper.testing.samples import AT_US, an_entry
+from tollkeeper.values import Provider, Usage
 
 BOOK = PriceBook()
 
@@ -33,3 +34,21 @@ def test_recorded_entries_priced_again(exchange: Any) -> None:
         again, _ = repriced(structs.replace(entry, charge=lost), BOOK, None)
         assert again is not None
         assert again.charge == charge
+
+
+def test_computed_costs_are_what_providers_report() -> None:
+    """A8: where a body reports its cost, ours is the same to the nano-dollar.
+
+    Not Perplexity's, whose fee depends on how much was searched, and of which the price data have the highest; nor a model
+    that the data do not have.
+    """
+    compared = 0
+    for exchange in EXCHANGES:
+        _, reading = metered(exchange, len(exchange.body))
+        if reading.reported_usd is None or vendor(exchange) == "perplexity" or ":free" in (reading.model or ""):
+            continue
+        place = Provider(name=vendor(exchange), base_url="", dialects=frozenset(), prices=vendor(exchange))
+        charge = BOOK.charge(reading, provider=place, model=str(reading.model), at_us=AT_US)
+        assert (charge.computed_nanos, charge.missing) == (charge.reported_nanos, ()), exchange.file
+        compared += 1
+    assert compared >= 6

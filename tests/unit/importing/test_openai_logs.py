@@ -10,7 +10,6 @@ from hypothesis import given as generated
 from hypothesis import strategies as st
 from tests.logs import JSON, why
 
-from tollkeeper.dialects import DIALECTS
 from tollkeeper.importing import openai_logs
 from tollkeeper.importing.records import Given, Record
 from tollkeeper.settlement import NO_USAGE
@@ -88,7 +87,6 @@ def test_embeddings_have_no_time_of_their_own() -> None:
     assert (record.at_us, record.request_id) == (START_US - 86_400_000_000, None)
 
 
-@pytest.mark.skipif("openai-responses" not in DIALECTS, reason="the dialect openai-responses is not in this version")
 def test_a_response() -> None:
     """A4: the Responses API's object is read by its own reducer."""
     record = read(RESPONSE)

@@ -45,7 +45,7 @@ class Densities:
         bound = ask.prompt_bound
         if not ask.plain or bound <= 0:
             return
-        kind = (route.provider.name, route.model, ask.dialect, bound.bit_length())
+        kind = _kind(route, ask)
         spread = self._spreads.get(kind)
         if spread is None:
             if len(self._spreads) >= KINDS_MAX:
@@ -56,21 +56,24 @@ class Densities:
 
     def at_most(self, route: Route, ask: Ask) -> int | None:
         """Prompt tokens that the quantile's share of such calls stay within, never above the bound; None: not known."""
-        if not ask.plain:
-            return None
-        bound = ask.prompt_bound
-        spread = self._spreads.get((route.provider.name, route.model, ask.dialect, bound.bit_length()))
-        if spread is None or not spread.known:
-            return None
-        return min(bound, -(-bound * spread.behind >> _SCALE))
+        spread = self._spreads.get(_kind(route, ask)) if ask.plain else None
+        return None if spread is None or not spread.known else _within(ask.prompt_bound, spread.behind)
 
     def about(self, route: Route, ask: Ask) -> int | None:
         """Prompt tokens that half of such calls stay within; None: not known."""
-        bound = ask.prompt_bound
-        spread = self._spreads.get((route.provider.name, route.model, ask.dialect, bound.bit_length()))
-        if not ask.plain or spread is None or spread.total < ENOUGH:
+        spread = self._spreads.get(_kind(route, ask)) if ask.plain else None
+        if spread is None or spread.total < ENOUGH:
             return None
-        return min(bound, -(-bound * _behind(spread.bucket_at(MEDIAN_BP)) >> _SCALE))
+        return _within(ask.prompt_bound, _behind(spread.bucket_at(MEDIAN_BP)))
+
+
+def _kind(route: Route, ask: Ask) -> _Kind:
+    return route.provider.name, route.model, ask.dialect, ask.prompt_bound.bit_length()
+
+
+def _within(bound: int, ratio: int) -> int:
+    """Tokens of a prompt at a ratio to its bound, rounded up and never above it."""
+    return min(bound, -(-bound * ratio >> _SCALE))
 
 
 class _Spread:

@@ -211,7 +211,8 @@ async def _relay(gate: Gate, request: Request, call: Call, reply: Reply) -> None
     body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
     begins = dict(provider.paths).get(dialect.name)
     path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
-    path = path.replace("{model}", quote_path(route.model))
+    if "{model}" in path:
+        path = path.replace("{model}", quote_path(route.model))
     ends_s = now_s() + limits.total_s
     call.deadline.move(min(ends_s, now_s() + limits.first_byte_s))
     if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case

@@ -107,11 +107,13 @@ async def test_left_by_its_user(tmp_path: Path) -> None:
 async def test_left_without_a_word(tmp_path: Path) -> None:
     """D1: a loop that is left and forgotten is booked when Python lets go of it."""
     async with tracker(tmp_path) as costs:
+        assert await booked(costs) == []
+        others = asyncio.all_tasks()
         async for _ in stream(costs, live(CHUNKS), prompt_tokens=50):
             break
         gc.collect()
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.gather(*asyncio.all_tasks() - others)
         (entry,) = await booked(costs)
         is_left(entry)
 

@@ -17,6 +17,7 @@ def wanted(names: list[str]) -> list[str]:
     sets = project.get("optional-dependencies", {}) | document.get("dependency-groups", {})
     return [
         *document["build-system"]["requires"],
+        "async-timeout",  # redis asks for it before Python 3.11.3; the Python that locks may be a later one
         "editables",  # hatchling asks for it when it builds an editable install
         *project["dependencies"],
         *(requirement for name in names for requirement in sets[name]),

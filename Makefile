@@ -21,17 +21,17 @@ help: ## list the targets
 demo: .venv/demo ## the gateway, a fake provider and the official SDKs, then the report
 	$(BIN)/tollkeeper demo $(ARGS)
 
-test: .venv/dev ## all tests; ARGS="-k name" narrows them
+test: .venv/dev .venv/redis ## all tests; ARGS="-k name" narrows them
 	$(BIN)/pytest $(ARGS)
 
-check: .venv/dev ## style, types, the import contract and the house rules
+check: .venv/dev .venv/redis ## style, types, the import contract and the house rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/test_tidy.py
 
-bench: .venv/demo .venv/bench ## measure the gateway beside nginx on this machine
+bench: .venv/demo .venv/bench .venv/redis ## measure the gateway beside nginx on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
 serve: .venv/demo ## run the gateway; ARGS="--port 4141"
@@ -40,7 +40,7 @@ serve: .venv/demo ## run the gateway; ARGS="--port 4141"
 simulate: .venv/dev ## the seeded simulation at length; SEEDS=100000
 	$(BIN)/pytest tests/simulation --seeds $(SEEDS) $(ARGS)
 
-crash: .venv/dev ## kill -9 the real process at length; ROUNDS=500
+crash: .venv/dev .venv/redis ## kill -9 the real process at length; ROUNDS=500
 	$(BIN)/pytest tests/crash --rounds $(ROUNDS) $(ARGS)
 
 lock: .venv/lock/bin/pip-compile ## resolve pyproject.toml again into requirements/*.txt
@@ -73,6 +73,17 @@ $(BIN)/pip:
 		apt-get update && apt-get install --yes --no-install-recommends nginx wrk; \
 	fi
 	@touch $@
+
+# A redis-server for the tests to start; without one they skip, and fail where CI=true. redis-tools and not redis-server: that
+# one also installs a service, which would start now and at each boot. Its redis-check-rdb is the server's binary, which
+# goes by the name that it is called by; Debian's /usr/bin/redis-server is a link to it as well.
+.venv/redis: | $(BIN)/pip
+	@if ! { command -v redis-server || command -v valkey-server; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && apt-get install --yes --no-install-recommends redis-tools \
+			&& ln -sf "$$(command -v redis-check-rdb)" $(BIN)/redis-server; \
+	fi; \
+	if command -v redis-server || command -v valkey-server || [ -x $(BIN)/redis-server ]; then touch $@; \
+	else echo "No redis-server: what needs one is skipped. On Debian: sudo apt-get install redis-server" >&2; fi >/dev/null
 
 .venv/lock/bin/pip-compile: | $(BIN)/pip
 	$(PYTHON) -m venv .venv/lock

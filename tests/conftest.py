@@ -5,6 +5,8 @@ from __future__ import annotations
 import hypothesis
 import pytest
 
+pytest_plugins = ["tests.redis_fixtures"]
+
 # Deadlines measure the machine, not the code: on a busy one they fail good tests.
 hypothesis.settings.register_profile("tollkeeper", deadline=None)
 hypothesis.settings.load_profile("tollkeeper")

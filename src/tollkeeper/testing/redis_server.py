@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +47,9 @@ _starter = ThreadPoolExecutor(1, "redis-starter")
 
 
 def find_redis() -> str | None:
-    """The path of `redis-server`, else of `valkey-server`, else None."""
-    return shutil.which("redis-server") or shutil.which("valkey-server")
+    """The path of `redis-server`, else of `valkey-server`, on PATH or beside this Python; else None."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
+    return shutil.which("redis-server", path=path) or shutil.which("valkey-server", path=path)
 
 
 def free_port() -> int:
@@ -105,7 +107,7 @@ class RedisServer:
         self.config = {**DEFAULTS, **(config or {})}
         self.env = dict(env or {})
         self.started = 0
-        self._executable = executable
+        self.executable = executable
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -167,7 +169,7 @@ class RedisServer:
         return process
 
     def _command(self, conf: Path) -> list[str]:
-        executable = self._executable or find_redis()
+        executable = self.executable or find_redis()
         if executable is None:
             raise RuntimeError("no redis-server and no valkey-server on PATH: install one, or name it by executable=")
         return [executable, str(conf)]

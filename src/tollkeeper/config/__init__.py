@@ -262,13 +262,19 @@ def _prices(settings: Settings, source: Source) -> Path | tuple[Override, ...] |
     return entries(settings.prices, str(source.error(("prices",), "")).removesuffix(": "))
 
 
+def _named_store(settings: Settings, source: Source) -> tuple[str, str]:
+    """The setting that names the store, and its URL: `redis_url` is another name of `store`, the environment wins."""
+    if settings.redis_url is None:
+        return "store", settings.store
+    in_environ = [name in source.from_environ for name in ("store", "redis_url")]
+    if "store" in settings.model_fields_set and in_environ[0] == in_environ[1]:
+        raise source.error(("redis_url",), "is another name of store, and store is set too; keep one of them")
+    return ("store", settings.store) if in_environ[0] else ("redis_url", settings.redis_url)
+
+
 def _store(settings: Settings, source: Source) -> str:
     """The store's URL, a path in it joined with `data_dir`."""
-    url, setting = settings.store, "store"
-    if settings.redis_url is not None:
-        if "store" in settings.model_fields_set:
-            raise source.error(("redis_url",), "is another name of store, and store is set too; keep one of them")
-        url, setting = settings.redis_url, "redis_url"
+    setting, url = _named_store(settings, source)
     if is_redis(url) or setting == "redis_url":
         try:
             parse(url)

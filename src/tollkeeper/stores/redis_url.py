@@ -115,8 +115,9 @@ def parse(url: str) -> Place:
     if scheme == "unix":
         socket, db = _socket(hosts, path), options.pop("db", "0")
     elif kind == "sentinel":
-        service, _, db = path.partition("/")
-        if not service:
+        name, _, db = path.partition("/")
+        service = _decoded(name)
+        if not service or not service.isprintable():
             raise _wrong("names no service; expected 'redis+sentinel://host:26379/service/0'")
     else:
         db = path
@@ -124,7 +125,7 @@ def parse(url: str) -> Place:
         kind=kind,
         addresses=() if scheme == "unix" else _addresses(hosts, kind),
         socket=socket,
-        service=None if service is None else _decoded(service),
+        service=service,
         db=_db(db, kind),
         user=user,
         password=password,
@@ -190,7 +191,7 @@ def _v6(text: str) -> str | None:
 
 def _socket(hosts: str, path: str) -> str:
     path = "/" + _decoded(path)
-    if hosts or path.endswith("/") or "\0" in path:
+    if hosts or path.endswith("/") or not path.isprintable():
         raise _wrong("expected 'unix:///path/of/the/socket', with three slashes")
     return path
 

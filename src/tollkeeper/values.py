@@ -274,6 +274,7 @@ class Budget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     project: str = "*"
     timezone: str = "UTC"
     hard: bool = True  #: False: counted and shown, never refused
+    when_away: int = 0  #: what each gateway may admit while a shared ledger is away, in the limit's unit
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -139,7 +139,7 @@ def switched_on(config: Config) -> list[str]:
         lines.append("  budgets    none")
     open_to = "not required: everybody on this machine is let in"
     lines.append(f"  keys       {f'required, {len(config.keys)} known' if config.keys else open_to}")
-    lines.append(f"  ledger     {config.store}")
+    lines.append(f"  ledger     {config.store_shown}")
     return lines
 
 

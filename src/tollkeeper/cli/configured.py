@@ -20,7 +20,8 @@ T = TypeVar("T")
 def overlay(**given: object) -> dict[str, str]:
     """The environment with the options of a command over it: an option is a setting, checked like any other."""
     options = {f"TOLLKEEPER_{name.upper()}": str(value) for name, value in given.items() if value is not None}
-    return {**os.environ, **options}
+    aliases = {"TOLLKEEPER_REDIS_URL"} if "TOLLKEEPER_STORE" in options else set()
+    return {name: value for name, value in os.environ.items() if name not in aliases} | options
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> Config:

@@ -28,6 +28,7 @@ from tollkeeper.prices.file import entries
 from tollkeeper.prices.override import Override
 from tollkeeper.routing import is_loopback
 from tollkeeper.stores import Retention
+from tollkeeper.stores.redis_url import is_redis, parse, shown
 from tollkeeper.values import Budget, Provider, Route
 
 SQLITE: Final = "sqlite:///"
@@ -40,7 +41,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     data_dir: Path
-    store: str  #: "memory:" or "sqlite:///path", the path joined with `data_dir`
+    store: str  #: "memory:", "sqlite:///path" joined with `data_dir`, or a Redis' URL with its password: print `store_shown`
+    redis_prefix: str
+    redis_dedupe_s: int
+    journal: Path  #: joined with `data_dir`
     prices: Path | tuple[Override, ...] | None  #: a file of one's own, or entries that stand in the settings
     keys: tuple[Key, ...]
     budgets: tuple[Budget, ...]
@@ -71,9 +75,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     default_budget_limit_nanos: int | None  #: a month per project
     cost_alert_threshold_nanos: int | None  #: a day per project
 
+    def __repr__(self) -> str:
+        """With the store as it may be printed."""
+        return super(Config, msgspec.structs.replace(self, store=self.store_shown)).__repr__()
+
+    @property
+    def store_shown(self) -> str:
+        """The store's URL without its secrets."""
+        return shown(self.store)
+
     @property
     def store_path(self) -> Path | None:
-        """The ledger's file, None for `memory:`."""
+        """The ledger's file, None for `memory:` and Redis."""
         return Path(self.store.removeprefix(SQLITE)) if self.store.startswith(SQLITE) else None
 
 
@@ -97,6 +110,7 @@ def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> C
     keys = _keys(settings, source)
     resolved = {
         "store": _store(settings, source),
+        "journal": settings.data_dir / settings.journal,
         "prices": _prices(settings, source),
         "keys": keys,
         "budgets": _budgets(settings, source, {key.id for key in keys}),
@@ -177,7 +191,7 @@ def _budgets(settings: Settings, source: Source, key_ids: set[str]) -> tuple[Bud
     seen: dict[Budget, int] = {}
     for number, table in enumerate(settings.budgets):
         budget = _budget(table, ("budgets", number), source, key_ids)
-        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None), number)
+        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None, when_away=0), number)
         if twin != number:
             raise source.error(("budgets", number), f"limits the same as #{twin + 1}; keep one of them")
         budgets.append(budget)
@@ -192,31 +206,41 @@ def _budget(table: BudgetTable, loc: tuple[str, int], source: Source, key_ids: s
         raise source.error((*loc, "project"), f"scope {table.scope!r} belongs to no project; {right}")
     if table.scope == "key" and table.id != "*" and key_ids and table.id not in key_ids:
         raise source.error((*loc, "id"), f"key {table.id!r} {unknown(table.id, key_ids)}")
+    limit = _amount(table.limit, table.measure, (*loc, "limit"), source)
     return Budget(
         scope=table.scope,
         id=table.id,
         project=table.project,
         measure=table.measure,
         window=table.window,
-        limit=_limit(table, (*loc, "limit"), source),
+        limit=limit,
         timezone=_timezone(table.timezone, (*loc, "timezone"), source),
         hard=table.hard,
+        when_away=_when_away(table, limit, (*loc, "when_away"), source),
     )
 
 
-def _limit(table: BudgetTable, loc: Loc, source: Source) -> int | None:
+def _amount(value: str | int | None, measure: str, loc: Loc, source: Source) -> int | None:
     """Nano-dollars for usd, else a count."""
-    limit = table.limit
-    if limit is None:
+    if value is None:
         return None
-    if table.measure == "usd":
+    if measure == "usd":
         try:
-            return parse_usd(limit, "limit")
+            return parse_usd(value, "")
         except ValueError as error:
-            raise source.error(loc, str(error).removeprefix("limit: ")) from None
-    if isinstance(limit, str) or not 0 <= limit <= MAX_NANOS:
-        raise source.error(loc, f"expected a whole number of {table.measure} from 0 to {MAX_NANOS}, got {limit!r}")
-    return limit
+            raise source.error(loc, str(error).removeprefix(": ")) from None
+    if isinstance(value, str) or not 0 <= value <= MAX_NANOS:
+        raise source.error(loc, f"expected a whole number of {measure} from 0 to {MAX_NANOS}, got {value!r}")
+    return value
+
+
+def _when_away(table: BudgetTable, limit: int | None, loc: Loc, source: Source) -> int:
+    amount = _amount(table.when_away, table.measure, loc, source) or 0
+    if amount and (limit is None or not table.hard):
+        raise source.error(loc, "is for hard budgets with a limit, others refuse nothing; remove it")
+    if limit is not None and amount > limit:
+        raise source.error(loc, "is above the limit; expected a part of it")
+    return amount
 
 
 def _timezone(name: str, loc: Loc, source: Source) -> str:
@@ -238,17 +262,28 @@ def _prices(settings: Settings, source: Source) -> Path | tuple[Override, ...] |
     return entries(settings.prices, str(source.error(("prices",), "")).removesuffix(": "))
 
 
+def _named_store(settings: Settings, source: Source) -> tuple[str, str]:
+    """The setting that names the store, and its URL: `redis_url` is another name of `store`, the environment wins."""
+    if settings.redis_url is None:
+        return "store", settings.store
+    in_environ = [name in source.from_environ for name in ("store", "redis_url")]
+    if "store" in settings.model_fields_set and in_environ[0] == in_environ[1]:
+        raise source.error(("redis_url",), "is another name of store, and store is set too; keep one of them")
+    return ("store", settings.store) if in_environ[0] else ("redis_url", settings.redis_url)
+
+
 def _store(settings: Settings, source: Source) -> str:
-    """The store's URL, its path joined with `data_dir`."""
-    url = settings.store
+    """The store's URL, a path in it joined with `data_dir`."""
+    setting, url = _named_store(settings, source)
+    if is_redis(url) or setting == "redis_url":
+        try:
+            parse(url)
+        except ConfigError as error:
+            raise source.error((setting,), str(error).removeprefix("store: ")) from None
+        return url
     if url == "memory:":
         return url
     path = url.removeprefix(SQLITE)
     if path not in ("", url) and not path.endswith("/") and path.isprintable() and "?" not in path:
         return SQLITE + str(settings.data_dir / path)
-    scheme = url.partition(":")[0]
-    if scheme in ("redis", "rediss", "redis+sentinel", "redis+cluster", "unix"):
-        raise source.error(
-            ("store",), f"a {scheme} store comes with a later version; use 'sqlite:///path' or 'memory:'"
-        )
-    raise source.error(("store",), "expected 'sqlite:///path/of/the/file' or 'memory:'")
+    raise source.error(("store",), "expected 'sqlite:///path/of/the/file', 'memory:' or 'redis://host:6379/0'")

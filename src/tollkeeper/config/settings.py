@@ -55,6 +55,18 @@ def _limit(value: object) -> str | int | None:
     return value
 
 
+def _when_away(value: object) -> object:
+    if value is None or value == "none":
+        raise ValueError("expected an amount; 0 denies")
+    return _limit(value)
+
+
+def _prefix(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        raise ValueError("expected 1 to 64 letters, digits, '-', '_' and '.'")
+    return value
+
+
 def _or_none(value: object) -> object:
     return _number(None if value == "none" else value)
 
@@ -173,6 +185,10 @@ class BudgetTable(_Table):
     )
     timezone: str = Field("UTC", description='where its windows begin, such as "Europe/Amsterdam"')
     hard: bool = Field(True, description="false: counted and shown, never refused")
+    when_away: Annotated[str | int, BeforeValidator(_when_away)] = Field(
+        0,
+        description="what each gateway may admit of a hard budget while Redis is away, as limit is written; 0: nothing",
+    )
 
 
 class KeyTable(_Table):
@@ -248,7 +264,22 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path(), description="folder of the ledger's file; default: the working folder")
     store: str = Field(
-        "sqlite:///tollkeeper.sqlite", description="the ledger: sqlite:///path (below data_dir) or memory:"
+        "sqlite:///tollkeeper.sqlite",
+        description="the ledger: sqlite:///path (below data_dir), memory: or the URL of a Redis",
+    )
+    redis_url: str | None = Field(None, description="the URL of a Redis: another name of store")
+    redis_prefix: Annotated[str, BeforeValidator(_prefix)] = Field(
+        "tollkeeper", description="how the names of all keys in Redis begin; gateways of one account share it"
+    )
+    redis_dedupe_s: Annotated[int, BeforeValidator(_number)] = Field(
+        86400,
+        ge=1,
+        le=30 * 86400,
+        description="seconds for which Redis knows an entry's id, so that no gateway books it again",
+    )
+    journal: Path = Field(
+        Path("journal"),
+        description="folder, below data_dir, of what this machine has booked, where the store is a Redis",
     )
     prices: Annotated[Path | tuple[dict[str, Any], ...] | None, BeforeValidator(_prices)] = Field(
         None, description="prices of your own: a file, relative to the configuration file, or its tables in a list"

@@ -25,9 +25,9 @@ from tollkeeper.errors import ConfigError
 FILE: Final = "tollkeeper.toml"
 #: NAME=value with the prefix that is no setting; Kubernetes adds the last ones for a service that is named tollkeeper.
 _NO_SETTING: Final = re.compile(r"TOLLKEEPER_(CONFIG=.*|FIXTURES=.*|SERVICE_.*|PORT_.*|PORT=tcp://.*)", re.DOTALL)
-_LATER: Final = ("redis_url", "redis_prefix", "alerts")
+_LATER: Final = ("alerts",)
 #: Settings where a secret may stand by mistake: what is written there is never repeated.
-_UNSHOWN: Final = ("keys", "providers", "store")
+_UNSHOWN: Final = ("keys", "providers", "store", "redis_url")
 
 Loc = tuple[int | str, ...]
 

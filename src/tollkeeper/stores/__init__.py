@@ -211,5 +211,5 @@ def open_reader(url: str) -> Reader:
 def sqlite_path(url: str) -> Path:
     """The file of a `sqlite:///` URL: three slashes for a relative path, four for an absolute one."""
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise ConfigError(f"store: {url!r} is not a store; use 'sqlite:///path/to/file' or 'memory:'")
+        raise ConfigError("store: expected 'sqlite:///path/to/file' or 'memory:'")
     return Path(url.removeprefix("sqlite:///"))

@@ -71,7 +71,7 @@ def ledger() -> Path:
         (["serve", "--port", "99999"], "'--port'"),
         (["serve", "--port", "many"], "'--port'"),
         (["serve", "--host", "0.0.0.0"], "host: 0.0.0.0 can be reached from other machines and there are no [[keys]]"),
-        (["serve", "--store", "redis://host"], "--store: a redis store comes with a later version"),
+        (["serve", "--store", "redis://:hunter2"], "--store: expected 'host' or 'host:port'"),
         (["serve", "--config", "no.toml"], "no.toml: cannot be read"),
         (["report", "--by", "planet"], "'--by'"),
         (["report", "--from", "yesterday"], "from: 'yesterday' is no date; write 2026-11-01"),

@@ -55,7 +55,7 @@ BAD = [
     # names
     ("prot = 4141", "prot", "did you mean port?"),
     ("zzzz = 1", "zzzz", "expected one of"),
-    ('redis_url = "redis://h"', "redis_url", "later version"),
+    ("alerts = []", "alerts", "later version"),
     ("[retention]\nhuor = '1h'", "retention.huor", "did you mean hour?"),
     (budget(scpe='"all"'), "budgets #1.scpe", "did you mean scope?"),
     (key(modles="[]"), "keys #1.modles", "did you mean models?"),
@@ -115,6 +115,26 @@ BAD = [
     (budget(scope='"all"', timezone='"../etc/passwd"'), "budgets #1.timezone", "no time zone"),
     (budget(scope='"all"', timezone='"Europe"'), "budgets #1.timezone", "no time zone"),
     (budget(scope='"all"', limit='"1"') + "\n" + budget(scope='"all"', limit='"2"'), "budgets #2", "the same as #1"),
+    (
+        budget(scope='"all"', limit='"1"') + "\n" + budget(scope='"all"', limit='"1"', when_away='"1"'),
+        "budgets #2",
+        "the same as #1",
+    ),
+    (budget(scope='"all"', limit='"1"', when_away="0.5"), "budgets #1.when_away", 'in quotes: "0.5"'),
+    (budget(scope='"all"', limit='"1"', when_away='"none"'), "budgets #1.when_away", "expected an amount; 0 denies"),
+    (budget(scope='"all"', limit='"1"', when_away='"-1"'), "budgets #1.when_away", "0 or more"),
+    (budget(scope='"all"', limit='"1"', when_away='"1.01"'), "budgets #1.when_away", "is above the limit"),
+    (budget(scope='"all"', when_away='"1"'), "budgets #1.when_away", "is for hard budgets with a limit"),
+    (
+        budget(scope='"all"', limit='"1"', when_away='"1"', hard="false"),
+        "budgets #1.when_away",
+        "is for hard budgets with a limit",
+    ),
+    (
+        budget(scope='"all"', measure='"tokens"', limit="9", when_away='"1"'),
+        "budgets #1.when_away",
+        "whole number of tokens",
+    ),
     (key() + budget(scope='"key"', id='"kk"'), "budgets #1.id", "did you mean k?"),
     # keys
     (key(hash='"tk_canary"'), "keys #1.hash", "64 hex digits"),
@@ -169,8 +189,18 @@ BAD = [
     (LOCAL + '[routes]\nm = { provider = "local" }', "routes.m.model", "is required"),
     (LOCAL + "[routes]\nm = 1", "routes.m", "expected a table"),
     # store
-    ('store = "redis://:canary@h:6379/0"', "store", "a redis store comes with a later version"),
-    ('store = "postgres://h"', "store", "expected 'sqlite:///path/of/the/file' or 'memory:'"),
+    ('store = "postgres://h"', "store", "expected 'sqlite:///path/of/the/file', 'memory:' or 'redis://host:6379/0'"),
+    ('store = "redis://:canary@h:canary"', "store", "expected a port from 1 to 65535"),
+    ('redis_url = "redis://canary@h"', "redis_url", "write ':password@', or 'user:password@'"),
+    ('redis_url = "http://:canary@h"', "redis_url", "expected 'redis://host:6379/0'"),
+    ('redis_url = "memory:"', "redis_url", "expected 'redis://host:6379/0'"),
+    ('redis_url = ["redis://:canary@h"]', "redis_url", "expected text"),
+    ('redis_url = "redis://h"\nstore = "memory:"', "redis_url", "another name of store, and store is set too"),
+    ('redis_prefix = "a{b}"', "redis_prefix", "1 to 64 letters, digits"),
+    ('redis_prefix = ""', "redis_prefix", "1 to 64 letters, digits"),
+    ("redis_dedupe_s = 0", "redis_dedupe_s", "expected 1 or more"),
+    ("redis_dedupe_s = 1.5", "redis_dedupe_s", "expected a whole number"),
+    ("journal = 1", "journal", "expected a path as text"),
     ('store = "sqlite:///"', "store", "expected 'sqlite:///path"),
     ('store = "sqlite://x"', "store", "expected 'sqlite:///path"),
 ]
@@ -226,7 +256,8 @@ def test_budgets() -> None:
             budget(scope='"project"', limit='"none"', window='"day"'),
             budget(scope='"project"', id='"a"', limit='"12.50"', timezone='"Asia/Kolkata"', hard="false"),
             budget(scope='"user"', project='"a"', limit="0"),
-            budget(scope='"model"', id='"gpt"', measure='"tokens"', window='"minute"', limit="1_000"),
+            budget(scope='"model"', id='"gpt"', measure='"tokens"', window='"minute"', limit="1_000", when_away="50"),
+            budget(scope='"all"', window='"day"', limit='"9"', when_away='"0.25"'),
         ]
     )
     assert loaded(text).budgets == (
@@ -234,7 +265,8 @@ def test_budgets() -> None:
         Budget(scope="project", limit=None, window="day"),
         Budget(scope="project", id="a", limit=12_500_000_000, timezone="Asia/Kolkata", hard=False),
         Budget(scope="user", project="a", limit=0),
-        Budget(scope="model", id="gpt", limit=1000, measure="tokens", window="minute"),
+        Budget(scope="model", id="gpt", limit=1000, measure="tokens", window="minute", when_away=50),
+        Budget(scope="all", limit=9 * 10**9, window="day", when_away=250_000_000),
     )
 
 
@@ -324,8 +356,30 @@ def test_listening_on_loopback_needs_none(host: str) -> None:
     check_listen(loaded(f'host = "{host}"'))
 
 
+def test_a_redis_is_named_by_either_setting() -> None:
+    """Store and redis_url name a Redis alike, the environment's one wins; the journal is below data_dir."""
+    url = "rediss://me:pass%40word@h:1/2"
+    for config in (loaded(f"store = '{url}'"), loaded(f"redis_url = '{url}'"), loaded("", TOLLKEEPER_REDIS_URL=url)):
+        assert (config.store, config.store_path, config.store_shown) == (url, None, "rediss://h:1/2")
+    assert loaded('store = "memory:"', TOLLKEEPER_REDIS_URL=url).store == url
+    assert loaded(f"redis_url = '{url}'", TOLLKEEPER_STORE="memory:").store == "memory:"
+    with pytest.raises(ConfigError, match=r"^TOLLKEEPER_REDIS_URL: .*keep one of them$"):
+        load(None, {"TOLLKEEPER_REDIS_URL": url, "TOLLKEEPER_STORE": "memory:"})
+    config = load(None, {"TOLLKEEPER_REDIS_PREFIX": "a-b", "TOLLKEEPER_DATA_DIR": "d", "TOLLKEEPER_JOURNAL": "j"})
+    assert (config.redis_prefix, config.redis_dedupe_s, config.journal) == ("a-b", 86_400, Path("d/j"))
+    assert load(None, {}).journal == Path("journal")
+
+
 def test_no_secret_in_a_repr() -> None:
-    """H2: a provider's key is found neither in the configuration's repr nor in its providers'."""
-    config = load(None, {"OPENAI_API_KEY": "sk-canary", "TOLLKEEPER_KEYS": json.dumps([])})
+    """H2, F1: neither a provider's key nor Redis' password is found in the configuration's repr or in its providers'."""
+    config = load(
+        None,
+        {
+            "OPENAI_API_KEY": "sk-canary",
+            "TOLLKEEPER_KEYS": json.dumps([]),
+            "TOLLKEEPER_REDIS_URL": "redis://:canary@h?timeout=2",
+        },
+    )
+    assert "redis://h:6379/0" in repr(config)
     assert config.providers["openai"].credential == "sk-canary"
     assert "canary" not in repr(config)

@@ -50,7 +50,7 @@ def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"TOLLKEEPER_PORT": "x"}, "TOLLKEEPER_PORT: expected a whole number, got 'x'"),
         ({"TOLLKEEPER_PROT": "1"}, "TOLLKEEPER_PROT: is not known; did you mean TOLLKEEPER_PORT?"),
-        ({"TOLLKEEPER_REDIS_URL": "redis://h"}, "TOLLKEEPER_REDIS_URL: comes with a later version; remove it"),
+        ({"TOLLKEEPER_ALERTS": "[]"}, "TOLLKEEPER_ALERTS: comes with a later version; remove it"),
         ({"TOLLKEEPER_KEYS": "k"}, "TOLLKEEPER_KEYS: is not JSON; write lists as [...] and tables as {...}"),
         (
             {"TOLLKEEPER_BUDGETS": '[{"scope": "all", "limit": 1.5}]'},

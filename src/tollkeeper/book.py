@@ -62,6 +62,26 @@ class Rules:
         return None
 
 
+class Budgets:
+    """The limits of a ledger: which of them cover a call."""
+
+    def __init__(self, budgets: Iterable[Budget] = ()) -> None:
+        self._rules: dict[tuple[Shape, bool], Rules] = {}
+        for budget in budgets:
+            shape = Shape(budget.scope, budget.measure, budget.window, budget.timezone)
+            self._rules.setdefault((shape, budget.hard), Rules()).add(budget)
+        self.shapes = tuple(dict.fromkeys(shape for shape, _ in self._rules))
+
+    def covering(self, scopes: Scopes, model: str) -> list[tuple[Budget, Shape, str, str]]:
+        """Every budget that covers such a call: (budget, shape, project, id) of its balance."""
+        return [
+            (budget, shape, project, id)
+            for (shape, _), rules in self._rules.items()
+            for project, id in ids_of(shape.scope, scopes, model)
+            if (budget := rules.find(project, id)) is not None
+        ]
+
+
 class Book:
     """Budgets, balances and live holds of one ledger.
 
@@ -70,8 +90,7 @@ class Book:
 
     def __init__(self, budgets: Iterable[Budget] = (), load: Callable[[BalanceKey], int] = lambda key: 0) -> None:
         self._load = load
-        self._rules: dict[tuple[Shape, bool], Rules] = {}
-        self._shapes: tuple[Shape, ...] = ()
+        self._budgets = Budgets()
         self._balances: dict[BalanceKey, Balance] = {}
         self._current: dict[tuple[Shape, str, str], Balance] = {}
         self.live: dict[str, Live] = {}
@@ -80,15 +99,11 @@ class Book:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes for which balances are kept."""
-        return self._shapes
+        return self._budgets.shapes
 
     def set_budgets(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Balances and holds stay; the store has filled the balances of new shapes before."""
-        self._rules = {}
-        for budget in budgets:
-            shape = Shape(budget.scope, budget.measure, budget.window, budget.timezone)
-            self._rules.setdefault((shape, budget.hard), Rules()).add(budget)
-        self._shapes = tuple(dict.fromkeys(shape for shape, _ in self._rules))
+        self._budgets = Budgets(budgets)
 
     # ── reserve ──
 
@@ -102,18 +117,18 @@ class Book:
         if live is not None:
             if live.hold != hold:
                 raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
-            return _grant(self._covering(hold.scopes, hold.model, hold.at_us))
+            return grant_of(self._covering(hold.scopes, hold.model, hold.at_us))
         covering = self._covering(hold.scopes, hold.model, hold.at_us)
         legs = {}
         for budget, balance in covering:
             asked = asked_of(budget, hold)
-            if not _pays(budget, balance.spent + balance.held, asked):
-                raise _refused(_standing(budget, balance), asked, hold)
+            if not pays(budget, balance.spent + balance.held, asked):
+                raise refused(standing_of(budget, balance), asked, hold)
             legs[balance] = asked if asked is not None else 0
         for balance, asked in legs.items():
             balance.held += asked
         self.live[hold.id] = Live(hold, tuple(legs.items()))
-        return _grant(covering)
+        return grant_of(covering)
 
     def release(self, hold_id: str) -> bool:
         """Let go of a hold; False if it does not live."""
@@ -134,7 +149,7 @@ class Book:
     def touched(self, entry: Entry) -> list[tuple[Balance, int]]:
         """The balances that an entry changes, marked as being written."""
         touched = []
-        for shape in self._shapes:
+        for shape in self._budgets.shapes:
             amount = amount_of(shape.measure, entry)
             if amount:
                 for project, id in ids_of(shape.scope, entry.scopes, entry.model):
@@ -154,7 +169,7 @@ class Book:
 
     def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
         """Every budget that covers such a call, as it stands."""
-        return [_standing(budget, balance) for budget, balance in self._covering(scopes, model, at_us)]
+        return [standing_of(budget, balance) for budget, balance in self._covering(scopes, model, at_us)]
 
     def held(self, key: BalanceKey) -> int:
         """What live holds take of one balance."""
@@ -186,9 +201,7 @@ class Book:
     def _covering(self, scopes: Scopes, model: str, at_us: int) -> list[tuple[Budget, Balance]]:
         return [
             (budget, self._at(shape, project, id, at_us))
-            for (shape, _), rules in self._rules.items()
-            for project, id in ids_of(shape.scope, scopes, model)
-            if (budget := rules.find(project, id)) is not None
+            for budget, shape, project, id in self._budgets.covering(scopes, model)
         ]
 
     def _at(self, shape: Shape, project: str, id: str, at_us: int) -> Balance:
@@ -221,19 +234,19 @@ def asked_of(budget: Budget, hold: Hold) -> int | None:
 def refusal_of(standing: Standing, hold: Hold) -> BudgetExceeded | RateLimited | None:
     """What a budget that stands so would say to a hold; None: it pays."""
     asked = asked_of(standing.budget, hold)
-    if _pays(standing.budget, standing.spent + standing.held, asked):
+    if pays(standing.budget, standing.spent + standing.held, asked):
         return None
-    return _refused(standing, asked, hold)
+    return refused(standing, asked, hold)
 
 
-def _pays(budget: Budget, used: int, asked: int | None) -> bool:
+def pays(budget: Budget, used: int, asked: int | None) -> bool:
     """Only a hard budget refuses. What costs nothing always passes, also on a spent one; what is not known does not."""
     if not budget.hard or budget.limit is None or asked == 0:
         return True
     return asked is not None and used + asked <= budget.limit
 
 
-def _refused(standing: Standing, asked: int | None, hold: Hold) -> BudgetExceeded | RateLimited:
+def refused(standing: Standing, asked: int | None, hold: Hold) -> BudgetExceeded | RateLimited:
     if asked is None:
         reason: Literal["unbounded", "unpriced"] = "unbounded" if hold.quote_usage is None else "unpriced"
         return BudgetExceeded(Refusal(standing=standing, asked=None, reason=reason))
@@ -243,7 +256,7 @@ def _refused(standing: Standing, asked: int | None, hold: Hold) -> BudgetExceede
     return BudgetExceeded(refusal)
 
 
-def _standing(budget: Budget, balance: Balance) -> Standing:
+def standing_of(budget: Budget, balance: Balance) -> Standing:
     key = balance.key
     return Standing(
         budget=budget, id=key.project if budget.scope == "project" else key.id, project=key.project,
@@ -252,7 +265,7 @@ def _standing(budget: Budget, balance: Balance) -> Standing:
     )  # fmt: skip
 
 
-def _grant(covering: list[tuple[Budget, Balance]]) -> Grant:
+def grant_of(covering: list[tuple[Budget, Balance]]) -> Grant:
     def left(pair: tuple[Budget, Balance]) -> int:
         limit, balance = pair[0].limit, pair[1]
         return (limit - balance.spent - balance.held) * 1_000_000 // limit if limit else 0
@@ -261,7 +274,7 @@ def _grant(covering: list[tuple[Budget, Balance]]) -> Grant:
     if not limited:
         return _UNLIMITED
     capped = any(budget.hard and budget.measure != "requests" for budget, _ in limited)
-    return Grant(_standing(*min(limited, key=left)), capped)
+    return Grant(standing_of(*min(limited, key=left)), capped)
 
 
 _UNLIMITED: Final = Grant()

@@ -13,8 +13,10 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from tollkeeper.clock import Clock
 from tollkeeper.errors import ConfigError
 from tollkeeper.ledger import BalanceKey, CellKey, Period, window_of
+from tollkeeper.stores.redis_url import is_redis, parse
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing, Window
 
 #: booked: counted now · repeated: counted before, nothing changed · late: its hold had expired, the difference is booked
@@ -187,25 +189,55 @@ class Store(Reader, Protocol):
         ...
 
 
-def open_store(url: str, *, budgets: Iterable[Budget] | None = (), scope_cap: int = 10_000) -> Store:
-    """The store of a URL, owned by this process. Raises ConfigError, StoreOwned, StoreCorrupt.
+class SharedOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store that many processes share needs beside its URL."""
 
-    Without budgets (None) it keeps the balances that it has, and limits nothing.
+    clock: Clock
+    journal: Path  #: the folder of the journals of this host's processes
+    prefix: str = "tollkeeper"  #: of every key
+    retention: Retention = Retention()
+    dedupe_s: int = 86400  #: how long an entry's id is known to other processes
+    ahead_s: int = 0  #: how far Redis's clock is ahead of `clock`: for tests, in which time is passed in
+
+
+def open_store(
+    url: str, *, budgets: Iterable[Budget] | None = (), scope_cap: int = 10_000, shared: SharedOptions | None = None
+) -> Store:
+    """The store of a URL, owned by this process. Raises ConfigError, StoreOwned, StoreCorrupt, StoreUnavailable.
+
+    Without budgets (None) it keeps the balances that it has, and limits nothing. A shared store (`redis://…`) needs `shared`;
+    this process owns a journal of it then.
     """
     if url == "memory:":
         from tollkeeper.stores.memory import MemoryStore
 
         return MemoryStore(budgets or (), scope_cap=scope_cap)
+    if is_redis(url):
+        from tollkeeper.stores.redis import RedisStore
+        from tollkeeper.stores.redis_servers import Servers
+
+        return RedisStore(Servers(parse(url)), _given(shared), budgets, scope_cap=scope_cap)
     from tollkeeper.stores.sqlite import SqliteStore
 
     return SqliteStore(sqlite_path(url), budgets, scope_cap=scope_cap)
 
 
-def open_reader(url: str) -> Reader:
+def open_reader(url: str, *, shared: SharedOptions | None = None) -> Reader:
     """A read-only view of a ledger, also while its owner runs. Raises ConfigError, StoreUnavailable, StoreCorrupt."""
+    if is_redis(url):
+        from tollkeeper.stores.redis_reader import RedisReader
+        from tollkeeper.stores.redis_servers import Servers
+
+        return RedisReader.open(Servers(parse(url)), _given(shared))
     from tollkeeper.stores.sqlite_reader import SqliteReader
 
     return SqliteReader(sqlite_path(url))
+
+
+def _given(shared: SharedOptions | None) -> SharedOptions:
+    if shared is None:
+        raise ConfigError("store: a Redis store needs a folder for its journal; open it by configuration, or pass shared=…")
+    return shared
 
 
 def sqlite_path(url: str) -> Path:

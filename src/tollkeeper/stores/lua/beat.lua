@@ -1,0 +1,33 @@
+#!lua
+-- A gateway says that it lives, and hears who else does. All of it is under the global tag.
+--
+-- KEYS  1 epoch  2 members  3 projects
+-- ARGV  1 the epoch to begin where there is none: Redis was emptied, or is new   2 keep until, s
+--       3 journal  4 what it says of itself  5 drop members silent since before this instant, UTC ms
+--       then  tag, project, … that it has begun to keep
+--
+-- {epoch, journal, what it says, …}   what a member says begins with the instant, UTC ms, and a space
+local epoch = redis.call('GET', KEYS[1])
+if not epoch and ARGV[1] == '' then return {''} end
+if not epoch then
+  epoch = ARGV[1]
+  redis.call('SET', KEYS[1], epoch)
+end
+redis.call('EXPIREAT', KEYS[1], ARGV[2])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], ARGV[3], ARGV[4]) end
+for at = 6, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 1]) end
+redis.call('EXPIREAT', KEYS[2], ARGV[2])
+redis.call('EXPIREAT', KEYS[3], ARGV[2])
+
+local members, silent = {epoch}, tonumber(ARGV[5])
+local all = redis.call('HGETALL', KEYS[2])
+for number = 1, #all, 2 do
+  local at = tonumber(all[number + 1]:match('^%d+')) or 0
+  if at < silent then
+    redis.call('HDEL', KEYS[2], all[number])
+  else
+    members[#members + 1] = all[number]
+    members[#members + 1] = all[number + 1]
+  end
+end
+return members

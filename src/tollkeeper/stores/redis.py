@@ -1,0 +1,180 @@
+"""The shared ledger: a journal here, and Redis for everyone.
+
+An entry is safe in this process's journal before it is acknowledged; `redis_flush` brings it to Redis within moments, once.
+Reservations are made in Redis (`redis_holds`); those that no budget covers are an intent in the journal. While Redis is away
+entries go on into the journal, and hard budgets refuse or admit what they declare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from tollkeeper.ledger import expired
+from tollkeeper.stores import Booked, Corrected, Difference, Retention, SharedOptions, horizons
+from tollkeeper.stores.journal import Journal
+from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_flush import Flusher
+from tollkeeper.stores.redis_holds import Holds
+from tollkeeper.stores.redis_keys import FOREVER_S
+from tollkeeper.stores.redis_link import Ask, Script, Servers, State
+from tollkeeper.stores.redis_reader import RedisReader, shared_of
+from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
+
+log = logging.getLogger("tollkeeper")
+
+#: Seconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
+GRACE_S: Final = 5.0
+#: Seconds that the first calls of a process wait for Redis.
+BEGIN_S: Final = 2.0
+#: Seconds between two looks for the holds of dead gateways, by whichever gateway comes first.
+SWEEP_S: Final = 2.0
+_since: Final = Script("since")
+
+
+class RedisStore(RedisReader):
+    """A ledger that many processes share. May be used from several threads, each with its own event loop."""
+
+    def __init__(
+        self, servers: Servers, options: SharedOptions, budgets: Iterable[Budget] | None = (), *, scope_cap: int = 10_000
+    ) -> None:
+        super().__init__(shared_of(servers, options, self._changed, scope_cap))
+        self._uncovered = 0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
+        self._journal = Journal.adopt(options.journal, on_booked=self._booked)
+        self._flusher = Flusher(
+            self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
+            reassert=lambda: self._holds.reassert(),
+        )  # fmt: skip
+        self._holds = Holds(
+            self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
+        )
+        self._holds.take(budgets or ())
+        self._flusher.start()
+        self._shared.link.start()
+
+    @property
+    def state(self) -> State:
+        """Of the link to Redis."""
+        return self._shared.link.state
+
+    @property
+    def trouble(self) -> str | None:
+        """Why calls are refused just now; None: they are not, or only those of hard budgets while Redis is away."""
+        if self._journal.trouble is not None:
+            return self._journal.trouble
+        return None if self._flusher.begun else f"store: Redis has not answered yet ({self._shared.link.reason})"
+
+    def _changed(self, state: State, reason: str) -> None:
+        """One line for each change."""
+        if state == "away":
+            log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
+        elif state == "recovering":
+            log.warning(
+                "store: Redis is checked against the journal before anything is admitted%s", reason and f" ({reason})"
+            )
+        elif state == "ready":
+            log.info("store: Redis is ready")
+        self._flusher.wake()
+
+    # ── the contract ──
+
+    async def reserve(self, hold: Hold) -> Grant:
+        if not self._flusher.begun:
+            await self._begun()
+        if self._uncovered > self._flusher.done and self.state == "ready":
+            await self._current()
+        return await self._holds.reserve(hold)
+
+    async def void(self, hold_id: str) -> None:
+        await self._holds.void(hold_id)
+
+    async def settle(self, entry: Entry) -> Booked:
+        booked = await self._journal.settle(entry)
+        if booked == "repeated" and self._holds.ends(entry):
+            await self._holds.void(entry.id)
+        return booked
+
+    async def correct(self, entry: Entry) -> Corrected:
+        return await self._journal.correct(entry)
+
+    def _booked(self, rows: list[Row]) -> None:
+        for seq, entry in rows:
+            if not self._holds.settled(entry):
+                self._uncovered = seq
+        self._flusher.push(rows)
+
+    async def expire(self, now_us: int) -> int:
+        due = self._holds.due(now_us)
+        if self.state == "ready":
+            due += await asyncio.to_thread(self._dead, now_us)
+        await asyncio.gather(*(self.settle(expired(hold)) for hold in due))
+        return len(due)
+
+    def _dead(self, now_us: int) -> list[Hold]:
+        """Holds of gateways that have died, if it is this one's turn to look."""
+        shared = self._shared
+        (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", int(SWEEP_S * 1000))))
+        if mine is None:
+            return []
+        return self._holds.dead(self._shared.projects(), now_us - int(GRACE_S * 1_000_000))
+
+    async def verify(self) -> list[Difference]:
+        await self._do(lambda: self._holds.keep(self._shared.projects()))
+        return await super().verify()
+
+    async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
+        await self._current()
+        return await self._holds.standings(scopes, model, at_us)
+
+    async def set_budgets(self, budgets: Iterable[Budget]) -> None:
+        self._holds.take(budgets)
+
+    async def live(self) -> list[Hold]:
+        intents = await self._journal.live()
+        shared = await self._do(lambda: self._holds.live(self._shared.projects()))
+        return list({hold.id: hold for hold in (*intents, *shared)}.values())
+
+    async def prune(self, now_us: int, retention: Retention) -> int:
+        await self._current()
+        await self._journal.prune(now_us, retention, self._flusher.applied_upto())
+        return await asyncio.to_thread(self._prune, horizons(now_us, retention))
+
+    def _prune(self, before: dict[str, int]) -> int:
+        """Drop what has outlived its retention, without waiting for its deadline; how many keys, for a list how many blocks."""
+        shared, dropped = self._shared, 0
+        self._holds.keep(shared.projects())  # a balance begins with what entries say that go now
+        for tag in self._shared.projects():
+            gone = [name for name in (each.decode() for each in self._dated(tag)) if _is_over(name, before)]
+            for name in gone:
+                key = shared.keys.of(tag, name)
+                if name.startswith("entries:"):
+                    dropped += shared.link.run(Ask(("LLEN", key)))[0] - 1
+                shared.link.run(Ask(("UNLINK", key)), Ask(("ZREM", shared.keys.index(tag), name)))
+            dropped += len(gone)
+        marks = [each for mark in before.items() for each in mark]
+        shared.link.run(_since([shared.keys.since], [FOREVER_S, *marks]))
+        return dropped
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._flusher.close)
+        await self._journal.close()
+        await super().close()
+
+    async def _begun(self) -> None:
+        """Give Redis a moment at the start, before the first call fails."""
+        await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", BEGIN_S)
+
+    async def _current(self) -> None:
+        """Wait until everything booked here before can be read in Redis. Raises StoreUnavailable."""
+        if not self._flusher.begun:
+            await self._begun()
+        await asyncio.wrap_future(self._flusher.flushed())
+
+
+def _is_over(name: str, before: dict[str, int]) -> bool:
+    """Whether a dated key's period began before its kind's horizon: cells:day:agent:1700000000000000, entries:1700…"""
+    what, *rest = name.split(":")
+    kind = "entry" if what == "entries" else rest[0] if what in ("cells", "others") else ""
+    return int(rest[-1]) < before.get(kind, 0)

@@ -1,0 +1,247 @@
+"""One journal's rows into Redis, each once. Everything here blocks: it is for the thread that owns the journal's way there.
+
+A slot's cursor says up to which row of the journal it has been applied; the slot of the budgets that have no project keeps a
+cursor for each project. Whatever went wrong, `catch_up` begins again from what the cursors say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import structs
+
+from tollkeeper.errors import StoreUnavailable
+from tollkeeper.ledger import Shape
+from tollkeeper.stores.journal import Journal
+from tollkeeper.stores.redis_batch import Batch, Decision, Row, Unit, decide_all, global_batch, project_batch, units_of
+from tollkeeper.stores.redis_blocks import Block, unpack
+from tollkeeper.stores.redis_census import SharedCensus
+from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, shape_of, tag_of
+from tollkeeper.stores.redis_link import Ask, Link, Script
+from tollkeeper.values import Entry
+
+log = logging.getLogger("tollkeeper")
+
+_CONFLICT: Final = "entry %r of project %r was booked elsewhere with other contents; that one counts"
+_STUCK: Final = "store: the counter %s cannot be counted up; `tollkeeper store verify` says by how much it is off"
+#: Rows in one batch of a project.
+ROWS_MAX: Final = 500
+#: Blocks read at once.
+BLOCKS_PAGE: Final = 64
+_apply: Final = Script("apply")
+_beat: Final = Script("beat")
+
+
+class Doubted(StoreUnavailable):
+    """A cursor is not where it was left: Redis has forgotten, or somebody else applied this journal."""
+
+
+class Shared(msgspec.Struct):
+    """What all appliers of a process share."""
+
+    link: Link
+    keys: Keys
+    deadlines: Deadlines
+    census: SharedCensus
+    now_us: Callable[[], int]
+    shapes: dict[str, frozenset[Shape]] = {}  #: tag → shapes whose balances are kept there, as last heard
+    registered: set[str] = set()  #: projects that this process has listed in Redis
+
+    def ask(self, batch: Batch) -> Ask:
+        return _apply(*batch.arguments(self.keys))
+
+    def beat(self, epoch: str, journal: str, said: str, silent_ms: int, *projects: str) -> list[str]:
+        """`beat.lua`: the epoch, then each gateway and what it said."""
+        keys = [self.keys.epoch, self.keys.members, self.keys.projects]
+        (answer,) = self.link.run(_beat(keys, [epoch, FOREVER_S, journal, said, silent_ms, *projects]))
+        return [each.decode() for each in answer]
+
+    def projects(self) -> dict[str, str]:
+        """Every project that is listed: its tag → its name."""
+        (found,) = self.link.run(Ask(("HGETALL", self.keys.projects)))
+        return {tag.decode(): project.decode() for tag, project in pairs(found).items()}
+
+    def register(self, projects: Iterable[str]) -> None:
+        """List projects, before anything of theirs is there."""
+        new = set(projects) - self.registered
+        if new:
+            self.beat("", "", "", 0, *(each for project in sorted(new) for each in (tag_of(project), project)))
+            self.registered |= new
+
+    def heard(self, tag: str, answer: Sequence[bytes]) -> None:
+        """A slot says which shapes it keeps."""
+        self.shapes[tag] = frozenset(shape_of(name.decode()) for name in answer)
+
+
+class _Job:
+    """A batch of one project until it is applied."""
+
+    def __init__(self, tag: str, units: list[Unit], from_seq: int) -> None:
+        self.tag, self.units, self.from_seq = tag, units, from_seq
+        self.to_seq = units[-1].seq
+        self.stand: dict[tuple[str, str], str] = {}
+        self.decision: Decision
+
+
+class Applier:
+    """`applied`: tag → last row applied there; `starred`: tag → the same in the slot that has no project."""
+
+    def __init__(self, shared: Shared, journal: Journal) -> None:
+        self._shared, self._journal = shared, journal
+        self.applied: dict[str, int] = {}
+        self.starred: dict[str, int] = {}
+
+    # ── from the beginning ──
+
+    def catch_up(self) -> None:
+        """Read the cursors, then apply every row that they do not cover. Raises StoreUnavailable."""
+        link, keys, name = self._shared.link, self._shared.keys, self._journal.id
+        newest = self._journal.projects()
+        tags = {tag_of(project): project for project in newest}
+        cursors = link.run(*(Ask(("HGET", keys.cursor(tag), name)) for tag in tags)) if tags else []
+        stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{name}@{tag}")) for tag in tags)) if tags else []
+        self.applied = {tag: int(row or 0) for tag, row in zip(tags, cursors, strict=True)}
+        self.starred = {tag: int(row or 0) for tag, row in zip(tags, stars, strict=True)}
+        for tag, project in tags.items():
+            if self.applied[tag] > newest[project]:
+                raise StoreUnavailable(
+                    f"journal: {self._journal.path} ends before what Redis has of it (row {newest[project]}, not "
+                    f"{self.applied[tag]}): it is an old copy; move it away, and bring back the newer file if there is one"
+                )
+            self._follow(tag)
+        at = min((row for tag, row in self.applied.items() if row < newest[tags[tag]]), default=None)
+        upto = max(newest.values(), default=0)
+        while at is not None and at < upto:
+            rows = self._journal.rows(at, upto, ROWS_MAX)
+            if rows[-1][1].sign < 0:  # a reversal goes with what comes after it
+                rows += self._journal.rows(rows[-1][0], upto, 1)
+            self.apply(rows)
+            at = rows[-1][0]
+
+    def _follow(self, tag: str) -> None:
+        """Bring the slot that has no project up to what the project's own slot has, from the entries counted there."""
+        from_seq, to_seq = self.starred[tag], self.applied[tag]
+        if from_seq >= to_seq:  # above it: only the project's slot has forgotten; its rows will count there, not here
+            return
+        counted = [entry for seq, entry in self._counted(tag) if from_seq < seq <= to_seq]
+        self._star([(tag, from_seq, to_seq)], counted, [])
+
+    def _counted(self, tag: str) -> Iterator[tuple[int, Entry]]:
+        """This journal's entries as a project's slot has counted them."""
+        for block in blocks_of(self._shared, tag):
+            if block.journal == self._journal.id:
+                yield from block.rows
+
+    # ── what is new ──
+
+    def apply(self, rows: Iterable[Row]) -> None:
+        """Apply rows that follow what has been applied. Raises Doubted, StoreUnavailable."""
+        by_tag: dict[str, list[Unit]] = {}
+        for unit in units_of(rows):
+            tag = tag_of(unit.entry.scopes.project)
+            if unit.seq > self.applied.get(tag, 0):
+                by_tag.setdefault(tag, []).append(unit)
+        if not by_tag:
+            return
+        self._shared.census.learn(self._shared.link, (unit.entry for units in by_tag.values() for unit in units))
+        jobs = [
+            _Job(tag, [self._placed(unit) for unit in units], self.applied.get(tag, 0)) for tag, units in by_tag.items()
+        ]
+        waiting = jobs
+        while waiting:
+            answers = self._shared.link.run(*map(self._ask, waiting))
+            waiting = [job for job, answer in zip(waiting, answers, strict=True) if not self._answered(job, answer)]
+        for job in jobs:
+            for entry in job.decision.conflicts:
+                log.error(_CONFLICT, entry.id, entry.scopes.project)
+        starred = {job.tag: self.starred.get(job.tag, 0) for job in jobs}
+        self._star(
+            [(job.tag, starred[job.tag], job.to_seq) for job in jobs if job.to_seq > starred[job.tag]],
+            [each.entry for job in jobs for each in job.decision.counted if each.seq > starred[job.tag]],
+            [f"{job.tag}/{id}" for job in jobs for id in _ended(job)],
+        )
+
+    def _placed(self, unit: Unit) -> Unit:
+        other = self._shared.census.place(unit.entry)
+        if other == unit.entry.other:
+            return unit
+        reversal = None if unit.reversal is None else structs.replace(unit.reversal, other=other)
+        return Unit(unit.seq, structs.replace(unit.entry, other=other), reversal)
+
+    def _ask(self, job: _Job) -> Ask:
+        shared = self._shared
+        job.decision = decide_all(job.units, job.tag, shared.keys, job.stand)
+        return shared.ask(
+            project_batch(
+                job.tag, self._journal.id, job.from_seq, job.to_seq, job.decision, ended=_ended(job),
+                shapes=shared.shapes.get(job.tag, frozenset()), keys=shared.keys, deadlines=shared.deadlines,
+                now_us=shared.now_us(),
+            )
+        )  # fmt: skip
+
+    def _answered(self, job: _Job, answer: list[bytes]) -> bool:
+        """Whether the batch is applied; if not, what stands in its way is known now."""
+        match answer[0]:
+            case b"applied":
+                self.applied[job.tag] = job.to_seq
+                for field in answer[1:]:
+                    log.error(_STUCK, field.decode())
+                return True
+            case b"shapes":
+                self._shared.heard(job.tag, answer[1:])
+            case b"ids":
+                names = list(job.decision.names)
+                for number, stands in zip(answer[1::2], answer[2::2], strict=True):
+                    job.stand[names[int(number) - 1]] = stands.decode()
+            case _:
+                raise Doubted(f"store: Redis has row {answer[1].decode()} of this journal, not {job.from_seq}")
+        return False
+
+    def _star(self, cursors: list[tuple[str, int, int]], entries: list[Entry], ended: list[str]) -> None:
+        """The same rows in the slot that has no project."""
+        shared = self._shared
+        fields = [(f"{self._journal.id}@{tag}", from_seq, to_seq) for tag, from_seq, to_seq in cursors]
+        while cursors:
+            shapes = shared.shapes.get(GLOBAL, frozenset())
+            batch = global_batch(
+                fields,
+                entries,
+                ended=ended if shapes else (),
+                shapes=shapes,
+                keys=shared.keys,
+                deadlines=shared.deadlines,
+            )
+            (answer,) = shared.link.run(shared.ask(batch))
+            if answer[0] == b"applied":
+                break
+            if answer[0] != b"shapes":
+                raise Doubted(f"store: Redis has rows {answer[1:]} of this journal in its slot without a project")
+            shared.heard(GLOBAL, answer[1:])
+        self.starred.update({tag: to_seq for tag, _, to_seq in cursors})
+
+
+def _ended(job: _Job) -> list[str]:
+    """Holds that end with these rows: a correction that somebody asked for ends none."""
+    return [unit.entry.id for unit in job.units if unit.entry.by is None]
+
+
+def blocks_of(shared: Shared, tag: str) -> Iterator[Block]:
+    """Every block of a project's slot, month by month."""
+    (names,) = shared.link.run(Ask(("ZRANGE", shared.keys.index(tag), 0, -1)))
+    for name in names:
+        if name.startswith(b"entries:"):
+            key, at = shared.keys.of(tag, name.decode()), 0
+            while True:
+                (some,) = shared.link.run(Ask(("LRANGE", key, at, at + BLOCKS_PAGE - 1)))
+                yield from map(unpack, some)
+                if len(some) < BLOCKS_PAGE:
+                    break
+                at += BLOCKS_PAGE
+
+
+def pairs(found: Any) -> dict[bytes, bytes]:
+    """HGETALL's answer, in either version of the protocol."""
+    return found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))

@@ -1,0 +1,298 @@
+"""From a journal's rows to what `apply.lua` is asked to do. Pure: no Redis, no clock.
+
+A row counts once whoever else has booked its id: what stands under the id in Redis decides (`decide`), and the script refuses
+the batch if something else stands there by then. What counts is summed per cell and balance before it is sent.
+
+    under the id stands          a settlement                         a revision that somebody asked for
+    nothing                      counts                               counts
+    an estimate, hold expired    replaces it; another estimate: no    counts, and is what a settlement replaces now
+    a settlement, the same       does not count                       does not count (its own revision stands there)
+    a settlement, another        conflict: does not count, is told    conflict: does not count, is told
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from tollkeeper.ledger import CELL_SUMS, BalanceKey, Shape, cells_of, correction, ids_of, window_of
+from tollkeeper.stores.redis_blocks import Counted, pack
+from tollkeeper.stores.redis_keys import (
+    FOREVER_S,
+    GLOBAL,
+    GLOBAL_SCOPES,
+    Deadlines,
+    Keys,
+    cell_field,
+    digest_of,
+    hour_of,
+    shape_name,
+)
+from tollkeeper.values import TOKEN_KINDS, Entry, Measure, Window
+
+Row = tuple[int, Entry]
+_MINUTE_US: Final = 60_000_000
+_json = msgspec.json.Encoder().encode
+_entry = msgspec.json.Decoder(Entry)
+_AMOUNT: Final = CELL_SUMS.index("amount_nanos")
+_ATTEMPTS: Final = CELL_SUMS.index("attempts")
+_TOKENS: Final = tuple(CELL_SUMS.index(kind) for kind in TOKEN_KINDS)
+
+
+@lru_cache(4096)
+def _window(window: Window, timezone: str, minute: int) -> tuple[int, int]:
+    return window_of(window, timezone, minute * _MINUTE_US)
+
+
+def window_at(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
+    """`ledger.window_of`, remembered: no window begins within a minute."""
+    return _window(window, timezone, at_us // _MINUTE_US)
+
+
+# ── which rows count ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Unit(NamedTuple):
+    """What was written under one id in one step: a settlement, or a reversal and the next revision."""
+
+    seq: int  #: of its last row
+    entry: Entry
+    reversal: Entry | None = None
+
+    @property
+    def name(self) -> str:
+        """The field of its id: settlements of one id meet in one field, each revision asked for has its own."""
+        return f"{self.entry.revision if self.entry.by is not None else 0}={self.entry.id}"
+
+
+def units_of(rows: Iterable[Row]) -> list[Unit]:
+    """Rows in their order, pairs put together."""
+    units: list[Unit] = []
+    reversal: Entry | None = None
+    for seq, entry in rows:
+        if entry.sign < 0:
+            reversal = entry
+        else:
+            units.append(Unit(seq, entry, reversal))
+            reversal = None
+    return units
+
+
+def mark_of(entry: Entry) -> str:
+    """What is to stand under an id: all of an estimate, for whoever replaces it; a digest of a settlement."""
+    return _json(entry).decode() if entry.outcome == "expired" else digest_of(entry)
+
+
+def decide(unit: Unit, stands: str) -> tuple[tuple[Entry, ...], str, bool]:
+    """What a unit counts as, what stands under its id then, and whether it contradicts what stood there."""
+    entry = unit.entry
+    if not stands:
+        pair = (entry,) if unit.reversal is None else (unit.reversal, entry)
+        return pair, mark_of(entry), False
+    if entry.by is not None:
+        return (), stands, stands != mark_of(entry)
+    if stands.startswith("{"):
+        if entry.outcome == "expired":
+            return (), stands, False
+        return correction(_entry.decode(stands), entry), digest_of(entry), False
+    return (), stands, entry.outcome != "expired" and stands != digest_of(entry)
+
+
+class Decision(msgspec.Struct):
+    """What a batch of rows counts as."""
+
+    counted: list[Counted]
+    names: dict[tuple[str, str], tuple[str, str]]  #: (key of ids, field) → what stands there, what shall
+    conflicts: list[Entry]
+
+
+def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[str, str], str]) -> Decision:
+    """All units of a batch, one after the other. `stand`: what Redis said stands under names, nothing where it is silent."""
+    counted: list[Counted] = []
+    now: dict[tuple[str, str], str] = {}
+    conflicts: list[Entry] = []
+    for unit in units:
+        key = keys.ids(tag, hour_of(unit.entry.at_us))
+        name = (key, unit.name)
+        adds, mark, conflict = decide(unit, now.get(name, stand.get(name, "")))
+        now[name] = mark
+        if unit.entry.by is not None and adds:
+            settled = (key, f"0={unit.entry.id}")
+            if now.get(settled, stand.get(settled, "")).startswith("{"):
+                now[settled] = _json(unit.entry).decode()
+            else:
+                now.setdefault(settled, stand.get(settled, ""))
+        counted += (Counted(unit.seq, each) for each in adds)
+        if conflict:
+            conflicts.append(unit.entry)
+    return Decision(counted, {name: (stand.get(name, ""), mark) for name, mark in now.items()}, conflicts)
+
+
+# ── what they add ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Sums(msgspec.Struct):
+    """What is added to one key."""
+
+    deadline_s: int
+    name: str  #: in the index
+    start_s: int
+    amounts: dict[str, int]
+
+
+class Group(NamedTuple):
+    """Entries that count in the same cells and balances."""
+
+    first: Entry
+    sums: list[int]
+
+
+def groups_of(entries: Iterable[Entry]) -> list[Group]:
+    """Many entries become few groups here, and only then many cells."""
+    groups: dict[tuple[Any, ...], Group] = {}
+    for entry in entries:
+        name = (
+            entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // _MINUTE_US
+        )  # fmt: skip
+        _, sums = next(cells_of(entry))
+        group = groups.get(name)
+        if group is None:
+            groups[name] = Group(entry, list(sums))
+        else:
+            for number, amount in enumerate(sums):
+                group.sums[number] += amount
+    return list(groups.values())
+
+
+def cell_sums(groups: Iterable[Group], tag: str, keys: Keys, deadlines: Deadlines) -> dict[str, Sums]:
+    """Redis key → what the groups add to the cells in it."""
+    found: dict[str, Sums] = {}
+    for first, sums in groups:
+        some = [(name, amount) for name, amount in zip(CELL_SUMS, sums, strict=True) if amount]
+        for cell, _ in cells_of(first):
+            key = keys.cells(tag, cell)
+            added = found.get(key)
+            if added is None:
+                added = found[key] = Sums(
+                    deadlines.cells(cell.period, cell.start_us), key.rpartition("}:")[2], cell.start_us // 10**6, {}
+                )
+            before, amounts = cell_field(cell), added.amounts
+            for name, amount in some:
+                field = before + name
+                amounts[field] = amounts.get(field, 0) + amount
+    return found
+
+
+def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], keys: Keys, deadlines: Deadlines) -> dict[str, Sums]:
+    """Redis key → what the groups add to the balances of the shapes."""
+    found: dict[str, Sums] = {}
+    shapes = tuple(shapes)
+    for first, sums in groups:
+        for shape in shapes:
+            amount = _measured(shape.measure, sums)
+            if not amount:
+                continue
+            start_us, end_us = window_at(shape.window, shape.timezone, first.at_us)
+            for project, id in ids_of(shape.scope, first.scopes, first.model):
+                key = keys.balance(BalanceKey(shape, project, id, start_us))
+                added = found.get(key)
+                if added is None:
+                    added = found[key] = Sums(
+                        deadlines.balance(end_us), key.rpartition("}:")[2], start_us // 10**6, {"spent": 0}
+                    )
+                added.amounts["spent"] += amount
+    return found
+
+
+def _measured(measure: Measure, sums: Sequence[int]) -> int:
+    if measure == "usd":
+        return sums[_AMOUNT]
+    return sum(sums[kind] for kind in _TOKENS) if measure == "tokens" else sums[_ATTEMPTS]
+
+
+# ── the script's arguments ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Batch(msgspec.Struct):
+    """Everything that `apply.lua` is to do in one slot. `arguments` are its keys and arguments."""
+
+    tag: str
+    cursors: list[tuple[str, int, int]]  #: field, from, to
+    shapes: frozenset[str] | None  #: None: whatever shapes the slot keeps, this adds to no balance
+    names: dict[tuple[str, str], tuple[str, str]] = {}
+    names_until_s: int = 0
+    ended: list[str] = []
+    sums: dict[str, Sums] = {}
+    blocks: list[tuple[str, int, int, bytes]] = []  #: key, deadline, month's start in s, data
+
+    def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
+        tag = self.tag
+        names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
+        numbers: dict[str, int] = {}
+
+        def number(key: str) -> int:
+            if key not in numbers:
+                names.append(key)
+                numbers[key] = len(names)
+            return numbers[key]
+
+        keep = max(
+            [
+                self.names_until_s,
+                *(each.deadline_s for each in self.sums.values()),
+                *(deadline for _, deadline, _, _ in self.blocks),
+            ],
+            default=0,
+        )
+        args: list[Any] = [keep or FOREVER_S, len(self.cursors)]
+        for cursor in self.cursors:
+            args += cursor
+        args += ["*"] if self.shapes is None else [len(self.shapes), *self.shapes]
+        args += (len(self.names), self.names_until_s)
+        for (key, field), (old, new) in self.names.items():
+            args += (number(key), field, old, new)
+        args += (len(self.ended), *self.ended)
+        args.append(len(self.sums))
+        for key, sums in self.sums.items():
+            args += (number(key), sums.deadline_s, sums.name, sums.start_s, len(sums.amounts))
+            for field, amount in sums.amounts.items():
+                args += (field, amount)
+        args.append(len(self.blocks))
+        for key, deadline_s, start_s, data in self.blocks:
+            args += (number(key), deadline_s, key.rpartition("}:")[2], start_s, data)
+        return names, args
+
+
+def project_batch(
+    tag: str, journal: str, from_seq: int, to_seq: int, decision: Decision, *, ended: Iterable[str], shapes: frozenset[Shape],
+    keys: Keys, deadlines: Deadlines, now_us: int,
+) -> Batch:  # fmt: skip
+    """What rows up to `to_seq` do in their project's slot."""
+    groups = groups_of(counted.entry for counted in decision.counted)
+    by_month: dict[int, list[Counted]] = {}
+    for counted in decision.counted:
+        by_month.setdefault(window_at("month", "UTC", counted.entry.at_us)[0], []).append(counted)
+    return Batch(
+        tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)), names=decision.names,
+        names_until_s=deadlines.ids(now_us), ended=list(ended),
+        sums=cell_sums(groups, tag, keys, deadlines) | balance_sums(groups, shapes, keys, deadlines),
+        blocks=[
+            (keys.entries(tag, month_us), deadlines.entries(month_us), month_us // 10**6, pack(now_us // 1000, journal, rows))
+            for month_us, rows in by_month.items()
+        ],
+    )  # fmt: skip
+
+
+def global_batch(
+    cursors: list[tuple[str, int, int]], entries: Iterable[Entry], *, ended: Iterable[str], shapes: frozenset[Shape],
+    keys: Keys, deadlines: Deadlines,
+) -> Batch:  # fmt: skip
+    """What rows of several projects do in the slot of the budgets that have no project."""
+    own = [shape for shape in shapes if shape.scope in GLOBAL_SCOPES]
+    return Batch(
+        tag=GLOBAL, cursors=cursors, shapes=frozenset(map(shape_name, shapes)), ended=list(ended),
+        sums=balance_sums(groups_of(entries) if own else (), own, keys, deadlines),
+    )  # fmt: skip

@@ -1,0 +1,272 @@
+"""The thread that brings a journal's rows to Redis, and everything back in order after Redis was away.
+
+    away ── connected ──► recovering ── recovered ──► ready
+      ▲                      ▲  │ lost                 │ doubted, lost
+      └──────────────────────┴──┴──────────────────────┘          (redis_link.LINK_LIFE)
+
+Recovering: read the cursors, apply what they do not cover, assert the live holds again, and wait until the other gateways have
+done the same; only then is anything admitted again. Others that were alive and do not come back within LEARN_S are given up:
+what is in their journals counts again when somebody adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Final
+
+from tollkeeper.errors import StoreError, StoreUnavailable
+from tollkeeper.stores.journal import Journal, orphans
+from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
+from tollkeeper.stores.redis_batch import Row
+
+log = logging.getLogger("tollkeeper")
+
+#: Seconds that rows wait for others to come, so that they travel together.
+FLUSH_S: Final = 0.025
+#: Seconds between two signs of life, and after which a silent gateway is not waited for any more.
+BEAT_S: Final = 0.5
+SILENT_S: Final = 5.0
+#: Seconds that a recovery waits for the gateways that were alive before.
+LEARN_S: Final = 3.0
+#: Seconds between two looks for journals of dead processes.
+ORPHANS_S: Final = 5.0
+#: Rows that wait in memory; beyond it they are read from the journal again.
+WAITING_MAX: Final = 20_000
+
+
+class Flusher:
+    """`push` rows as they become safe; `flushed` to wait until they are applied.
+
+    `reassert()` is called while recovering, on this thread: it must make every live hold stand in Redis again.
+    """
+
+    def __init__(
+        self, shared: Shared, journal: Journal, *, folder: Path, seconds: Callable[[], float],
+        reassert: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._shared, self._journal, self._folder = shared, journal, folder
+        self._seconds, self._reassert = seconds, reassert
+        self._applier = Applier(shared, journal)
+        self._rows: deque[Row] = deque()
+        self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
+        self._lock = Condition()
+        self._collects = False  # rows come by `push`; else they are read from the journal by the next recovery
+        self._closing = False
+        self.peers: dict[str, str] = {}  #: journal → what its gateway said last
+        self.done = 0  #: every row up to this one is applied
+        self.begun = False  #: Redis has been ready once
+        self.epoch = ""  #: in which this process has recovered last
+        self._next_beat = self._next_orphans = 0.0
+        self._thread = Thread(target=self._work, name="tollkeeper-flush", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # ── for callers ──
+
+    def push(self, rows: list[Row]) -> None:
+        """Rows that are safe in the journal, in their order."""
+        with self._lock:
+            if not self._collects:
+                return
+            self._rows.extend(rows)
+            if len(self._rows) > WAITING_MAX:
+                self._collects = False
+            if len(self._rows) == len(rows) or len(self._rows) >= ROWS_MAX:
+                self._lock.notify_all()
+
+    def flushed(self) -> Future[None]:
+        """Done when everything that is safe now is applied; StoreUnavailable where it cannot be just now."""
+        told: Future[None] = Future()
+        with self._lock:
+            if self._shared.link.state in ("away", "closed") or self._closing:
+                told.set_exception(self._shared.link.unavailable())
+            else:
+                self._waiting.append((self._journal.last, told))
+                self._lock.notify_all()
+        return told
+
+    def wake(self) -> None:
+        """The link's state has changed."""
+        with self._lock:
+            if self._shared.link.state in ("away", "closed"):
+                self._collects = False
+                self._rows.clear()
+                self._give_up()
+            self._lock.notify_all()
+
+    def applied(self, tag: str) -> int:
+        """The last row of this journal that a slot is known to have."""
+        return self._applier.applied.get(tag, 0)
+
+    def applied_upto(self) -> int:
+        """Every row up to this one is applied: it may be pruned."""
+        with self._lock:
+            return self._rows[0][0] - 1 if self._rows else self._journal.last if self._collects else 0
+
+    def close(self) -> None:
+        """Apply what waits, if Redis answers, and end."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
+        self._thread.join()
+
+    # ── the thread ──
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                state = self._shared.link.state
+                if self._closing and (state != "ready" or not self._rows):
+                    break
+                if state in ("away", "closed"):
+                    self._lock.wait()
+                    continue
+                if state == "ready":
+                    self._await()
+            try:
+                if state == "recovering":
+                    self._recover()
+                else:
+                    self._step()
+            except Doubted as error:
+                self._shared.link.tell("doubted", str(error))
+            except StoreError as error:
+                self._refused(error)
+            except Exception:  # a mistake of ours must not end the way to Redis for good
+                log.exception("store: rows cannot be applied to Redis")
+                self._refused(StoreUnavailable("store: a mistake inside Tollkeeper; see the log"))
+        with self._lock:
+            self._collects = False
+            self._give_up()
+
+    def _await(self) -> None:
+        """Wait until enough rows are here, or somebody waits for them, or it is time for the next sign of life."""
+        if not self._rows and not self._waiting and not self._closing:
+            self._lock.wait(max(0.0, self._next_beat - self._seconds()))
+        if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing:
+            self._lock.wait(FLUSH_S)
+
+    def _refused(self, error: StoreError) -> None:
+        """Redis does not do what it is asked although it answers (full, read-only): look again in a moment."""
+        with self._lock:
+            self._give_up(error)
+            if self._shared.link.state == "ready":
+                self._shared.link.reason = str(error)
+        self._shared.link.tell("doubted", str(error))
+        with self._lock:
+            if not self._closing:
+                self._lock.wait(BEAT_S)
+
+    def _give_up(self, error: Exception | None = None) -> None:
+        waiting, self._waiting = self._waiting, []
+        for _, told in waiting:
+            told.set_exception(error if error is not None else self._shared.link.unavailable())
+
+    def _step(self) -> None:
+        with self._lock:
+            rows = [self._rows[at] for at in range(min(len(self._rows), ROWS_MAX))]
+            if len(rows) == ROWS_MAX and rows[-1][1].sign < 0:  # a reversal goes with what comes after it
+                rows.append(self._rows[ROWS_MAX])
+            overflowed = not self._collects
+        if rows:
+            self._shared.register(entry.scopes.project for _, entry in rows)
+            self._applier.apply(rows)
+            with self._lock:
+                for _ in rows:
+                    if self._rows:
+                        self._rows.popleft()
+        with self._lock:
+            upto = self.done = self._rows[0][0] - 1 if self._rows else self._journal.last
+            done = [told for row, told in self._waiting if row <= upto]
+            self._waiting = [each for each in self._waiting if each[0] > upto]
+        for told in done:
+            told.set_result(None)
+        if overflowed and not self._rows:
+            raise Doubted("store: more rows waited than fit in memory; the rest is read from the journal")
+        now = self._seconds()
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT_S
+            if self._say("ready") != self.epoch:
+                raise Doubted("store: Redis has begun again from nothing")
+        if now >= self._next_orphans:
+            self._next_orphans = now + ORPHANS_S
+            self._adopt_orphans()
+
+    # ── recovery ──
+
+    def _recover(self) -> None:
+        shared = self._shared
+        with self._lock:
+            self._rows.clear()
+            self._collects = True  # what comes from now on is behind what the journal is read up to
+        shared.census.forget()
+        shared.shapes.clear()
+        shared.registered.clear()
+        known, before = self.epoch, set(self.peers)
+        self.epoch = self._say("recovering", begin=True)
+        before = (before | set(self.peers)) - {self._journal.id}
+        if known and known != self.epoch:
+            log.error("store: Redis was emptied; it is filled again from the journals")
+        shared.register(self._journal.projects())
+        self._applier.catch_up()
+        self._reassert()
+        until = self._seconds() + LEARN_S
+        while not self._all_back(before):
+            if self._seconds() >= until:
+                log.warning("store: %d gateways that were alive have not come back yet", len(before))
+                break
+            with self._lock:
+                if self._closing:
+                    break
+                self._lock.wait(0.05)
+            self._say("replayed")
+        self._say("ready")
+        self._next_beat = self._seconds() + BEAT_S
+        self.begun = True
+        shared.link.tell("recovered")
+
+    def _all_back(self, before: Iterable[str]) -> bool:
+        """Whether every gateway that was alive has replayed its journal into this very Redis."""
+        here = f" {self.epoch} {self._where()} "
+        return all(
+            here in said and said.rpartition(" ")[2] in ("replayed", "ready")
+            for said in (self.peers.get(name, "") for name in before)
+        )
+
+    def _where(self) -> str:
+        """Which server processes we are connected to."""
+        runs = sorted(f"{name}={run}" for name, run in self._shared.link.runs.items())
+        return f"{zlib.crc32(' '.join(runs).encode()):08x}"
+
+    def _say(self, state: str, *, begin: bool = False) -> str:
+        """Give a sign of life, and hear the others'. The epoch that Redis is in."""
+        shared, now_ms = self._shared, self._shared.now_us() // 1000
+        said = f"{now_ms} {self.epoch} {self._where()} {state}"
+        epoch = secrets.token_hex(8) if begin else ""
+        silent_ms = now_ms - int(SILENT_S * 1000)
+        found = shared.beat(epoch, self._journal.id, said, silent_ms)
+        self.peers = dict(zip(found[1::2], found[2::2], strict=True))
+        return found[0]
+
+    def _adopt_orphans(self) -> None:
+        """Drain the journals of processes that have died."""
+        for path in orphans(self._folder, self._journal.path):
+            try:
+                journal = Journal.open(path)
+            except StoreError as error:
+                log.warning("store: the journal %s is left alone: %s", path.name, error)
+                continue
+            try:
+                self._shared.register(journal.projects())
+                Applier(self._shared, journal).catch_up()
+            finally:
+                asyncio.run(journal.close())

@@ -1,0 +1,327 @@
+"""Reading the shared ledger in Redis: reports, lookups and `verify`. What is asked is put together from every project's slot."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
+from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size
+from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
+from tollkeeper.stores.redis_batch import window_at
+from tollkeeper.stores.redis_blocks import unpack
+from tollkeeper.stores.redis_census import SharedCensus
+from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, shape_of, tag_of
+from tollkeeper.stores.redis_link import Ask, Link, Servers, State
+from tollkeeper.values import OTHER, Entry, ScopeKind
+
+T = TypeVar("T")
+K = TypeVar("K")
+_SUM: Final = {name: number for number, name in enumerate(CELL_SUMS)}
+_ZERO: Final = (0,) * len(CELL_SUMS)
+#: Seconds that a reader waits for its first connection.
+CONNECT_S: Final = 5.0
+_PAGE: Final = 500
+_TO_THE_END: Final = 2**62
+_SECOND_US: Final = 1_000_000
+
+
+class RedisReader:
+    """Read-only questions to a Redis that others write."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    @classmethod
+    def open(cls, servers: Servers, options: SharedOptions) -> RedisReader:
+        """A reader that is connected. Raises StoreUnavailable."""
+        reader = cls(shared_of(servers, options, lambda state, reason: None, 0))
+        link = reader._shared.link
+        link.start()
+        if not link.wait(lambda state: state != "away", CONNECT_S):
+            error = link.unavailable()
+            link.close()
+            raise error
+        return reader
+
+    async def _current(self) -> None:
+        """What has to happen before anything is read: nothing, for who only reads."""
+
+    async def _do(self, work: Callable[..., T], *args: Any) -> T:
+        await self._current()
+        return await asyncio.to_thread(work, *args)
+
+    # ── the contract ──
+
+    async def cells(
+        self,
+        scope: ScopeKind,
+        period: Period,
+        from_us: int,
+        to_us: int,
+        project: str | None = None,
+        id: str | None = None,
+    ) -> list[Cell]:
+        found = await self._do(self._cells, scope, period, from_us, to_us, self._tags(scope, project))
+        return sorted((key, sums) for key, sums in found.items() if _named(key, project, id))
+
+    async def tally(
+        self, scope: ScopeKind, from_us: int, to_us: int, project: str | None = None, id: str | None = None
+    ) -> list[Cell]:
+        def work() -> dict[CellKey, list[int]]:
+            found: dict[CellKey, list[int]] = {}
+            for entry in self._walk(self._tags(scope, project), from_us, to_us):
+                for key, sums in cells_of(entry):
+                    if key.period == "hour" and key.scope == scope and _named(key, project, id):
+                        _add(found, key._replace(start_us=from_us), sums)
+            return found
+
+        return sorted((key, tuple(sums)) for key, sums in (await self._do(work)).items())
+
+    async def entries(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        await self._current()
+        tags = None if project is None else [tag_of(project)]
+        walk = await asyncio.to_thread(lambda: self._walk(tags, from_us, to_us))
+        async for entry in _paged(walk):
+            yield entry
+
+    async def current(self, from_us: int, to_us: int, project: str | None = None) -> AsyncIterator[Entry]:
+        await self._current()
+        tags = None if project is None else [tag_of(project)]
+
+        def begin() -> tuple[set[tuple[str, str, int]], Iterator[Entry]]:
+            lists = self._lists(tags, from_us, to_us)  # as long as they are now, both times
+            gone = {_name(entry) for entry in self._over(lists, from_us, to_us) if entry.sign < 0}
+            return gone, self._over(lists, from_us, to_us)
+
+        gone, walk = await asyncio.to_thread(begin)
+        async for entry in _paged(walk):
+            if entry.sign > 0 and _name(entry) not in gone:
+                yield entry
+
+    async def entry(self, project: str, id: str) -> Entry | None:
+        return (await self.known([(project, id)])).get((project, id))
+
+    async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
+        def work() -> dict[tuple[str, str], Entry]:
+            wanted, found = set(names), dict[tuple[str, str], Entry]()
+            for project in {project for project, _ in wanted}:
+                for entry in self._walk([tag_of(project)], 0, _TO_THE_END):
+                    name = (entry.scopes.project, entry.id)
+                    if (
+                        entry.sign > 0
+                        and name in wanted
+                        and (name not in found or entry.revision >= found[name].revision)
+                    ):
+                        found[name] = entry
+            return found
+
+        return await self._do(work)
+
+    async def spent(self, key: BalanceKey) -> int:
+        def work() -> int:
+            (found,) = self._shared.link.run(Ask(("HGET", self._shared.keys.balance(key), "spent")))
+            if found is not None:
+                return int(found)
+            _, end_us = window_at(key.shape.window, key.shape.timezone, key.start_us)
+            tags = None if key.project == "" else [tag_of(key.project)]
+            entries = self._walk(tags, key.start_us, end_us)
+            return sum(amount for entry in entries for each, amount in spent_by((key.shape,), entry) if each == key)
+
+        return await self._do(work)
+
+    async def kept_since(self, what: Kept = "entry") -> int:
+        return (await self._do(self._since))[what]
+
+    async def size(self) -> Size:
+        def work() -> Size:
+            entries = sum(1 for _ in self._walk(None, 0, _TO_THE_END))
+            cells = sum(len(self._cells(None, period, 0, _TO_THE_END, None)) for period in PERIODS)
+            balances = sum(
+                name.startswith(b"balance:") for tag in (*self._shared.projects(), GLOBAL) for name in self._dated(tag)
+            )
+            return Size(entries, cells, balances)
+
+        return await self._do(work)
+
+    async def verify(self) -> list[Difference]:
+        return await self._do(self._verify)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        """Everything that was safe before is in what is read within; what others book meanwhile may be in a part of it."""
+        await self._current()
+        yield
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._shared.link.close)
+
+    # ── within, on a thread ──
+
+    def _tags(self, scope: ScopeKind, project: str | None) -> list[str] | None:
+        """Slots that can have what is asked for; None: all."""
+        return None if project in (None, "", OTHER) or scope == "key" else [tag_of(project)]
+
+    def _since(self) -> dict[str, int]:
+        (found,) = self._shared.link.run(Ask(("HGETALL", self._shared.keys.since)))
+        return dict.fromkeys((*PERIODS, "entry"), 0) | {what.decode(): int(at) for what, at in pairs(found).items()}
+
+    def _dated(self, tag: str, from_us: int | None = None, to_us: int = _TO_THE_END) -> list[bytes]:
+        """Names of the dated keys of a slot whose period begins in a time."""
+        low = "-inf" if from_us is None else f"{-(-from_us // _SECOND_US)}"
+        (found,) = self._shared.link.run(
+            Ask(("ZRANGEBYSCORE", self._shared.keys.index(tag), low, f"({-(-to_us // _SECOND_US)}"))
+        )
+        return list(found)
+
+    def _cells(
+        self, scope: ScopeKind | None, period: Period, from_us: int, to_us: int, tags: list[str] | None
+    ) -> dict[CellKey, tuple[int, ...]]:
+        projects = self._shared.projects()
+        found: dict[CellKey, list[int]] = {}
+        for tag in projects if tags is None else [tag for tag in tags if tag in projects]:
+            names = [
+                name
+                for name in (each.decode() for each in self._dated(tag, from_us, to_us))
+                if name.startswith((f"cells:{period}:{scope or ''}", f"others:{period}:{scope or ''}"))
+            ]
+            hashes = self._shared.link.run(*(Ask(("HGETALL", self._shared.keys.of(tag, name))) for name in names))
+            for name, fields in zip(names, hashes, strict=True):
+                what, _, its, start_us = name.split(":")
+                if scope not in (None, its):
+                    continue
+                own = "" if its == "key" else OTHER if what == "others" else projects[tag]
+                for field, amount in pairs(fields).items():
+                    id, provider, model, sum_ = field.decode().split("|")
+                    key = CellKey(
+                        period, int(start_us), its, own, decode(id), decode(provider), decode(model)  # type: ignore[arg-type]
+                    )  # fmt: skip
+                    found.setdefault(key, list(_ZERO))[_SUM[sum_]] += int(amount)
+        return {key: tuple(sums) for key, sums in found.items()}
+
+    def _lists(self, tags: list[str] | None, from_us: int, to_us: int) -> list[tuple[str, int]]:
+        """The lists of entries of some months, and how long they are now."""
+        months = window_at("month", "UTC", max(0, from_us))[0]
+        keys = [
+            self._shared.keys.of(tag, name.decode())
+            for tag in (self._shared.projects() if tags is None else tags)
+            for name in self._dated(tag, months, to_us)
+            if name.startswith(b"entries:")
+        ]
+        lengths = self._shared.link.run(*(Ask(("LLEN", key)) for key in keys))
+        return list(zip(keys, lengths, strict=True))
+
+    def _walk(self, tags: list[str] | None, from_us: int, to_us: int) -> Iterator[Entry]:
+        return self._over(self._lists(tags, from_us, to_us), from_us, to_us)
+
+    def _over(self, lists: list[tuple[str, int]], from_us: int, to_us: int) -> Iterator[Entry]:
+        """Entries in the order in which they were applied, each list read block by block."""
+
+        def read(key: str, length: int) -> Iterator[tuple[tuple[int, str, int], Entry]]:
+            for at in range(0, length, BLOCKS_PAGE):
+                last = min(length, at + BLOCKS_PAGE) - 1
+                (some,) = self._shared.link.run(Ask(("LRANGE", key, at, last)))
+                for block in map(unpack, some):
+                    yield from (((block.applied_ms, block.journal, seq), entry) for seq, entry in block.rows)
+
+        merged = heapq.merge(*(read(key, length) for key, length in lists), key=lambda each: each[0])
+        return (entry for _, entry in merged if from_us <= entry.at_us < to_us)
+
+    # ── verify ──
+
+    def _verify(self) -> list[Difference]:
+        """Every cell and balance again from the entries."""
+        since, projects = self._since(), self._shared.projects()
+        cells: dict[CellKey, list[int]] = {}
+        spent: dict[BalanceKey, int] = {}
+        shapes = {tag: self._shapes(tag) for tag in (*projects, GLOBAL)}
+        for entry in self._walk(None, 0, _TO_THE_END):
+            for key, sums in cells_of(entry):
+                _add(cells, key, sums)
+            for balance, amount in spent_by((*shapes[tag_of(entry.scopes.project)], *shapes[GLOBAL]), entry):
+                spent[balance] = spent.get(balance, 0) + amount
+        stored = {
+            key: sums for period in PERIODS for key, sums in self._cells(None, period, 0, _TO_THE_END, None).items()
+        }
+        now_s = self._shared.now_us() // _SECOND_US
+        deadlines = self._shared.deadlines
+
+        def whole(key: CellKey) -> bool:
+            return (
+                key.start_us >= max(since[key.period], since["entry"])
+                and deadlines.cells(key.period, key.start_us) > now_s
+            )
+
+        kept = {key: spent_ for key, spent_ in self._balances(projects).items() if key.start_us >= since["entry"]}
+        right = {
+            key: amount
+            for key, amount in spent.items()
+            if key.start_us >= since["entry"]
+            and deadlines.balance(window_at(key.shape.window, key.shape.timezone, key.start_us)[1]) > now_s
+        }
+        return [
+            *_differences(
+                "cell", {key: sums for key, sums in stored.items() if whole(key)},
+                {key: tuple(sums) for key, sums in cells.items() if whole(key)}, _ZERO,
+            ),
+            *_differences("balance", kept, right, 0),
+        ]  # fmt: skip
+
+    def _shapes(self, tag: str) -> list[Any]:
+        (found,) = self._shared.link.run(Ask(("SMEMBERS", self._shared.keys.shapes(tag))))
+        return [shape_of(each.decode()) for each in found]
+
+    def _balances(self, projects: Mapping[str, str]) -> dict[BalanceKey, int]:
+        found: dict[BalanceKey, int] = {}
+        for tag in (*projects, GLOBAL):
+            names = [name.decode() for name in self._dated(tag) if name.startswith(b"balance:")]
+            keys = [self._shared.keys.of(tag, name) for name in names]
+            sums = self._shared.link.run(*(Ask(("HGET", key, "spent")) for key in keys))
+            for key, amount in zip(keys, sums, strict=True):
+                if amount is not None:
+                    found[self._shared.keys.balance_key(key, projects.get(tag, ""))] = int(amount)
+        return found
+
+
+def shared_of(
+    servers: Servers, options: SharedOptions, changed: Callable[[State, str], None], scope_cap: int
+) -> Shared:
+    """What the parts of a Redis store have in common; the link is not started."""
+    keys = Keys(options.prefix)
+    deadlines = Deadlines(options.retention, options.dedupe_s, options.ahead_s)
+    census = SharedCensus(scope_cap, keys, deadlines)
+    return Shared(Link(servers, changed), keys, deadlines, census, options.clock.now_us)
+
+
+async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:
+    """A walk that blocks, a page at a time on a thread."""
+
+    def page() -> list[Entry]:
+        return [entry for _, entry in zip(range(_PAGE), walk, strict=False)]
+
+    while some := await asyncio.to_thread(page):
+        for entry in some:
+            yield entry
+
+
+def _name(entry: Entry) -> tuple[str, str, int]:
+    return entry.scopes.project, entry.id, entry.revision
+
+
+def _named(key: CellKey, project: str | None, id: str | None) -> bool:
+    return project in (None, key.project) and id in (None, key.id)
+
+
+def _add(cells: dict[K, list[int]], key: K, sums: tuple[int, ...]) -> None:
+    mine = cells.setdefault(key, list(_ZERO))
+    for number, amount in enumerate(sums):
+        mine[number] += amount
+
+
+def _differences(what: str, stored: Mapping[K, T], right: Mapping[K, T], zero: T) -> Iterator[Difference]:
+    for key in sorted(stored.keys() | right.keys(), key=str):
+        if stored.get(key, zero) != right.get(key, zero):
+            yield Difference(what, str(key), str(stored.get(key, zero)), str(right.get(key, zero)))

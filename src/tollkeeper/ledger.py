@@ -143,19 +143,20 @@ class CellKey(NamedTuple):
 CELL_SUMS: Final = ("calls", "attempts", "errors", *KINDS, "amount_nanos", "inexact_nanos", "unpriced")
 
 
-def cells_of(entry: Entry) -> Iterator[tuple[CellKey, tuple[int, ...]]]:
-    """Every cell that an entry touches, with what it adds, in CELL_SUMS order. `apply.sql` says the same in SQL."""
-    sign, amount = entry.sign, entry.charge.amount_nanos
+def sums_of(entry: Entry) -> list[int]:
+    """What an entry adds to a cell, in CELL_SUMS order. `views.sql` says the same in SQL."""
+    sign, amount, status = entry.sign, entry.charge.amount_nanos, entry.charge.status
     known = amount if amount is not None else 0
-    sums = (
-        sign * entry.calls,
-        sign,
-        sign * (entry.outcome in ("error", "cut")),
-        *(sign * getattr(entry.usage, kind) for kind in KINDS),
-        sign * known,
-        sign * (0 if entry.charge.status == "priced" else known),
-        sign * (amount is None),
-    )
+    sums = [
+        entry.calls, 1, entry.outcome in ("error", "cut"), *structs.astuple(entry.usage), known,
+        0 if status == "priced" else known, amount is None,
+    ]  # fmt: skip
+    return [sign * each for each in sums]
+
+
+def cells_of(entry: Entry) -> Iterator[tuple[CellKey, tuple[int, ...]]]:
+    """Every cell that an entry touches, with what it adds."""
+    sums = tuple(sums_of(entry))
     for period in PERIODS:
         start_us, _ = window_of(period, "UTC", entry.at_us)
         for scope in CELL_SCOPES:

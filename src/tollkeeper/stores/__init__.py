@@ -236,7 +236,9 @@ def open_reader(url: str, *, shared: SharedOptions | None = None) -> Reader:
 
 def _given(shared: SharedOptions | None) -> SharedOptions:
     if shared is None:
-        raise ConfigError("store: a Redis store needs a folder for its journal; open it by configuration, or pass shared=…")
+        raise ConfigError(
+            "store: a Redis store needs a folder for its journal; open it by configuration, or pass shared=…"
+        )
     return shared
 
 

@@ -38,10 +38,17 @@ class RedisStore(RedisReader):
     """A ledger that many processes share. May be used from several threads, each with its own event loop."""
 
     def __init__(
-        self, servers: Servers, options: SharedOptions, budgets: Iterable[Budget] | None = (), *, scope_cap: int = 10_000
+        self,
+        servers: Servers,
+        options: SharedOptions,
+        budgets: Iterable[Budget] | None = (),
+        *,
+        scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
-        self._uncovered = 0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
+        self._uncovered = (
+            0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
+        )
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._flusher = Flusher(
             self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,

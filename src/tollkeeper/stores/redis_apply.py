@@ -16,7 +16,17 @@ from msgspec import structs
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import Shape
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_batch import Batch, Decision, Row, Unit, decide_all, global_batch, project_batch, units_of
+from tollkeeper.stores.redis_batch import (
+    Batch,
+    Decision,
+    Places,
+    Row,
+    Unit,
+    decide_all,
+    global_batch,
+    project_batch,
+    units_of,
+)
 from tollkeeper.stores.redis_blocks import Block, unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, shape_of, tag_of
@@ -46,6 +56,7 @@ class Shared(msgspec.Struct):
     keys: Keys
     deadlines: Deadlines
     census: SharedCensus
+    places: Places
     now_us: Callable[[], int]
     shapes: dict[str, frozenset[Shape]] = {}  #: tag → shapes whose balances are kept there, as last heard
     registered: set[str] = set()  #: projects that this process has listed in Redis
@@ -177,7 +188,7 @@ class Applier:
         return shared.ask(
             project_batch(
                 job.tag, self._journal.id, job.from_seq, job.to_seq, job.decision, ended=_ended(job),
-                shapes=shared.shapes.get(job.tag, frozenset()), keys=shared.keys, deadlines=shared.deadlines,
+                shapes=shared.shapes.get(job.tag, frozenset()), places=shared.places,
                 now_us=shared.now_us(),
             )
         )  # fmt: skip
@@ -193,7 +204,7 @@ class Applier:
             case b"shapes":
                 self._shared.heard(job.tag, answer[1:])
             case b"ids":
-                names = list(job.decision.names)
+                names = job.decision.in_order()
                 for number, stands in zip(answer[1::2], answer[2::2], strict=True):
                     job.stand[names[int(number) - 1]] = stands.decode()
             case _:
@@ -206,14 +217,7 @@ class Applier:
         fields = [(f"{self._journal.id}@{tag}", from_seq, to_seq) for tag, from_seq, to_seq in cursors]
         while cursors:
             shapes = shared.shapes.get(GLOBAL, frozenset())
-            batch = global_batch(
-                fields,
-                entries,
-                ended=ended if shapes else (),
-                shapes=shapes,
-                keys=shared.keys,
-                deadlines=shared.deadlines,
-            )
+            batch = global_batch(fields, entries, ended=ended if shapes else (), shapes=shapes, places=shared.places)
             (answer,) = shared.link.run(shared.ask(batch))
             if answer[0] == b"applied":
                 break

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tollkeeper.ledger import CELL_SUMS, BalanceKey, Shape, cells_of, correction, ids_of, window_of
+from tollkeeper.ledger import CELL_SUMS, BalanceKey, Shape, cells_of, correction, ids_of, sums_of, window_of
 from tollkeeper.stores.redis_blocks import Counted, pack
 from tollkeeper.stores.redis_keys import (
     FOREVER_S,
@@ -30,11 +31,14 @@ from tollkeeper.stores.redis_keys import (
     digest_of,
     hour_of,
     shape_name,
+    tag_of,
 )
 from tollkeeper.values import TOKEN_KINDS, Entry, Measure, Window
 
 Row = tuple[int, Entry]
 _MINUTE_US: Final = 60_000_000
+#: Places of each kind that are remembered.
+PLACES_MAX: Final = 20_000
 _json = msgspec.json.Encoder().encode
 _entry = msgspec.json.Decoder(Entry)
 _AMOUNT: Final = CELL_SUMS.index("amount_nanos")
@@ -108,6 +112,11 @@ class Decision(msgspec.Struct):
     names: dict[tuple[str, str], tuple[str, str]]  #: (key of ids, field) → what stands there, what shall
     conflicts: list[Entry]
 
+    def in_order(self) -> list[tuple[str, str]]:
+        """The names in the order in which the script is told of them: those of one hash together."""
+        keys = list(dict.fromkeys(key for key, _ in self.names))
+        return sorted(self.names, key=lambda name: keys.index(name[0]))
+
 
 def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[str, str], str]) -> Decision:
     """All units of a batch, one after the other. `stand`: what Redis said stands under names, nothing where it is silent."""
@@ -143,6 +152,15 @@ class Sums(msgspec.Struct):
     amounts: dict[str, int]
 
 
+class Place(NamedTuple):
+    """Where an entry counts: the fields of one hash that begin with `before`."""
+
+    key: str
+    deadline_s: int
+    start_s: int
+    before: str
+
+
 class Group(NamedTuple):
     """Entries that count in the same cells and balances."""
 
@@ -150,43 +168,68 @@ class Group(NamedTuple):
     sums: list[int]
 
 
+class Places:
+    """Where entries count. Remembered: most calls are of an agent, a user, a key that was just seen."""
+
+    def __init__(self, keys: Keys, deadlines: Deadlines) -> None:
+        self.keys, self.deadlines = keys, deadlines
+        self._cells: dict[tuple[Any, ...], tuple[Place, ...]] = {}
+        self._balances: dict[tuple[Any, ...], Place] = {}
+
+    def cells(self, entry: Entry) -> tuple[Place, ...]:
+        name = (entry.scopes, entry.provider, entry.served, entry.other, hour_of(entry.at_us))
+        places = self._cells.get(name)
+        if places is None:
+            tag, keys = tag_of(entry.scopes.project), self.keys
+            places = tuple(
+                Place(keys.cells(tag, cell), self.deadlines.cells(cell.period, cell.start_us), cell.start_us // 10**6, cell_field(cell))
+                for cell, _ in cells_of(entry)
+            )  # fmt: skip
+            if len(self._cells) >= PLACES_MAX:
+                self._cells.clear()
+            self._cells[name] = places
+        return places
+
+    def balance(self, key: BalanceKey, end_us: int) -> Place:
+        place = self._balances.get(key)
+        if place is None:
+            place = Place(self.keys.balance(key), self.deadlines.balance(end_us), key.start_us // 10**6, "")
+            if len(self._balances) >= PLACES_MAX:
+                self._balances.clear()
+            self._balances[key] = place
+        return place
+
+
 def groups_of(entries: Iterable[Entry]) -> list[Group]:
     """Many entries become few groups here, and only then many cells."""
     groups: dict[tuple[Any, ...], Group] = {}
     for entry in entries:
-        name = (
-            entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // _MINUTE_US
-        )  # fmt: skip
-        _, sums = next(cells_of(entry))
+        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // _MINUTE_US)
         group = groups.get(name)
         if group is None:
-            groups[name] = Group(entry, list(sums))
+            groups[name] = Group(entry, sums_of(entry))
         else:
-            for number, amount in enumerate(sums):
-                group.sums[number] += amount
+            group.sums[:] = map(int.__add__, group.sums, sums_of(entry))
     return list(groups.values())
 
 
-def cell_sums(groups: Iterable[Group], tag: str, keys: Keys, deadlines: Deadlines) -> dict[str, Sums]:
+def cell_sums(groups: Iterable[Group], places: Places) -> dict[str, Sums]:
     """Redis key → what the groups add to the cells in it."""
     found: dict[str, Sums] = {}
     for first, sums in groups:
         some = [(name, amount) for name, amount in zip(CELL_SUMS, sums, strict=True) if amount]
-        for cell, _ in cells_of(first):
-            key = keys.cells(tag, cell)
+        for key, deadline_s, start_s, before in places.cells(first):
             added = found.get(key)
             if added is None:
-                added = found[key] = Sums(
-                    deadlines.cells(cell.period, cell.start_us), key.rpartition("}:")[2], cell.start_us // 10**6, {}
-                )
-            before, amounts = cell_field(cell), added.amounts
+                added = found[key] = Sums(deadline_s, key.rpartition("}:")[2], start_s, {})
+            amounts = added.amounts
             for name, amount in some:
                 field = before + name
                 amounts[field] = amounts.get(field, 0) + amount
     return found
 
 
-def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], keys: Keys, deadlines: Deadlines) -> dict[str, Sums]:
+def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Places) -> dict[str, Sums]:
     """Redis key → what the groups add to the balances of the shapes."""
     found: dict[str, Sums] = {}
     shapes = tuple(shapes)
@@ -197,12 +240,10 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], keys: Keys, d
                 continue
             start_us, end_us = window_at(shape.window, shape.timezone, first.at_us)
             for project, id in ids_of(shape.scope, first.scopes, first.model):
-                key = keys.balance(BalanceKey(shape, project, id, start_us))
+                key, deadline_s, start_s, _ = places.balance(BalanceKey(shape, project, id, start_us), end_us)
                 added = found.get(key)
                 if added is None:
-                    added = found[key] = Sums(
-                        deadlines.balance(end_us), key.rpartition("}:")[2], start_us // 10**6, {"spent": 0}
-                    )
+                    added = found[key] = Sums(deadline_s, key.rpartition("}:")[2], start_s, {"spent": 0})
                 added.amounts["spent"] += amount
     return found
 
@@ -230,13 +271,13 @@ class Batch(msgspec.Struct):
 
     def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
         tag = self.tag
-        names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
+        every = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
         numbers: dict[str, int] = {}
 
         def number(key: str) -> int:
             if key not in numbers:
-                names.append(key)
-                numbers[key] = len(names)
+                every.append(key)
+                numbers[key] = len(every)
             return numbers[key]
 
         keep = max(
@@ -251,26 +292,30 @@ class Batch(msgspec.Struct):
         for cursor in self.cursors:
             args += cursor
         args += ["*"] if self.shapes is None else [len(self.shapes), *self.shapes]
-        args += (len(self.names), self.names_until_s)
+        by_key: dict[str, list[tuple[str, str, str]]] = {}
         for (key, field), (old, new) in self.names.items():
-            args += (number(key), field, old, new)
+            by_key.setdefault(key, []).append((field, old, new))
+        args += (len(by_key), self.names_until_s)
+        for key, names in by_key.items():
+            args += (number(key), len(names), *chain(*zip(*names, strict=True)))
         args += (len(self.ended), *self.ended)
         args.append(len(self.sums))
         for key, sums in self.sums.items():
             args += (number(key), sums.deadline_s, sums.name, sums.start_s, len(sums.amounts))
-            for field, amount in sums.amounts.items():
-                args += (field, amount)
+            args += sums.amounts
+            args += sums.amounts.values()
         args.append(len(self.blocks))
         for key, deadline_s, start_s, data in self.blocks:
             args += (number(key), deadline_s, key.rpartition("}:")[2], start_s, data)
-        return names, args
+        return every, args
 
 
 def project_batch(
     tag: str, journal: str, from_seq: int, to_seq: int, decision: Decision, *, ended: Iterable[str], shapes: frozenset[Shape],
-    keys: Keys, deadlines: Deadlines, now_us: int,
+    places: Places, now_us: int,
 ) -> Batch:  # fmt: skip
     """What rows up to `to_seq` do in their project's slot."""
+    keys, deadlines = places.keys, places.deadlines
     groups = groups_of(counted.entry for counted in decision.counted)
     by_month: dict[int, list[Counted]] = {}
     for counted in decision.counted:
@@ -278,7 +323,7 @@ def project_batch(
     return Batch(
         tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)), names=decision.names,
         names_until_s=deadlines.ids(now_us), ended=list(ended),
-        sums=cell_sums(groups, tag, keys, deadlines) | balance_sums(groups, shapes, keys, deadlines),
+        sums=cell_sums(groups, places) | balance_sums(groups, shapes, places),
         blocks=[
             (keys.entries(tag, month_us), deadlines.entries(month_us), month_us // 10**6, pack(now_us // 1000, journal, rows))
             for month_us, rows in by_month.items()
@@ -288,11 +333,11 @@ def project_batch(
 
 def global_batch(
     cursors: list[tuple[str, int, int]], entries: Iterable[Entry], *, ended: Iterable[str], shapes: frozenset[Shape],
-    keys: Keys, deadlines: Deadlines,
+    places: Places,
 ) -> Batch:  # fmt: skip
     """What rows of several projects do in the slot of the budgets that have no project."""
     own = [shape for shape in shapes if shape.scope in GLOBAL_SCOPES]
     return Batch(
         tag=GLOBAL, cursors=cursors, shapes=frozenset(map(shape_name, shapes)), ended=list(ended),
-        sums=balance_sums(groups_of(entries) if own else (), own, keys, deadlines),
+        sums=balance_sums(groups_of(entries) if own else (), own, places),
     )  # fmt: skip

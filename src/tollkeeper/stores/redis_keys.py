@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, unquote
+
+import msgspec
 
 from tollkeeper.ledger import BalanceKey, CellKey, Period, Shape, window_of
 from tollkeeper.stores import Retention
@@ -26,6 +27,7 @@ FOREVER_S: Final = 253_402_300_799
 #: A balance is kept so long after its window's end: as the embedded store does.
 BALANCE_KEEP_S: Final = 62 * 86400
 _US: Final = 1_000_000
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 @lru_cache(100_000)
@@ -101,12 +103,12 @@ class Keys:
         return BalanceKey(shape, "" if scope in GLOBAL_SCOPES else project, decode(id), int(start_us))
 
     def cells(self, tag: str, key: CellKey) -> str:
-        """Hash of every cell of one period and scope: id|provider|model|sum → count.
+        """Hash of the cells of one period and id: provider|model|sum → count. Small: a long hash is slow to count up.
 
         `others` instead of `cells`: the project is past the cardinality cap and counts under `_other`.
         """
         what = "others" if key.project == OTHER else "cells"
-        return self.of(tag, f"{what}:{key.period}:{key.scope}:{key.start_us}")
+        return self.of(tag, f"{what}:{key.period}:{key.scope}:{encode(key.id)}:{key.start_us}")
 
     def entries(self, tag: str, month_us: int) -> str:
         """List of blocks: entries as they were counted, in the order in which they were (redis_blocks.py)."""
@@ -128,7 +130,7 @@ def balance_tag(key: BalanceKey) -> str:
 
 def cell_field(key: CellKey) -> str:
     """What stands before a sum's name in a cell's fields."""
-    return f"{encode(key.id)}|{encode(key.provider)}|{encode(key.model)}|"
+    return f"{encode(key.provider)}|{encode(key.model)}|"
 
 
 def hour_of(at_us: int) -> int:
@@ -168,10 +170,7 @@ class Deadlines:
 
 def digest_of(entry: Entry) -> str:
     """What must be the same when an id is booked again (`ledger.is_late`), in 12 characters."""
-    scopes, charge = entry.scopes, entry.charge
-    parts: Sequence[object] = (
-        scopes, entry.dialect, entry.provider, entry.model, entry.served, entry.usage, charge.amount_nanos
+    parts = (
+        entry.scopes, entry.dialect, entry.provider, entry.model, entry.served, entry.usage, entry.charge.amount_nanos
     )  # fmt: skip
-    return base64.urlsafe_b64encode(
-        hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=9).digest()
-    ).decode()
+    return base64.urlsafe_b64encode(hashlib.blake2b(_encode(parts), digest_size=9).digest()).decode()

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
 from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size
 from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
-from tollkeeper.stores.redis_batch import window_at
+from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, shape_of, tag_of
@@ -190,12 +190,12 @@ class RedisReader:
             ]
             hashes = self._shared.link.run(*(Ask(("HGETALL", self._shared.keys.of(tag, name))) for name in names))
             for name, fields in zip(names, hashes, strict=True):
-                what, _, its, start_us = name.split(":")
+                what, _, its, id, start_us = name.split(":")
                 if scope not in (None, its):
                     continue
                 own = "" if its == "key" else OTHER if what == "others" else projects[tag]
                 for field, amount in pairs(fields).items():
-                    id, provider, model, sum_ = field.decode().split("|")
+                    provider, model, sum_ = field.decode().split("|")
                     key = CellKey(
                         period, int(start_us), its, own, decode(id), decode(provider), decode(model)  # type: ignore[arg-type]
                     )  # fmt: skip
@@ -293,7 +293,7 @@ def shared_of(
     keys = Keys(options.prefix)
     deadlines = Deadlines(options.retention, options.dedupe_s, options.ahead_s)
     census = SharedCensus(scope_cap, keys, deadlines)
-    return Shared(Link(servers, changed), keys, deadlines, census, options.clock.now_us)
+    return Shared(Link(servers, changed), keys, deadlines, census, Places(keys, deadlines), options.clock.now_us)
 
 
 async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:

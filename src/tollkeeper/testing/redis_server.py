@@ -15,12 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 from urllib.parse import quote
 
 import redis
@@ -93,6 +93,9 @@ class RedisServer:
     `started` counts its starts. The server of a restart has the same port and folder, another pid and run id.
     """
 
+    defaults: ClassVar[Mapping[str, str]] = DEFAULTS
+    arguments: ClassVar[Sequence[str]] = ()
+
     def __init__(
         self,
         folder: Path | str,
@@ -104,7 +107,7 @@ class RedisServer:
     ) -> None:
         self.folder = Path(folder)
         self.port = port if port is not None else free_port()
-        self.config = {**DEFAULTS, **(config or {})}
+        self.config = {**self.defaults, **(config or {})}
         self.env = dict(env or {})
         self.started = 0
         self.executable = executable
@@ -172,7 +175,7 @@ class RedisServer:
         executable = self.executable or find_redis()
         if executable is None:
             raise RuntimeError("no redis-server and no valkey-server on PATH: install one, or name it by executable=")
-        return [executable, str(conf)]
+        return [executable, str(conf), *self.arguments]
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -37,37 +37,44 @@ class Write(msgspec.Struct, eq=False):
     holds: tuple[tuple[str, str], ...] = ()
     gone: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
+    first: int = 0  #: seq of the first of `entries` once they are safe; the others follow it
     touched: tuple[tuple[Balance, int], ...] = ()
     job: Callable[[], None] | None = None  #: run by the writer's thread between two batches, instead of rows
 
 
 class Writer:
-    """`trouble`: why writes fail just now; None: they do not."""
+    """`trouble`: why writes fail just now; None: they do not. `last`: seq of the newest entry that the file has ever had."""
 
     def __init__(self, path: Path) -> None:
         self.trouble: str | None = None
+        self.last = 0
         self._path = path
         self._connection = open_writer(path)
-        self._number = int(dict(rows(self._connection, "marks"))["batch"])
+        self._number = self._read_marks()
         self._behind = 0  # entries that the cells do not hold yet
         self._lost = False  # the connection could not be opened again
 
     def apply(self, writes: Iterable[Write]) -> None:
-        """Write a batch: all of it is safe when this returns."""
+        """Write a batch: all of it is safe when this returns, and each write knows the place of its first entry."""
         self._number += 1
+        last = self.last
         balances: dict[Balance, int] = {}
         for write in writes:
-            self._behind += len(write.entries)
+            write.first = last + 1
+            last += len(write.entries)
             for balance, amount in write.touched:
                 balances[balance] = balances.get(balance, 0) + amount
         doc = {
             "number": self._number,
+            "last": self.last,
             "holds": [row for write in writes for row in write.holds],
             "gone": [id for write in writes for id in write.gone],
             "entries": [entry_row(entry) for write in writes for entry in write.entries],
             "balances": [(*balance_row(balance.key, balance.end_us), amount) for balance, amount in balances.items()],
         }
         self._connection.execute("INSERT INTO batch (doc) VALUES (jsonb(?))", (encode(doc).decode(),))
+        self._behind += last - self.last
+        self.last = last
         self.trouble = None
 
     def roll(self, behind: int = 0) -> None:
@@ -101,11 +108,17 @@ class Writer:
             self._connection = open_writer(self._path)
             self._connection.execute("PRAGMA quick_check(1)").fetchall()
             self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
-            number = int(dict(rows(self._connection, "marks"))["batch"])
+            number = self._read_marks()
         except (apsw.Error, StoreError):
             return -1
         self._lost = False
         return number
+
+    def _read_marks(self) -> int:
+        """Where the file stands: its last batch, and its last entry for `last`."""
+        marks = dict(rows(self._connection, "marks"))
+        self.last = int(marks["last"])
+        return int(marks["batch"])
 
     # ── between batches ──
 
@@ -159,7 +172,6 @@ class Writer:
             changed = self._connection.total_changes() - before
             for what, horizon_us in since.items():
                 execute("UPDATE mark SET value = max(value, ?) WHERE name = ?", (horizon_us, what))
-            execute("UPDATE mark SET value = (SELECT ifnull(max(seq), 0) FROM entry) WHERE name = 'rolled'")
         self._behind = 0
         return changed
 

@@ -29,6 +29,10 @@ _BALANCE_KEEP_US: Final = 62 * 86_400_000_000
 _hold = msgspec.json.Decoder(Hold)
 
 
+def nothing(safe: bool) -> None:
+    """What most writes have to do when they have ended."""
+
+
 class Write(msgspec.Struct, eq=False):
     """One caller's rows, written together with those of everyone else who waits."""
 
@@ -53,6 +57,8 @@ class Writer:
         self._number = self._read_marks()
         self._behind = 0  # entries that the cells do not hold yet
         self._lost = False  # the connection could not be opened again
+        self._doubtful: list[Write] = []  # the batch after which it could not
+        self._found: list[Write] = []
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Write a batch: all of it is safe when this returns, and each write knows the place of its first entry."""
@@ -90,15 +96,27 @@ class Writer:
 
     # ── a disk that fails ──
 
-    def failed(self, failure: apsw.Error) -> StoreUnavailable | None:
+    def failed(self, writes: list[Write], failure: apsw.Error) -> StoreUnavailable | None:
         """After a batch raised: whether it is in the file all the same (None) is only known from a new connection."""
-        error = None if self._reopen() == self._number else unwritable(self._path, failure)
+        number = self._reopen()
+        error = None if number == self._number else unwritable(self._path, failure)
+        self._doubtful = writes if number < 0 else []
         self.trouble = None if error is None else str(error)
         return error
 
     def works(self) -> bool:
         """Whether there is a connection to write with; tries for a new one where the last try failed."""
-        return not self._lost or self._reopen() >= 0
+        if not self._lost:
+            return True
+        number = self._reopen()
+        if number == self._number:
+            self._found, self._doubtful = self._doubtful, []
+        return number >= 0
+
+    def found(self) -> list[Write]:
+        """The entries of a batch that was told as failed and that a new connection found in the file; once."""
+        found, self._found = self._found, []
+        return [Write([], nothing, entries=each.entries, first=each.first) for each in found]
 
     def _reopen(self) -> int:
         """The last batch in the file, synced."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Event, RLock, Thread
@@ -26,9 +25,10 @@ from tollkeeper.book import Book
 from tollkeeper.errors import Conflict, StoreError, StoreUnavailable
 from tollkeeper.ledger import BalanceKey, Census, Shape, correcting, expired, settling
 from tollkeeper.stores import Booked, Corrected, Retention
+from tollkeeper.stores.news import News, Placed
 from tollkeeper.stores.sqlite_file import encode, open_reader, own, row_entry, rows, shape_names, unusable
 from tollkeeper.stores.sqlite_reader import SqliteReader
-from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, unwritable
+from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, nothing, unwritable
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
 #: When this many callers shared the last commit, the next one waits a moment for half as many: fewer, larger commits cost less,
@@ -47,18 +47,29 @@ class _Exists(Conflict):
 class SqliteStore(SqliteReader):
     """A ledger file that this process owns. May be used from several threads, each with its own event loop.
 
+    `on_booked` is told of each entry once it is safe, with its seq and in that order, once; not of those that were there
+    before, nor of the ones that are booked for a dead owner's holds (`last` says how far those go). It is called with the
+    ledger's lock held, in any thread that uses the ledger or in the writer's, and must neither raise nor ask the ledger.
+
     Raises StoreOwned (another process has it), StoreCorrupt (not a ledger, damaged, or newer than this version).
     """
 
-    def __init__(self, path: Path, budgets: Iterable[Budget] | None = (), *, scope_cap: int = 10_000) -> None:
+    def __init__(
+        self,
+        path: Path,
+        budgets: Iterable[Budget] | None = (),
+        *,
+        scope_cap: int = 10_000,
+        on_booked: Callable[[Placed], None] | None = None,
+    ) -> None:
         self._path = path
         self._owner = own(path)
         self._census = Census(scope_cap, self._census_ids)
         self._book = Book((), self._load)
         self._settling: dict[tuple[str, str], Write] = {}
         self._queue: list[Write] = []
-        self._news: deque[tuple[list[Write], Exception | None]] = deque()  # written, and not yet told
         self._lock = RLock()  # the book, the queue and what is being settled
+        self._news = News(self._lock, on_booked)
         self._wake = Event()
         self._wake_at = 0  # so long a queue wakes the writer; 0: it works
         self._closing = False
@@ -69,6 +80,7 @@ class SqliteStore(SqliteReader):
             self._writer.roll()
             self._set_budgets(self._writer.unlimited() if budgets is None else tuple(budgets))
             self._bury()
+            self._news.last = self._writer.last
         except apsw.Error as failure:
             os.close(self._owner)
             raise unusable(path, failure) from failure
@@ -83,11 +95,17 @@ class SqliteStore(SqliteReader):
         """Why writes fail just now; None: they do not."""
         return self._writer.trouble
 
+    @property
+    def last(self) -> int:
+        """Seq of the newest entry that is safe, pruned or not; 0: there has been none."""
+        self._news.hear()
+        return self._news.last
+
     # ── the contract ──
 
     async def reserve(self, hold: Hold) -> Grant:
         doc = encode(hold).decode()
-        self._hear()
+        self._news.hear()
         with self._lock:
             known = hold.id in self._book.live
             grant = self._book.reserve(hold)
@@ -96,7 +114,7 @@ class SqliteStore(SqliteReader):
                 if not safe:
                     self._book.release(hold.id)
 
-            told = self._submit(done=_nothing) if known else self._submit(done=done, holds=((hold.id, doc),))
+            told = self._submit(done=nothing) if known else self._submit(done=done, holds=((hold.id, doc),))
         await told  # again: when the first one is safe
         if known and hold.id not in self._book.live:
             return await self.reserve(hold)
@@ -129,7 +147,7 @@ class SqliteStore(SqliteReader):
         return "corrected" if added else "repeated"
 
     async def expire(self, now_us: int) -> int:
-        self._hear()
+        self._news.hear()
         with self._lock:
             due = self._book.due(now_us)
             self._book.trim()
@@ -137,12 +155,12 @@ class SqliteStore(SqliteReader):
         return len(due)
 
     async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
-        self._hear()
+        self._news.hear()
         with self._lock:
             return self._book.standings(scopes, model, at_us)
 
     async def live(self) -> list[Hold]:
-        self._hear()
+        self._news.hear()
         with self._lock:
             return [live.hold for live in self._book.live.values()]
 
@@ -161,7 +179,7 @@ class SqliteStore(SqliteReader):
             self._closing = True
             self._wake.set()
         await asyncio.to_thread(self._thread.join)
-        self._hear()
+        self._news.hear()
         await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
@@ -192,7 +210,7 @@ class SqliteStore(SqliteReader):
     ) -> tuple[Sequence[Entry], tuple[Entry, ...]]:
         """Book what the rule adds to the revisions of an entry's id, one caller after the other: (revisions, what was added)."""
         while True:
-            self._hear()
+            self._news.hear()
             with self._lock:
                 others = self._settling.get((entry.scopes.project, entry.id))
                 if others is not None:
@@ -206,7 +224,7 @@ class SqliteStore(SqliteReader):
                         added = (structs.replace(entry, other=self._census.place(entry)),)
                     told = self._book_entries(added, ends=rule is settling and self._book.ends(entry))
             if others is not None:  # it may have been written just now, before the writer could see us wait
-                self._hear()
+                self._news.hear()
             try:
                 await told
             except StoreError as error:
@@ -236,7 +254,7 @@ class SqliteStore(SqliteReader):
 
     async def _work(self, job: Callable[[], None]) -> None:
         with self._lock:
-            told = self._submit(done=_nothing, job=job)
+            told = self._submit(done=nothing, job=job)
         await told
 
     def _revisions(self, entry: Entry) -> list[Entry]:
@@ -265,7 +283,7 @@ class SqliteStore(SqliteReader):
             if size >= BUSY_SIBLINGS:
                 self._await(size // 2, BUSY_DELAY_MS)
             elif not self._await(1, None if self.trouble is None else PROBE_MS):
-                if self._writer.works():  # nobody writes and the last write failed: see whether the disk works again
+                if self._works():  # nobody writes and the last write failed: see whether the disk works again
                     self._writer.roll()
                 continue
             with self._lock:
@@ -302,13 +320,13 @@ class SqliteStore(SqliteReader):
             error = unwritable(self._path, failure)
         except Exception as failure:  # the job's own: a wrong argument
             error = failure
-        self._tell([write], error)
+        self._news.tell([write], error)
 
     def _write(self, writes: list[Write]) -> None:
         if not writes:
             return
-        if not self._writer.works():
-            self._tell(writes, StoreUnavailable(str(self.trouble)))
+        if not self._works():
+            self._news.tell(writes, StoreUnavailable(str(self.trouble)))
             return
         try:
             self._writer.apply(writes)
@@ -317,39 +335,23 @@ class SqliteStore(SqliteReader):
                 for write in writes:
                     self._write([write])
             elif getattr(failure, "extendedresult", 0) in _TAKEN:
-                self._tell(writes, _Exists("this id is in the ledger; use a new one"))
+                self._news.tell(writes, _Exists("this id is in the ledger; use a new one"))
             else:
-                self._tell(writes, ValueError(f"this cannot stand in the ledger: {failure}"))
+                self._news.tell(writes, ValueError(f"this cannot stand in the ledger: {failure}"))
         except apsw.Error as failure:
-            self._tell(writes, self._writer.failed(failure))
+            self._news.tell(writes, self._writer.failed(writes, failure))
         else:
-            self._tell(writes, None)
+            self._news.tell(writes, None)
 
-    def _tell(self, writes: list[Write], error: Exception | None) -> None:
-        self._news.append((writes, error))
-        for loop in {future.get_loop() for write in writes for future in write.waiters}:
-            with contextlib.suppress(RuntimeError):  # closed: whoever comes next hears it
-                loop.call_soon_threadsafe(self._hear)
-
-    def _hear(self) -> None:
-        """The book learns what has been booked, then each caller, in its own event loop.
-
-        Not the writer's work: it would wait for the lock, and others for it. Not one loop's alone: it may have ended.
-        """
-        here = asyncio._get_running_loop()
-        while self._news:
-            with self._lock:
-                if not self._news:
-                    return
-                writes, error = self._news.popleft()
-                for write in writes:
-                    write.done(error is None)
-            for future in (future for write in writes for future in write.waiters):
-                if future.get_loop() is here:
-                    _resolve(future, error)
-                else:
-                    with contextlib.suppress(RuntimeError):
-                        future.get_loop().call_soon_threadsafe(_resolve, future, error)
+    def _works(self) -> bool:
+        """Whether there is a file to write to. A batch that was told as failed may turn out to be in it: that counts then."""
+        if not self._writer.works():
+            return False
+        if found := self._writer.found():
+            self._news.tell(found, None)
+            with contextlib.suppress(StoreError):
+                self._read_again()
+        return True
 
     # ── jobs of the writer's thread ──
 
@@ -359,23 +361,27 @@ class SqliteStore(SqliteReader):
             waiting = [write for write in self._queue if write.job is None]
             self._queue = [write for write in self._queue if write.job is not None]
             self._write(waiting)
-            self._hear()
+            self._news.hear()
             self._writer.set_shapes({Shape(each.scope, each.measure, each.window, each.timezone) for each in budgets})
             self._book.set_budgets(budgets)
             self._book.forget()
 
     def _prune(self, now_us: int, retention: Retention) -> int:
         dropped = self._writer.prune(now_us, retention)
-        with self._lock:
-            self._hear()
-            self._book.forget()
+        self._read_again()
         return dropped
+
+    def _read_again(self) -> None:
+        """The balances as the file has them."""
+        with self._lock:
+            self._news.hear()
+            self._book.forget()
 
     def _bury(self) -> None:
         """At start every hold in the file is a dead owner's: book it at its estimate."""
         writes = []
         for hold in self._writer.holds():
-            write = Write(waiters=[], done=_nothing, gone=(hold.id,))
+            write = Write(waiters=[], done=nothing, gone=(hold.id,))
             entry = expired(hold, "its gateway died: booked at the estimate")
             if not self._revisions(entry):
                 write.entries = (structs.replace(entry, other=self._census.place(entry)),)
@@ -385,15 +391,3 @@ class SqliteStore(SqliteReader):
             self._writer.apply(writes)
         for write in writes:
             self._book.booked(write.touched)
-
-
-def _nothing(safe: bool) -> None:
-    pass
-
-
-def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:
-    if not future.done():
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)

@@ -29,6 +29,10 @@ _BALANCE_KEEP_US: Final = 62 * 86_400_000_000
 _hold = msgspec.json.Decoder(Hold)
 
 
+def nothing(safe: bool) -> None:
+    """What most writes have to do when they have ended."""
+
+
 class Write(msgspec.Struct, eq=False):
     """One caller's rows, written together with those of everyone else who waits."""
 
@@ -37,37 +41,46 @@ class Write(msgspec.Struct, eq=False):
     holds: tuple[tuple[str, str], ...] = ()
     gone: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
+    first: int = 0  #: seq of the first of `entries` once they are safe; the others follow it
     touched: tuple[tuple[Balance, int], ...] = ()
     job: Callable[[], None] | None = None  #: run by the writer's thread between two batches, instead of rows
 
 
 class Writer:
-    """`trouble`: why writes fail just now; None: they do not."""
+    """`trouble`: why writes fail just now; None: they do not. `last`: seq of the newest entry that the file has ever had."""
 
     def __init__(self, path: Path) -> None:
         self.trouble: str | None = None
+        self.last = 0
         self._path = path
         self._connection = open_writer(path)
-        self._number = int(dict(rows(self._connection, "marks"))["batch"])
+        self._number = self._read_marks()
         self._behind = 0  # entries that the cells do not hold yet
         self._lost = False  # the connection could not be opened again
+        self._doubtful: list[Write] = []  # the batch after which it could not
+        self._found: list[Write] = []
 
     def apply(self, writes: Iterable[Write]) -> None:
-        """Write a batch: all of it is safe when this returns."""
+        """Write a batch: all of it is safe when this returns, and each write knows the place of its first entry."""
         self._number += 1
+        last = self.last
         balances: dict[Balance, int] = {}
         for write in writes:
-            self._behind += len(write.entries)
+            write.first = last + 1
+            last += len(write.entries)
             for balance, amount in write.touched:
                 balances[balance] = balances.get(balance, 0) + amount
         doc = {
             "number": self._number,
+            "last": self.last,
             "holds": [row for write in writes for row in write.holds],
             "gone": [id for write in writes for id in write.gone],
             "entries": [entry_row(entry) for write in writes for entry in write.entries],
             "balances": [(*balance_row(balance.key, balance.end_us), amount) for balance, amount in balances.items()],
         }
         self._connection.execute("INSERT INTO batch (doc) VALUES (jsonb(?))", (encode(doc).decode(),))
+        self._behind += last - self.last
+        self.last = last
         self.trouble = None
 
     def roll(self, behind: int = 0) -> None:
@@ -83,15 +96,27 @@ class Writer:
 
     # ── a disk that fails ──
 
-    def failed(self, failure: apsw.Error) -> StoreUnavailable | None:
+    def failed(self, writes: list[Write], failure: apsw.Error) -> StoreUnavailable | None:
         """After a batch raised: whether it is in the file all the same (None) is only known from a new connection."""
-        error = None if self._reopen() == self._number else unwritable(self._path, failure)
+        number = self._reopen()
+        error = None if number == self._number else unwritable(self._path, failure)
+        self._doubtful = writes if number < 0 else []
         self.trouble = None if error is None else str(error)
         return error
 
     def works(self) -> bool:
         """Whether there is a connection to write with; tries for a new one where the last try failed."""
-        return not self._lost or self._reopen() >= 0
+        if not self._lost:
+            return True
+        number = self._reopen()
+        if number == self._number:
+            self._found, self._doubtful = self._doubtful, []
+        return number >= 0
+
+    def found(self) -> list[Write]:
+        """The entries of a batch that was told as failed and that a new connection found in the file; once."""
+        found, self._found = self._found, []
+        return [Write([], nothing, entries=each.entries, first=each.first) for each in found]
 
     def _reopen(self) -> int:
         """The last batch in the file, synced."""
@@ -101,11 +126,17 @@ class Writer:
             self._connection = open_writer(self._path)
             self._connection.execute("PRAGMA quick_check(1)").fetchall()
             self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
-            number = int(dict(rows(self._connection, "marks"))["batch"])
+            number = self._read_marks()
         except (apsw.Error, StoreError):
             return -1
         self._lost = False
         return number
+
+    def _read_marks(self) -> int:
+        """Where the file stands: its last batch, and its last entry for `last`."""
+        marks = dict(rows(self._connection, "marks"))
+        self.last = int(marks["last"])
+        return int(marks["batch"])
 
     # ── between batches ──
 
@@ -159,7 +190,6 @@ class Writer:
             changed = self._connection.total_changes() - before
             for what, horizon_us in since.items():
                 execute("UPDATE mark SET value = max(value, ?) WHERE name = ?", (horizon_us, what))
-            execute("UPDATE mark SET value = (SELECT ifnull(max(seq), 0) FROM entry) WHERE name = 'rolled'")
         self._behind = 0
         return changed
 

@@ -1,12 +1,10 @@
-"""From version 1 of the ledger's schema to version 2: a file of the older program, and what becomes of it."""
+"""From version 1 of the ledger's schema to this one: a file of the older program, and what becomes of it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import apsw
 import pytest
 from msgspec import json as msgspec_json
 from msgspec import structs
-from tests.unit.stores.disk import Disk
+from tests.unit.stores.older import power_lost, state
 
-from tollkeeper.errors import StoreCorrupt, StoreError, StoreUnavailable
+from tollkeeper.errors import StoreCorrupt, StoreUnavailable
 from tollkeeper.ledger import CELL_SUMS, FOREVER_US, Shape, cells_of, correction, spent_by, window_of
 from tollkeeper.stores import open_reader, sqlite_file
 from tollkeeper.stores.sqlite import SqliteStore
@@ -24,6 +22,7 @@ from tollkeeper.testing.corrections import corrected, current
 from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, HOUR_US, USD, a_hold, an_entry, booked, usd
 from tollkeeper.values import Charge, Entry, Hold, Scopes, Term, Usage
 
+NOW = len(sqlite_file.MIGRATIONS)
 NEW_KINDS = {"audio_seconds", "code_session"}
 COLUMNS_1 = [name for name in sqlite_file.COLUMNS if name not in NEW_KINDS | {"more"}]
 SUMS_1 = [name for name in CELL_SUMS if name not in NEW_KINDS]
@@ -105,19 +104,6 @@ def old(tmp_path: Path) -> Path:
     return path
 
 
-def state(path: Path) -> list[Any]:
-    """Everything in a file, by table."""
-    connection = apsw.Connection(str(path))
-    try:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        tables = connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
-        names = [name for name, sql in tables if sql is not None and sql.startswith("CREATE TABLE")]
-        contents = [sorted(connection.execute(f"SELECT * FROM {name}"), key=repr) for name in names]
-        return [connection.pragma("user_version"), tables, contents]
-    finally:
-        connection.close()
-
-
 def test_an_older_ledger_is_as_before(old: Path) -> None:
     """I5: every entry, sum, balance and mark of version 1 is there after the migration, the new kinds are 0, holds are booked."""
 
@@ -153,7 +139,7 @@ def test_a_reader_waits_for_the_migration(old: Path) -> None:
     """I5: a reader of an older file says what to do; an older program refuses a newer file. Neither changes it."""
     before = state(old)
     with pytest.raises(
-        StoreUnavailable, match="has schema 1, this version reads 2; start the gateway once to migrate it"
+        StoreUnavailable, match=f"has schema 1, this version reads {NOW}; start the gateway once to migrate it"
     ):
         open_reader(f"sqlite:///{old}")
     assert state(old) == before
@@ -164,31 +150,21 @@ def test_an_older_program(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(SqliteStore(old, BUDGETS).close())
     after = state(old)
     monkeypatch.setattr(sqlite_file, "MIGRATIONS", sqlite_file.MIGRATIONS[:1])
-    with pytest.raises(StoreCorrupt, match=r"newer version \(schema 2, this one knows 1\).*upgrade Tollkeeper"):
+    with pytest.raises(StoreCorrupt, match=rf"newer version \(schema {NOW}, this one knows 1\).*upgrade Tollkeeper"):
         SqliteStore(old)
-    with pytest.raises(StoreCorrupt, match=r"newer version \(schema 2, this one knows 1\).*upgrade Tollkeeper"):
+    with pytest.raises(StoreCorrupt, match=rf"newer version \(schema {NOW}, this one knows 1\).*upgrade Tollkeeper"):
         open_reader(f"sqlite:///{old}")
     assert state(old) == after
 
 
 def test_power_lost_at_every_write(old: Path, tmp_path: Path) -> None:
-    """I5, B6: wherever the disk stops during the migration, version 1 is whole or version 2 is; the next start has all of it."""
-    before, folder, versions = state(old), tmp_path / "copy", []
-    for left in range(1000):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        path = folder / "ledger.sqlite"
-        shutil.copy(old, path)
-        with Disk() as disk:
-            disk.left = left
-            with suppress(StoreError, apsw.Error):
-                sqlite_file.open_writer(path).close(True)
-            done = disk.left >= 0
-        found = state(path)
+    """I5, B6: wherever the disk stops during the migration, version 1 is whole or this one is; the next start has all of it."""
+    before, versions = state(old), []
+    for left, (path, found) in enumerate(power_lost(old, tmp_path / "copy")):
         versions.append(found[0])
         if found[0] == 1:
             assert found == before
-        if left % 5 == 0 or versions[-2:] == [1, 2]:
+        if left % 5 == 0 or versions[-2:] == [1, NOW]:
 
             async def use(path: Path = path) -> None:
                 store = SqliteStore(path, BUDGETS)
@@ -197,8 +173,6 @@ def test_power_lost_at_every_write(old: Path, tmp_path: Path) -> None:
                 await store.close()
 
             asyncio.run(use())
-        if done:
-            break
-    assert set(versions) == {1, 2}
+    assert set(versions) == {1, NOW}
     assert versions == sorted(versions)
     assert len(versions) > 20

@@ -295,7 +295,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connection]
 @given(entry=entries)
 def test_an_entry_comes_back(table: apsw.Connection, entry: Entry) -> None:
     """A8: every field of an entry, its unit prices among them, comes back from the file as it went in."""
-    document = {"number": 1, "holds": [], "gone": [], "entries": [sqlite_file.entry_row(entry)], "balances": []}
+    document = {
+        "number": 1,
+        "last": 0,
+        "holds": [],
+        "gone": [],
+        "entries": [sqlite_file.entry_row(entry)],
+        "balances": [],
+    }
     table.execute("DELETE FROM entry")
     table.execute("INSERT INTO batch (doc) VALUES (?)", (sqlite_file.encode(document).decode(),))
     (row,) = table.execute(f"SELECT seq, {', '.join(sqlite_file.COLUMNS)} FROM entry").fetchall()

@@ -7,14 +7,30 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from tests.unit.stores.disk import Disk, Failing
 
 from tollkeeper.errors import StoreUnavailable
-from tollkeeper.ledger import Shape
+from tollkeeper.ledger import FOREVER_US, Shape
 from tollkeeper.stores import sqlite
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer
-from tollkeeper.testing.samples import AT_US, DIME, KEEP_ALL, USD, a_hold, an_entry, booked, standing, usd
+from tollkeeper.testing.samples import (
+    AT_US,
+    DAY_US,
+    DIME,
+    KEEP_ALL,
+    USD,
+    a_hold,
+    an_entry,
+    booked,
+    month_of,
+    standing,
+    total,
+    usd,
+)
+
+EVERYTHING = {"after": 0, "last": 2**62, "from_us": 0, "to_us": FOREVER_US, "project": None, "most": 1000}
 
 
 @pytest.fixture
@@ -115,6 +131,39 @@ async def test_a_quiet_ledger_gets_well(store: SqliteStore, disk: Disk, monkeypa
         while store.trouble is not None:  # noqa: ASYNC110 the writer's thread has no event to wait for
             await asyncio.sleep(0)
     assert await store.settle(an_entry("a/1")) in ("booked", "repeated")
+
+
+async def test_a_place_is_never_used_again(path: Path) -> None:
+    """B7, B4: after a prune of every entry new ones stand behind all that ever were, also for the next owner; cells have all."""
+    later_us = AT_US + 400 * DAY_US
+    for places in ((1, 2), (3, 4)):
+        store = SqliteStore(path, [usd(USD)])
+        for place in places:
+            await store.settle(an_entry(f"{place}/1", at_us=AT_US + place * DAY_US))
+        found = [entry async for entry in store.entries(0, FOREVER_US)]
+        assert [entry.id for entry in found] == [f"{place}/1" for place in places]
+        assert [row[0] for row in store.query("entries", **EVERYTHING)] == list(places)
+        assert total(await month_of(store), "calls") == places[-1]
+        assert await store.prune(later_us, structs.replace(KEEP_ALL, entries_s=0)) > 0
+        assert await booked(store) == []
+        assert await store.verify() == []
+        await store.close()
+
+
+async def test_places_when_the_disk_fails(store: SqliteStore, disk: Disk) -> None:
+    """B6: a batch that failed, or was written one by one for a bad one in it, leaves places that still go on by one."""
+    await store.settle(an_entry("a/1", 1))
+    disk.failing.add("write")
+    with pytest.raises(StoreUnavailable):
+        await store.settle(an_entry("b/1", 1))
+    disk.failing.clear()
+    tasks = [store.settle(an_entry(f"{id}/1", nanos)) for id, nanos in (("c", 1), ("bad", -1), ("a", 1), ("d", 1))]
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answer if isinstance(answer, str) else type(answer) for answer in answers] == [
+        "booked", ValueError, "repeated", "booked",
+    ]  # fmt: skip
+    found = store.query("entries", **EVERYTHING)
+    assert [(row[0], row[2]) for row in found] == [(1, "a/1"), (2, "c/1"), (3, "d/1")]
 
 
 def write(*entries: str) -> Write:

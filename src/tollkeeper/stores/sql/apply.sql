@@ -2,7 +2,8 @@
 
 -- INSERT INTO batch(doc) VALUES (jsonb(json)) applies a batch: entries, balances and holds change together. Binary JSON is
 -- parsed once, not again for each list in it.
--- doc: {number, holds: [[id, json]], gone: [id], entries: [[columns]], balances: [[…8 columns, amount]]}
+-- doc: {number, last, holds: [[id, json]], gone: [id], entries: [[columns]], balances: [[…8 columns, amount]]}
+-- Entries get the places after `last`, one after the other, and move that mark.
 
 CREATE TEMP VIEW batch AS SELECT NULL AS doc;
 
@@ -11,8 +12,8 @@ CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
 
   DELETE FROM hold WHERE id IN (SELECT value FROM jsonb_each(NEW.doc, '$.gone'));
 
-  INSERT INTO entry ({columns})
-  SELECT {values} FROM jsonb_each(NEW.doc, '$.entries');
+  INSERT INTO entry (seq, {columns})
+  SELECT (NEW.doc ->> '$.last') + key + 1, {values} FROM jsonb_each(NEW.doc, '$.entries');
 
   INSERT INTO balance
   SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8
@@ -20,6 +21,7 @@ CREATE TEMP TRIGGER apply INSTEAD OF INSERT ON batch BEGIN
   ON CONFLICT DO UPDATE SET spent = spent + excluded.spent;
 
   UPDATE mark SET value = NEW.doc ->> '$.number' WHERE name = 'batch';
+  UPDATE mark SET value = value + json_array_length(NEW.doc, '$.entries') WHERE name = 'last';
 END;
 
 -- INSERT INTO roll VALUES (NULL) brings the cells up to the newest entry. Until then readers add what is not rolled yet,
@@ -39,5 +41,5 @@ CREATE TEMP TRIGGER rollup INSTEAD OF INSERT ON roll BEGIN
   GROUP BY period, scope, start_us, project, id, provider, model
   ON CONFLICT DO UPDATE SET {added};
 
-  UPDATE mark SET value = (SELECT ifnull(max(seq), 0) FROM entry) WHERE name = 'rolled';
+  UPDATE mark SET value = (SELECT value FROM mark WHERE name = 'last') WHERE name = 'rolled';
 END;

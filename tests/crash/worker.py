@@ -1,7 +1,8 @@
-"""A process to be killed: `python -m tests.crash.worker LEDGER SEED [--lossy]`.
+"""A process to be killed: `python -m tests.crash.worker LEDGER SEED [--lossy] [--journal]`.
 
 Reserves, settles, voids and abandons holds from many tasks, and says on stdout what the ledger has acknowledged, a line each:
 "held ID", "settled ID", "voided ID", "left ID". With --lossy it says so before it asks: what the harness must notice.
+With --journal LEDGER is a folder of journals, of which it adopts one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
+from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.testing.samples import USD, a_hold, an_entry, usd
 
@@ -30,7 +32,7 @@ def say(what: str, id: str) -> None:
     os.write(1, f"{what} {id}\n".encode())
 
 
-async def task(store: SqliteStore, name: str, random: Random, lossy: bool) -> None:
+async def task(store: SqliteStore | Journal, name: str, random: Random, lossy: bool) -> None:
     for number in count():
         id = f"{name}-{number}/1"
         if random.random() < 0.8:
@@ -50,10 +52,10 @@ async def task(store: SqliteStore, name: str, random: Random, lossy: bool) -> No
             say("settled", id)
 
 
-async def main(path: Path, seed: str, lossy: bool) -> None:
-    store = SqliteStore(path, BUDGETS)
+async def main(path: Path, seed: str, lossy: bool, journal: bool) -> None:
+    store = Journal.adopt(path) if journal else SqliteStore(path, BUDGETS)
     await asyncio.gather(*(task(store, f"{seed}-{n}", Random(f"{seed}-{n}"), lossy) for n in range(TASKS)))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], "--lossy" in sys.argv))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], "--lossy" in sys.argv, "--journal" in sys.argv))

@@ -23,13 +23,14 @@ from msgspec import structs
 
 from tollkeeper.book import Book
 from tollkeeper.errors import Conflict, StoreError, StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Census, Shape, correcting, expired, settling
+from tollkeeper.ledger import Census, Shape, correcting, expired, settling
 from tollkeeper.stores import Booked, Corrected, Retention
+from tollkeeper.stores.lookups import Lookups
 from tollkeeper.stores.news import News, Placed
-from tollkeeper.stores.sqlite_file import encode, open_reader, own, row_entry, rows, shape_names, unusable
+from tollkeeper.stores.sqlite_file import encode, own, unusable
 from tollkeeper.stores.sqlite_reader import SqliteReader
 from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, nothing, unwritable
-from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
+from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
 #: When this many callers shared the last commit, the next one waits a moment for half as many: fewer, larger commits cost less,
 #: and the event loop prepares one while the writer writes the other.
@@ -51,7 +52,9 @@ class SqliteStore(SqliteReader):
     before, nor of the ones that are booked for a dead owner's holds (`last` says how far those go). It is called with the
     ledger's lock held, in any thread that uses the ledger or in the writer's, and must neither raise nor ask the ledger.
 
-    Raises StoreOwned (another process has it), StoreCorrupt (not a ledger, damaged, or newer than this version).
+    `journal`: the id of the journal that the file must be, or becomes where it is new.
+
+    Raises StoreOwned (another process has it), StoreCorrupt (not a ledger, damaged, another journal, newer than this version).
     """
 
     def __init__(
@@ -61,11 +64,10 @@ class SqliteStore(SqliteReader):
         *,
         scope_cap: int = 10_000,
         on_booked: Callable[[Placed], None] | None = None,
+        journal: str | None = None,
     ) -> None:
         self._path = path
         self._owner = own(path)
-        self._census = Census(scope_cap, self._census_ids)
-        self._book = Book((), self._load)
         self._settling: dict[tuple[str, str], Write] = {}
         self._queue: list[Write] = []
         self._lock = RLock()  # the book, the queue and what is being settled
@@ -75,8 +77,12 @@ class SqliteStore(SqliteReader):
         self._closing = False
         try:
             self._writer = Writer(path)
+            if journal is not None:
+                self._writer.identify(journal)
             super().__init__(path)
-            self._lookups = open_reader(path)  # point queries: they never wait for a report
+            self._lookups = Lookups(path)
+            self._census = Census(scope_cap, self._lookups.ids)
+            self._book = Book((), self._lookups.spent)
             self._writer.roll()
             self._set_budgets(self._writer.unlimited() if budgets is None else tuple(budgets))
             self._bury()
@@ -143,7 +149,7 @@ class SqliteStore(SqliteReader):
         return "repeated"
 
     async def correct(self, entry: Entry) -> Corrected:
-        _, added = await self._add(entry, self._revisions(entry), correcting)
+        _, added = await self._add(entry, self._lookups.revisions(entry), correcting)
         return "corrected" if added else "repeated"
 
     async def expire(self, now_us: int) -> int:
@@ -167,9 +173,10 @@ class SqliteStore(SqliteReader):
     async def set_budgets(self, budgets: Iterable[Budget]) -> None:
         await self._work(lambda: self._set_budgets(tuple(budgets)))
 
-    async def prune(self, now_us: int, retention: Retention) -> int:
+    async def prune(self, now_us: int, retention: Retention, upto: int | None = None) -> int:
+        """Drop what has outlived its retention, but no entry whose seq is above `upto`; returns how many rows."""
         dropped: list[int] = []
-        await self._work(lambda: dropped.append(self._prune(now_us, retention)))
+        await self._work(lambda: dropped.append(self._prune(now_us, retention, upto)))
         return dropped[0]
 
     async def close(self) -> None:
@@ -184,13 +191,9 @@ class SqliteStore(SqliteReader):
 
     def _let_go(self) -> None:
         with self._reading, self._lock:
-            for connection in (
-                self._reader,
-                self._lookups,
-                self._writer,
-            ):  # the writer last: then the file alone is whole
+            for each in (self._reader, self._lookups, self._writer):  # the writer last: then the file alone is whole
                 with contextlib.suppress(apsw.Error):  # nothing is written any more
-                    connection.close()
+                    each.close()
             os.close(self._owner)
 
     # ── queueing, under the lock ──
@@ -233,7 +236,7 @@ class SqliteStore(SqliteReader):
             else:
                 if others is None:
                     return known, added
-            known = self._revisions(entry)
+            known = self._lookups.revisions(entry)
 
     def _book_entries(self, entries: tuple[Entry, ...], ends: bool) -> asyncio.Future[None]:
         """Queue entries of one name; where it `ends` with them, the hold of that id too."""
@@ -256,24 +259,6 @@ class SqliteStore(SqliteReader):
         with self._lock:
             told = self._submit(done=nothing, job=job)
         await told
-
-    def _revisions(self, entry: Entry) -> list[Entry]:
-        """What the file has of an entry's id, without reversals, oldest first."""
-        return [row_entry(row) for row in self._find("revisions", project=entry.scopes.project, id=entry.id)]
-
-    def _load(self, key: BalanceKey) -> int:
-        names = shape_names(key.shape)
-        found = self._find("balance", **names, project=key.project, id=key.id, start_us=key.start_us)
-        return int(found[0][0]) if found else 0
-
-    def _census_ids(self, scope: ScopeKind, project: str, month_us: int) -> list[str]:
-        return [row[0] for row in self._find("ids", scope=scope, project=project, month_us=month_us)]
-
-    def _find(self, name: str, **values: Any) -> list[tuple[Any, ...]]:
-        try:
-            return rows(self._lookups, name, **values)
-        except apsw.Error as failure:
-            raise unwritable(self._path, failure) from failure
 
     # ── the writer's thread ──
 
@@ -366,8 +351,8 @@ class SqliteStore(SqliteReader):
             self._book.set_budgets(budgets)
             self._book.forget()
 
-    def _prune(self, now_us: int, retention: Retention) -> int:
-        dropped = self._writer.prune(now_us, retention)
+    def _prune(self, now_us: int, retention: Retention, upto: int | None) -> int:
+        dropped = self._writer.prune(now_us, retention, upto)
         self._read_again()
         return dropped
 
@@ -383,7 +368,7 @@ class SqliteStore(SqliteReader):
         for hold in self._writer.holds():
             write = Write(waiters=[], done=nothing, gone=(hold.id,))
             entry = expired(hold, "its gateway died: booked at the estimate")
-            if not self._revisions(entry):
+            if not self._lookups.revisions(entry):
                 write.entries = (structs.replace(entry, other=self._census.place(entry)),)
                 write.touched = tuple(self._book.touched(entry))
             writes.append(write)

@@ -33,6 +33,7 @@ _LISTS: Final = {
     "names": ", ".join(CELL_SUMS),
     "sums": ", ".join(f"sum({name}) AS {name}" for name in CELL_SUMS),
     "added": ", ".join(f"{name} = {name} + excluded.{name}" for name in CELL_SUMS),
+    "negated": ", ".join(f"-{name} AS {name}" for name in CELL_SUMS),
     "signed": ", ".join(f"sign * {kind} AS {kind}" for kind in KINDS),
     "tokens": " + ".join(TOKEN_KINDS),
 }
@@ -163,6 +164,21 @@ def own(path: Path) -> int:
     os.truncate(owner, 0)
     os.pwrite(owner, str(os.getpid()).encode(), 0)
     return owner
+
+
+def owned(path: Path) -> bool:
+    """Whether a process has the ledger now. Whoever asks for it in the same moment may be told that it is in use."""
+    try:
+        owner = os.open(f"{path.resolve()}.owner", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(owner)
+    return False
 
 
 def open_writer(path: Path) -> apsw.Connection:

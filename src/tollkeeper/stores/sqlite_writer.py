@@ -15,7 +15,7 @@ import apsw
 import msgspec
 
 from tollkeeper.book import Balance
-from tollkeeper.errors import StoreError, StoreUnavailable
+from tollkeeper.errors import StoreCorrupt, StoreError, StoreUnavailable
 from tollkeeper.ledger import BalanceKey, Shape
 from tollkeeper.stores import Retention, horizons
 from tollkeeper.stores.sqlite_file import balance_row, encode, entry_row, open_writer, rows, shape_names
@@ -138,6 +138,17 @@ class Writer:
         self.last = int(marks["last"])
         return int(marks["batch"])
 
+    def identify(self, id: str) -> None:
+        """Make a new file the journal of this id. Raises StoreCorrupt for another one's, and for a ledger that is none."""
+        known, wanted = dict(rows(self._connection, "marks")).get("journal"), int(id, 16)
+        if known is None and not self.last:
+            self._connection.execute("INSERT INTO mark VALUES ('journal', ?)", (wanted,))
+        elif known != wanted:
+            what = "a ledger and no journal" if known is None else f"the journal {known:016x}: a copy, or renamed"
+            raise StoreCorrupt(
+                f"store: {self._path} is {what}; nothing was changed; move it out of the journals' folder"
+            )
+
     # ── between batches ──
 
     def holds(self) -> list[Hold]:
@@ -173,8 +184,8 @@ class Writer:
                 row = (*balance_row(BalanceKey(shape, project, id, start_us), end_us), spent)
                 self._connection.execute("INSERT INTO balance VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def prune(self, now_us: int, retention: Retention) -> int:
-        """Drop what has outlived its retention; returns how many rows."""
+    def prune(self, now_us: int, retention: Retention, upto: int | None = None) -> int:
+        """Drop what has outlived its retention, but no entry after `upto`; returns how many rows."""
         since = horizons(now_us, retention)
         execute = self._connection.execute
         with self._connection:
@@ -182,7 +193,7 @@ class Writer:
             before = self._connection.total_changes()
             for what, horizon_us in since.items():
                 if what == "entry":
-                    execute("DELETE FROM entry WHERE at_us < ?", (horizon_us,))
+                    execute("DELETE FROM entry WHERE at_us < ?1 AND (?2 IS NULL OR seq <= ?2)", (horizon_us, upto))
                 else:
                     execute("DELETE FROM cell WHERE period = ? AND start_us < ?", (what, horizon_us))
             since["balance"] = max(0, now_us - _BALANCE_KEEP_US)

@@ -386,7 +386,7 @@ def test_new_limits_before_anybody_is_told(path: Path) -> None:
         works = [store.settle(an_entry("a/1")), store.set_budgets([usd(USD), usd(USD, window="day")])]
         tasks = [loop.create_task(work) for work in works]
         loop.run_until_complete(asyncio.sleep(0))
-    while not len(store._news) or len(store._book.shapes) < 2:
+    while not store._news or len(store._book.shapes) < 2:
         time.sleep(0)
 
     async def come() -> None:

@@ -11,6 +11,16 @@ WHERE (project, id) IN (SELECT value ->> 0, value ->> 1 FROM json_each(:names)) 
 -- name: revisions
 SELECT seq, {columns} FROM entry WHERE project = :project AND id = :id AND sign = 1 ORDER BY revision;
 
+-- name: rows
+SELECT seq, {columns} FROM entry WHERE seq > :after AND seq <= :upto ORDER BY seq LIMIT :most;
+
+-- name: project_rows
+-- By place, not by project (+): all pages of one project together read the table once, with no index that every entry pays for.
+SELECT seq, {columns} FROM entry WHERE seq > :after AND seq <= :upto AND +project = :project ORDER BY seq LIMIT :most;
+
+-- name: projects
+SELECT project, max(seq) FROM entry GROUP BY project;
+
 -- name: places
 -- Between which places in the ledger the entries of a time stand now.
 SELECT min(seq), max(seq) FROM entry WHERE at_us >= :from_us AND at_us < :to_us;
@@ -46,6 +56,21 @@ WHERE seq <= (SELECT value FROM mark WHERE name = 'rolled') GROUP BY {counted};
 DELETE FROM part;
 INSERT INTO part SELECT {counted}, {sums} FROM booked
 WHERE at_us >= :from_us AND at_us < :to_us AND (:project IS NULL OR project = :project) GROUP BY {counted};
+
+-- name: part_older
+DELETE FROM part;
+INSERT INTO part SELECT {counted}, {sums} FROM booked
+WHERE at_us < (SELECT value FROM mark WHERE name = 'entry') AND seq <= (SELECT value FROM mark WHERE name = 'rolled')
+GROUP BY {counted};
+
+-- name: pruned
+-- What the cells have of entries that are pruned: the cells of before that instant, without what the entries still there add.
+SELECT period, start_us, scope, project, id, provider, model, {sums}
+FROM (SELECT * FROM cell UNION ALL SELECT period, scope, start_us, project, id, provider, model, {negated} FROM piece)
+WHERE start_us < (SELECT value FROM mark WHERE name = 'entry')
+  AND start_us >= (SELECT value FROM mark WHERE name = period)
+GROUP BY project, period, start_us, scope, id, provider, model
+ORDER BY project;
 
 -- name: cells
 SELECT period, start_us, scope, project, id, provider, model, {sums}

@@ -12,6 +12,7 @@ import asyncio
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,6 +54,9 @@ class _Link:
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.client, self.server = client, server
         self.commands = self.replies = 0
+        self.asked: deque[int] = (
+            deque()
+        )  # of each command without a reply: how many had passed with it, of all connections
         self.lost: How | None = None  # its replies are swallowed from now on; so it ends when the last one has come
         self.midway = self.silent = False
 
@@ -85,9 +89,9 @@ class FaultProxy:
         self._plan: _Plan | None = None
         self._stalled: set[Way] = set()
         self._behind = 0
-        self._clients: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+        self._clients: dict[socket.socket, asyncio.Task[None]] = {}
         self._links: dict[_Link, asyncio.Task[None]] = {}
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Condition()
         self._thread = threading.Thread(target=self._run, name=f"fault-proxy-{self.port}", daemon=True)
@@ -158,7 +162,7 @@ class FaultProxy:
         self._call(hold)
 
     def delay(self, commands: int) -> None:
-        """Each reply waits until so many more commands, of any connection, have gone to the server."""
+        """Each reply waits until so many more commands than its own, of any connection, have gone to the server."""
 
         async def hold() -> None:
             self._behind = commands
@@ -209,40 +213,51 @@ class FaultProxy:
 
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(WITHIN_S)
 
+    # The listening is our own: asyncio's leaks what it was accepting when its server closes.
+
     async def _listen(self) -> None:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, reuse_address=True)
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.setblocking(False)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
+        self._loop.add_reader(self._listener, self._accept, self._listener)
 
     async def _unlisten(self) -> None:
         if self._listener is not None:
+            self._loop.remove_reader(self._listener)
             self._listener.close()
             self._listener = None
 
     async def _leave(self) -> None:
         await self._unlisten()
-        for client, task in list(self._clients.items()):
+        for task in self._clients.values():
             task.cancel()
-            client.transport.abort()
-        while others := asyncio.all_tasks() - {
-            asyncio.current_task()
-        }:  # also asyncio's own, for what was being accepted
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
 
-    def _accept(self, from_client: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        if self._listener is None:
-            client.transport.abort()
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it has left already
             return
         self.accepted += 1
-        task = self._clients[client] = self._loop.create_task(self._serve(from_client, client))
-        task.add_done_callback(lambda _: self._clients.pop(client))
+        task = self._clients[connection] = self._loop.create_task(self._serve(connection))
 
-    async def _serve(self, from_client: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        def over(_: asyncio.Task[None]) -> None:
+            del self._clients[connection]
+            connection.close()
+
+        task.add_done_callback(over)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        from_client, client = await asyncio.open_connection(sock=connection)
         try:
             from_server, server = await asyncio.open_connection("127.0.0.1", self.server)
-        except OSError:  # nobody there: the client hears it late, since we had accepted it
+        except (OSError, asyncio.CancelledError):  # nobody there: the client hears it late, since we had accepted it
             client.transport.abort()
             return
         link = _Link(client, server)
-        self._links[link] = self._clients[client]
+        self._links[link] = self._clients[connection]
         pumps = [
             asyncio.ensure_future(self._pump(from_client, link, "to_server")),
             asyncio.ensure_future(self._pump(from_server, link, "to_client")),
@@ -255,15 +270,17 @@ class FaultProxy:
                 with suppress(OSError):
                     while await from_client.read(_CHUNK):
                         pass
-        except asyncio.CancelledError:  # stop()
-            server.transport.abort()
+            for end in (server, client):
+                end.close()
+            for end in (server, client):  # what was on its way arrives, if it is read
+                with suppress(OSError):
+                    await end.wait_closed()
         finally:
             del self._links[link]
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            server.close()
-            client.close()
+            server.transport.abort()
+            client.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, link: _Link, way: Way) -> None:
         ends = Ends()
@@ -286,6 +303,7 @@ class FaultProxy:
         if whole:  # counted first, since its reply may be here before drain() returns
             link.commands += 1
             self.commands += 1
+            link.asked.append(self.commands)
             self._passed("before_command")
         link.server.write(piece)
         await link.server.drain()
@@ -296,9 +314,11 @@ class FaultProxy:
     async def _reply(self, link: _Link, piece: bytes, begins: bool, whole: bool) -> None:
         """Pass a piece of a reply on, or not."""
         if begins and self._behind:
-            seen = self.commands
-            await self._until(lambda: self.commands >= seen + self._behind or not self._behind)
+            asked = link.asked[0] if link.asked else 0
+            await self._until(lambda: self.commands >= asked + self._behind or not self._behind)
         link.replies += whole
+        if whole and link.asked:
+            link.asked.popleft()
         if begins and link.lost is None:
             link.lost = self._due("lose_reply")
         if link.lost:

@@ -245,5 +245,5 @@ def _given(shared: SharedOptions | None) -> SharedOptions:
 def sqlite_path(url: str) -> Path:
     """The file of a `sqlite:///` URL: three slashes for a relative path, four for an absolute one."""
     if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise ConfigError("store: expected 'sqlite:///path/to/file' or 'memory:'")
+        raise ConfigError("store: expected 'sqlite:///path/to/file', 'redis://host:6379/0' or 'memory:'")
     return Path(url.removeprefix("sqlite:///"))

@@ -116,10 +116,10 @@ class Applier:
         stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{name}@{tag}")) for tag in tags)) if tags else []
         self.applied = {tag: int(row or 0) for tag, row in zip(tags, cursors, strict=True)}
         self.starred = {tag: int(row or 0) for tag, row in zip(tags, stars, strict=True)}
-        for tag, project in tags.items():
-            if self.applied[tag] > newest[project]:
+        for tag in tags:
+            if self.applied[tag] > self._journal.last:
                 raise StoreUnavailable(
-                    f"journal: {self._journal.path} ends before what Redis has of it (row {newest[project]}, not "
+                    f"journal: {self._journal.path} ends before what Redis has of it (row {self._journal.last}, not "
                     f"{self.applied[tag]}): it is an old copy; move it away, and bring back the newer file if there is one"
                 )
             self._follow(tag)

@@ -86,11 +86,12 @@ class Flusher:
     def flushed(self) -> Future[None]:
         """Done when everything that is safe now is applied; StoreUnavailable where it cannot be just now."""
         told: Future[None] = Future()
+        last = self._journal.last  # not under the lock: the journal tells `push` of its rows first
         with self._lock:
             if self._shared.link.state in ("away", "closed") or self._closing:
                 told.set_exception(self._shared.link.unavailable())
             else:
-                self._waiting.append((self._journal.last, told))
+                self._waiting.append((last, told))
                 self._lock.notify_all()
         return told
 
@@ -109,8 +110,9 @@ class Flusher:
 
     def applied_upto(self) -> int:
         """Every row up to this one is applied: it may be pruned."""
+        last = self._journal.last
         with self._lock:
-            return self._rows[0][0] - 1 if self._rows else self._journal.last if self._collects else 0
+            return self._rows[0][0] - 1 if self._rows else last if self._collects else 0
 
     def close(self) -> None:
         """Apply what waits, if Redis answers, and end."""
@@ -184,8 +186,9 @@ class Flusher:
                 for _ in rows:
                     if self._rows:
                         self._rows.popleft()
+        last = self._journal.last
         with self._lock:
-            upto = self.done = self._rows[0][0] - 1 if self._rows else self._journal.last
+            upto = self.done = self._rows[0][0] - 1 if self._rows else last
             done = [told for row, told in self._waiting if row <= upto]
             self._waiting = [each for each in self._waiting if each[0] > upto]
         for told in done:

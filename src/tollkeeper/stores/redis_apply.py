@@ -79,7 +79,7 @@ class Shared(msgspec.Struct):
         """List projects, before anything of theirs is there."""
         new = set(projects) - self.registered
         if new:
-            self.beat("", "", "", 0, *(each for project in sorted(new) for each in (tag_of(project), project)))
+            self.beat("", "", "", 10**15, *(each for project in sorted(new) for each in (tag_of(project), project)))
             self.registered |= new
 
     def heard(self, tag: str, answer: Sequence[bytes]) -> None:

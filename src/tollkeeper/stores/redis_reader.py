@@ -14,6 +14,7 @@ from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
 from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_census import SharedCensus
+from tollkeeper.stores.redis_finder import Finder
 from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, shape_of, tag_of
 from tollkeeper.stores.redis_link import Ask, Link, Servers, State
 from tollkeeper.values import OTHER, Entry, ScopeKind
@@ -34,6 +35,7 @@ class RedisReader:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._finder = Finder(shared)
 
     @classmethod
     def open(cls, servers: Servers, options: SharedOptions) -> RedisReader:
@@ -107,17 +109,14 @@ class RedisReader:
 
     async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
         def work() -> dict[tuple[str, str], Entry]:
-            wanted, found = set(names), dict[tuple[str, str], Entry]()
-            for project in {project for project, _ in wanted}:
-                for entry in self._walk([tag_of(project)], 0, _TO_THE_END):
-                    name = (entry.scopes.project, entry.id)
-                    if (
-                        entry.sign > 0
-                        and name in wanted
-                        and (name not in found or entry.revision >= found[name].revision)
-                    ):
-                        found[name] = entry
-            return found
+            by_project: dict[str, list[str]] = {}
+            for project, id in names:
+                by_project.setdefault(project, []).append(id)
+            return {
+                (project, id): revisions[-1]
+                for project, ids in by_project.items()
+                for id, revisions in self._finder.revisions(project, ids).items()
+            }
 
         return await self._do(work)
 

@@ -110,19 +110,17 @@ class Holds:
             return await self._reserve_away(held, covering)
         self._held[hold.id] = held
         try:
-            numbers = await self._reserve_in_all(held)
-        except StoreUnavailable:
-            self._held.pop(hold.id, None)
-            self._gone[hold.id] = held
-            raise
-        except Exception:
+            numbers = await self._reserve_in_all(held, fresh=lived is None)
+        except Exception as error:
             if lived is None:
                 self._held.pop(hold.id, None)
+                if isinstance(error, StoreUnavailable):  # what was done is not known
+                    await self._let_go(held)
             raise
         return grant_of(_balances(covering, numbers))
 
-    async def _reserve_in_all(self, held: Held) -> Numbers:
-        """Reserve in every slot, or in none. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
+    async def _reserve_in_all(self, held: Held, fresh: bool) -> Numbers:
+        """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
         link, tags = self._shared.link, held.tags
         for _ in range(OPENINGS_MAX):
             answers = await link.asks([self._ask(held, tag) for tag in tags])
@@ -144,7 +142,7 @@ class Holds:
                         )
                     case _:
                         closed.append(tag)
-            if (failures or closed) and granted:
+            if (failures or closed) and granted and fresh:
                 await link.asks([self._release(held, tag) for tag in granted])
             if failures:
                 raise failures[0]
@@ -237,11 +235,15 @@ class Holds:
         if held is None:
             return
         await self._journal.void(hold_id)
+        await self._let_go(held)
+
+    async def _let_go(self, held: Held) -> None:
+        """End a hold in every slot: now, or when Redis is back."""
         if held.legs:
             try:
                 await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
             except StoreUnavailable:
-                self._gone[hold_id] = held
+                self._gone[held.hold.id] = held
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""

@@ -30,7 +30,7 @@ log = logging.getLogger("tollkeeper")
 
 #: Seconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
 GRACE_S: Final = 5.0
-#: Seconds that the first calls of a process wait for Redis.
+#: Seconds from the start for which calls wait for Redis.
 BEGIN_S: Final = 2.0
 #: Seconds between two looks for the holds of dead gateways, by whichever gateway comes first.
 SWEEP_S: Final = 2.0
@@ -49,9 +49,10 @@ class RedisStore(RedisReader):
         scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
-        self._uncovered = (
-            0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
-        )
+        self._seconds = options.clock.monotonic_s
+        self._begin_until_s = self._seconds() + BEGIN_S
+        # The last row that was above its hold, or had none: no balance knows of it until it is applied.
+        self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._flusher = Flusher(
             self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
@@ -102,6 +103,8 @@ class RedisStore(RedisReader):
 
     async def settle(self, entry: Entry) -> Booked:
         ends = self._holds.ends(entry)
+        if not self._flusher.begun and not ends:
+            await self._begun()
         if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
             return "repeated"
         booked = await self._journal.settle(entry)
@@ -205,8 +208,10 @@ class RedisStore(RedisReader):
         await super().close()
 
     async def _begun(self) -> None:
-        """Give Redis a moment at the start, before the first call fails."""
-        await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", BEGIN_S)
+        """Give Redis a moment at the start, before the first calls fail or go on without it."""
+        left_s = self._begin_until_s - self._seconds()
+        if left_s > 0:
+            await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_s)
 
     async def _current(self) -> None:
         """Wait until everything booked here before can be read in Redis. Raises StoreUnavailable."""

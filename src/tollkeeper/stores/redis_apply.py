@@ -27,6 +27,7 @@ from tollkeeper.stores.redis_batch import (
     project_batch,
     units_of,
 )
+from tollkeeper.stores.redis_before import before_of
 from tollkeeper.stores.redis_blocks import Block, unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, shape_of, tag_of
@@ -116,6 +117,8 @@ class Applier:
         stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{name}@{tag}")) for tag in tags)) if tags else []
         self.applied = {tag: int(row or 0) for tag, row in zip(tags, cursors, strict=True)}
         self.starred = {tag: int(row or 0) for tag, row in zip(tags, stars, strict=True)}
+        if not link.run(Ask(("HGET", keys.cursor(GLOBAL), f"{name}/before")))[0]:
+            self._begin()
         for tag in tags:
             if self.applied[tag] > self._journal.last:
                 raise StoreUnavailable(
@@ -131,6 +134,18 @@ class Applier:
                 rows += self._journal.rows(rows[-1][0], upto, 1)
             self.apply(rows)
             at = rows[-1][0]
+
+    def _begin(self) -> None:
+        """Redis has never seen this journal, or has lost everything: then it gets the sums of what is pruned here, too, once."""
+        shared, name = self._shared, self._journal.id
+        found = before_of(self._journal.before(), name, shared.keys, shared.deadlines, shared.now_us() // 10**6)
+        cursors = shared.link.run(*(Ask(("HGET", shared.keys.cursor(tag), name)) for tag in found.batches))
+        lost = not any(self.applied.values()) and not any(cursors)
+        batches = found.batches if lost else {}
+        last = batches.pop(GLOBAL, Batch(tag=GLOBAL, cursors=[(f"{name}/before", 0, 1)], shapes=None))
+        shared.register(found.projects if lost else ())
+        for batch in (*batches.values(), last):
+            shared.link.run(shared.ask(batch))  # its cursor refuses it where it was taken before
 
     def _follow(self, tag: str) -> None:
         """Bring the slot that has no project up to what the project's own slot has, from the entries counted there."""

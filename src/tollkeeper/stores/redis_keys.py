@@ -147,6 +147,7 @@ class Deadlines:
     """
 
     def __init__(self, retention: Retention, dedupe_s: int = 86400, ahead_s: int = 0) -> None:
+        self.retention = retention
         self._keeps = {"hour": retention.hour_s, "day": retention.day_s, "month": retention.month_s}
         self._entries_s = retention.entries_s
         self._dedupe_s, self._ahead_s = dedupe_s, ahead_s

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
-from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size
+from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, horizons
 from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
 from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
@@ -165,8 +165,14 @@ class RedisReader:
         return None if project in (None, "", OTHER) or scope == "key" else [tag_of(project)]
 
     def _since(self) -> dict[str, int]:
+        """Before which instants rows may be gone: pruned, or past their deadline."""
         (found,) = self._shared.link.run(Ask(("HGETALL", self._shared.keys.since)))
-        return dict.fromkeys((*PERIODS, "entry"), 0) | {what.decode(): int(at) for what, at in pairs(found).items()}
+        since = dict.fromkeys((*PERIODS, "entry"), 0) | horizons(
+            self._shared.now_us(), self._shared.deadlines.retention
+        )
+        for what, at_us in pairs(found).items():
+            since[what.decode()] = max(since[what.decode()], int(at_us))
+        return since
 
     def _dated(self, tag: str, from_us: int | None = None, to_us: int = _TO_THE_END) -> list[bytes]:
         """Names of the dated keys of a slot whose period begins in a time."""
@@ -249,10 +255,7 @@ class RedisReader:
         deadlines = self._shared.deadlines
 
         def whole(key: CellKey) -> bool:
-            return (
-                key.start_us >= max(since[key.period], since["entry"])
-                and deadlines.cells(key.period, key.start_us) > now_s
-            )
+            return key.start_us >= max(since[key.period], since["entry"])
 
         kept = {key: spent_ for key, spent_ in self._balances(projects).items() if key.start_us >= since["entry"]}
         right = {

@@ -8,13 +8,14 @@ entries go on into the journal, and hard budgets refuse or admit what they decla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Final
 
 from msgspec import structs
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
@@ -148,7 +149,10 @@ class RedisStore(RedisReader):
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)
-        dead = await asyncio.to_thread(self._dead, now_us) if self.state == "ready" else []
+        dead: list[Hold] = []
+        if self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # it has been said; whoever looks next finds them
+                dead = await asyncio.to_thread(self._dead, now_us)
         booked = await asyncio.gather(*(self.settle(expired(hold)) for hold in (*due, *dead)))
         for hold, told in zip(dead, booked[len(due) :], strict=True):
             if told == "repeated":  # it was booked; only its hold was left

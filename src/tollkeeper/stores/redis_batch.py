@@ -242,7 +242,7 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
     shapes = tuple(shapes)
     for first, sums in groups:
         for shape in shapes:
-            amount = _measured(shape.measure, sums)
+            amount = measured(shape.measure, sums)
             if not amount:
                 continue
             start_us, end_us = window_at(shape.window, shape.timezone, first.at_us)
@@ -255,7 +255,8 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
     return found
 
 
-def _measured(measure: Measure, sums: Sequence[int]) -> int:
+def measured(measure: Measure, sums: Sequence[int]) -> int:
+    """What a cell's sums come to in a budget's measure."""
     if measure == "usd":
         return sums[_AMOUNT]
     return sum(sums[kind] for kind in _TOKENS) if measure == "tokens" else sums[_ATTEMPTS]

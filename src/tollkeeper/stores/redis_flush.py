@@ -16,7 +16,7 @@ import logging
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
@@ -36,6 +36,8 @@ BEAT_MS: Final = 500
 SILENT_MS: Final = 5000
 #: Milliseconds that a recovery waits for the gateways that were alive before.
 LEARN_MS: Final = 3000
+#: Milliseconds after which every gateway has noticed that Redis was emptied, also one that nobody had heard of before.
+HEARD_MS: Final = 2 * BEAT_MS
 #: Milliseconds between two looks whether the others are back.
 RETRY_MS: Final = 50
 #: Milliseconds between two looks for journals of dead processes.
@@ -62,11 +64,12 @@ class Flusher:
         self._lock = Condition()
         self._collects = False  # rows come by `push`; else they are read from the journal by the next recovery
         self._closing = False
+        self._awaited: set[str] = set()  # gateways that were alive, and have not come back since the last recovery began
         self.peers: dict[str, str] = {}  #: journal → what its gateway said last
         self.done = 0  #: every row up to this one is applied
         self.begun = False  #: Redis has been ready once
         self.epoch = ""  #: in which this process has recovered last
-        self._next_beat = self._next_orphans = 0
+        self._next_beat = self._next_orphans = self._heard_at = 0
         self._thread = Thread(target=self._work, name="tollkeeper-flush", daemon=True)
 
     def start(self) -> None:
@@ -200,8 +203,8 @@ class Flusher:
             self._next_beat = now + BEAT_MS
             if self._say("ready") != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
+            self._applier.look()
         if now >= self._next_orphans:
-            self._next_orphans = now + ORPHANS_MS
             self._adopt_orphans()
 
     # ── recovery ──
@@ -215,36 +218,49 @@ class Flusher:
         shared.census.forget()
         shared.shapes.clear()
         shared.registered.clear()
-        known, before = self.epoch, set(self.peers)
+        known = self.epoch
+        self._awaited |= set(self.peers)
         self.epoch = self._say("recovering", begin=True)
-        before = (before | set(self.peers)) - {self._journal.id}
-        if known and known != self.epoch:
+        emptied = bool(known) and known != self.epoch
+        if emptied:
             log.error("store: Redis was emptied; it is filled again from the journals")
         shared.register(self._journal.projects())
         self._applier.catch_up()
+        if self._applier.forgotten and known in ("", self.epoch):  # the others do not know yet
+            self.epoch, emptied = shared.renew(self.epoch), True
+        if emptied:
+            self._heard_at = shared.ticks_ms() + HEARD_MS
+        self._say("recovering")
+        self._adopt_orphans()
+        self._applier.follow_others(self.peers)
         self._reassert()
-        until = shared.ticks_ms() + LEARN_MS
-        while not self._all_back(before):
-            if shared.ticks_ms() >= until:
-                log.warning("store: %d gateways that were alive have not come back yet", len(before))
-                break
-            with self._lock:
-                if self._closing:
-                    break
-                self._lock.wait(RETRY_MS / 1000)
-            self._say("replayed")
+        self._learn()
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
         shared.link.tell("recovered")
 
-    def _all_back(self, before: Iterable[str]) -> bool:
-        """Whether every gateway that was alive has replayed its journal into this very Redis."""
-        here = f" {self.epoch} {self._where()} "
-        return all(
-            here in said and said.rpartition(" ")[2] in ("replayed", "ready")
-            for said in (self.peers.get(name, "") for name in before)
-        )
+    def _learn(self) -> None:
+        """Wait until every gateway that was alive has replayed its journal into this very Redis. Raises Doubted."""
+        until_ms = self._shared.ticks_ms() + LEARN_MS
+        while True:
+            if self._say("replayed") != self.epoch:
+                raise Doubted("store: Redis has begun again from nothing")
+            here = f" {self.epoch} {self._where()} "
+            others = (self._awaited | set(self.peers)) - {self._journal.id}
+            missing = [
+                said
+                for said in (self.peers.get(name, "") for name in others)
+                if here not in said or said.endswith(" recovering")
+            ]
+            if missing and self._shared.ticks_ms() >= until_ms and not any(here in said for said in missing):
+                log.warning("store: %d gateways that were alive have not come back yet", len(missing))
+                missing = []
+            with self._lock:
+                if self._closing or not missing and self._shared.ticks_ms() >= self._heard_at:
+                    break
+                self._lock.wait(RETRY_MS / 1000)
+        self._awaited.clear()
 
     def _where(self) -> str:
         """Which server processes we are connected to."""
@@ -256,11 +272,13 @@ class Flusher:
         epoch = secrets.token_hex(8) if begin else ""
         said = f"{self.epoch} {self._where()} {state}"
         found = self._shared.beat(epoch, self._journal.id, said, SILENT_MS)
-        self.peers = dict(zip(found[1::2], found[2::2], strict=True))
+        if found[0]:  # an emptied Redis knows nobody
+            self.peers = dict(zip(found[1::2], found[2::2], strict=True))
         return found[0]
 
     def _adopt_orphans(self) -> None:
         """Drain the journals of processes that have died."""
+        self._next_orphans = self._shared.ticks_ms() + ORPHANS_MS
         for path in orphans(self._folder, self._journal.path):
             try:
                 journal = Journal.open(path)

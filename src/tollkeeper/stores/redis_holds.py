@@ -121,7 +121,7 @@ class Holds:
 
     async def _reserve_in_all(self, held: Held, fresh: bool) -> Numbers:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
-        link, tags = self._shared.link, held.tags
+        link, tags, again = self._shared.link, held.tags, False
         for _ in range(OPENINGS_MAX):
             answers = await link.asks([self._ask(held, tag) for tag in tags])
             numbers: Numbers = {}
@@ -144,6 +144,9 @@ class Holds:
                         closed.append(tag)
             if (failures or closed) and granted and fresh:
                 await link.asks([self._release(held, tag) for tag in granted])
+            if failures and granted and GLOBAL not in granted and fresh and not again:
+                again = True  # what stood in its way may be calls that their own projects are refusing just now
+                continue
             if failures:
                 raise failures[0]
             if not closed:

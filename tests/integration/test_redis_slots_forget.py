@@ -80,9 +80,11 @@ async def agrees(stores: list[RedisStore]) -> bool:
 
 
 async def until_agreed(stores: list[RedisStore]) -> None:
-    async with asyncio.timeout(20):
-        while not await agrees(stores):
-            await asyncio.sleep(0.05)
+    for _ in range(400):
+        if await agrees(stores):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError([await store.verify() for store in stores])
 
 
 @pytest.mark.parametrize("at", [0, 1, 3])

@@ -54,9 +54,7 @@ class RedisStore(RedisReader):
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(
-            self._shared, self._journal, folder=options.journal, reassert=lambda: self._holds.reassert()
-        )
+        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, holds=lambda: self._holds)
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
@@ -142,10 +140,7 @@ class RedisStore(RedisReader):
         return "corrected"
 
     def _booked(self, rows: list[Row]) -> None:
-        for seq, entry in rows:
-            if not self._holds.settled(entry):
-                self._uncovered = seq
-        self._flusher.push(rows)
+        self._uncovered = max(self._uncovered, self._holds.booked(rows, self._flusher.push))
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)

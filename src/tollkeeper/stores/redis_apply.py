@@ -209,15 +209,21 @@ class Applier:
 
     # ── what is new ──
 
-    def apply(self, rows: Iterable[Row]) -> None:
-        """Apply rows that follow what has been applied. Raises Doubted, StoreUnavailable."""
+    def apply(self, rows: Iterable[Row]) -> list[Entry]:
+        """Apply rows; the entries of those that had been applied before. Raises Doubted, StoreUnavailable."""
         by_tag: dict[str, list[Unit]] = {}
+        before: list[Entry] = []
         for unit in units_of(rows):
             tag = tag_of(unit.entry.scopes.project)
             if unit.seq > self.applied.get(tag, 0):
                 by_tag.setdefault(tag, []).append(unit)
-        if not by_tag:
-            return
+            else:
+                before.append(unit.entry)
+        if by_tag:
+            self._apply(by_tag)
+        return before
+
+    def _apply(self, by_tag: dict[str, list[Unit]]) -> None:
         self._shared.census.learn(self._shared.link, (unit.entry for units in by_tag.values() for unit in units))
         jobs = [
             _Job(tag, [self._placed(unit) for unit in units], self.applied.get(tag, 0)) for tag, units in by_tag.items()

@@ -16,16 +16,18 @@ import logging
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final
+from typing import Final, Protocol
 
 from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_link import State
+from tollkeeper.values import Entry
 
 log = logging.getLogger("tollkeeper")
 
@@ -46,25 +48,34 @@ ORPHANS_MS: Final = 5000
 WAITING_MAX: Final = 20_000
 
 
+class Live(Protocol):
+    """Holds, as far as the way to Redis must know of them."""
+
+    def reassert(self, pending: Callable[[], Collection[str]]) -> None: ...
+
+    def recovered(self, tell: Callable[[], State]) -> None: ...
+
+    def applied_before(self, entries: Iterable[Entry]) -> None: ...
+
+
 class Flusher:
     """`push` rows as they become safe; `flushed` to wait until they are applied.
 
-    `reassert()` is called while recovering, on this thread: it must make every live hold stand in Redis again.
+    `holds()` are this process's: on this thread they are made to stand in Redis again while it recovers.
     """
 
-    def __init__(
-        self, shared: Shared, journal: Journal, *, folder: Path,
-        reassert: Callable[[], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, holds: Callable[[], Live]) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
-        self._reassert = reassert
+        self._holds = holds
         self._applier = Applier(shared, journal)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
         self._lock = Condition()
         self._collects = False  # rows come by `push`; else they are read from the journal by the next recovery
         self._closing = False
-        self._awaited: set[str] = set()  # gateways that were alive, and have not come back since the last recovery began
+        self._awaited: set[str] = (
+            set()
+        )  # gateways that were alive, and have not come back since the last recovery began
         self.peers: dict[str, str] = {}  #: journal → what its gateway said last
         self.done = 0  #: every row up to this one is applied
         self.begun = False  #: Redis has been ready once
@@ -184,7 +195,8 @@ class Flusher:
             overflowed = not self._collects
         if rows:
             self._shared.register(entry.scopes.project for _, entry in rows)
-            self._applier.apply(rows)
+            if again := self._applier.apply(rows):
+                self._holds().applied_before(again)
             with self._lock:
                 for _ in rows:
                     if self._rows:
@@ -233,12 +245,17 @@ class Flusher:
         self._say("recovering")
         self._adopt_orphans()
         self._applier.follow_others(self.peers)
-        self._reassert()
+        self._holds().reassert(self._pending)
         self._learn()
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        shared.link.tell("recovered")
+        self._holds().recovered(lambda: shared.link.tell("recovered"))
+
+    def _pending(self) -> set[str]:
+        """Ids of entries that are safe and not applied yet."""
+        with self._lock:
+            return {entry.id for _, entry in self._rows}
 
     def _learn(self) -> None:
         """Wait until every gateway that was alive has replayed its journal into this very Redis. Raises Doubted."""
@@ -257,7 +274,7 @@ class Flusher:
                 log.warning("store: %d gateways that were alive have not come back yet", len(missing))
                 missing = []
             with self._lock:
-                if self._closing or not missing and self._shared.ticks_ms() >= self._heard_at:
+                if self._closing or (not missing and self._shared.ticks_ms() >= self._heard_at):
                     break
                 self._lock.wait(RETRY_MS / 1000)
         self._awaited.clear()

@@ -7,20 +7,34 @@ budget may go on by what it declares (`when_away`) while Redis is away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import secrets
+from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.book import Balance, Budgets, asked_of, grant_of, refused, standing_of
+from tollkeeper.book import Budgets, grant_of, refused, standing_of
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Shape
+from tollkeeper.ledger import Shape
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Doubted, Shared
-from tollkeeper.stores.redis_batch import window_at
+from tollkeeper.stores.redis_apply import Doubted, Shared, pairs
+from tollkeeper.stores.redis_away import Allowance
+from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_held import (
+    Covering,
+    Held,
+    Leg,
+    Numbers,
+    balances_of,
+    covering_of,
+    field_of,
+    hold_in,
+    legs_of,
+    numbers_of,
+)
 from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, shape_name, tag_of
-from tollkeeper.stores.redis_link import Ask, Script
+from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
@@ -32,37 +46,6 @@ PAGE: Final = 500
 _reserve: Final = Script("reserve")
 _void: Final = Script("void")
 _json: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Hold).decode
-
-Numbers = dict[BalanceKey, tuple[int, int]]
-"""(spent, held) of balances."""
-Covering = list[tuple[Budget, BalanceKey, int]]
-"""Budgets that cover a call, each with its balance and the end of its window."""
-
-
-class Leg(NamedTuple):
-    """What a hold takes of one balance."""
-
-    key: BalanceKey
-    end_us: int
-    asked: int | None
-    limit: int | None  #: None: it never refuses
-
-
-class Held(NamedTuple):
-    """A hold of this process that stands. Without `legs` no budget covers it, and only the journal knows of it."""
-
-    hold: Hold
-    legs: tuple[Leg, ...]
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The slots that have a part of it."""
-        return tuple(dict.fromkeys(balance_tag(leg.key) for leg in self.legs))
-
-    def field(self, tag: str) -> str:
-        """Its name in a slot; in the one without a project it says whose it is."""
-        return f"{tag_of(self.hold.scopes.project)}/{self.hold.id}" if tag == GLOBAL else self.hold.id
 
 
 class Holds:
@@ -77,7 +60,9 @@ class Holds:
         self._lock = Lock()
         self._held: dict[str, Held] = {}
         self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
-        self._away: dict[BalanceKey, int] = {}  # admitted while it was away
+        self._asserting = False
+        self._name = secrets.token_hex(6)  # of this process: the next owner of the journal has another one
+        self._away = Allowance()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -102,12 +87,13 @@ class Holds:
         if lived is not None and lived.hold != hold:
             raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
         covering = self.covering(hold.scopes, hold.model, hold.at_us)
-        held = lived if lived is not None else Held(hold, _legs(covering, hold))
+        held = lived if lived is not None else Held(hold, legs_of(covering, hold))
         if not held.legs:
             await self._intend(held)
             return grant_of([])
-        if self._shared.link.state != "ready":
-            return await self._reserve_away(held, covering)
+        if self._shared.link.state != "ready" and self._admit_away(held, covering):
+            await self._intend(held)
+            return grant_of(balances_of(covering, {leg.key: (0, self._away.used(leg.key)) for leg in held.legs}))
         self._held[hold.id] = held
         try:
             numbers = await self._reserve_in_all(held, fresh=lived is None)
@@ -117,7 +103,7 @@ class Holds:
                 if isinstance(error, StoreUnavailable):  # what was done is not known
                     await self._let_go(held)
             raise
-        return grant_of(_balances(covering, numbers))
+        return grant_of(balances_of(covering, numbers))
 
     async def _reserve_in_all(self, held: Held, fresh: bool) -> Numbers:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
@@ -127,13 +113,15 @@ class Holds:
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
             for tag, answer in zip(tags, answers, strict=True):
-                legs = _in(held, tag)
+                legs = held.legs_in(tag)
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
-                        numbers |= _numbers(legs, answer[1:])
+                        numbers |= numbers_of(legs, answer[1:])
                     case b"refused":
-                        failures.append(self._refusal(held.hold, legs[int(answer[1]) - 1], _numbers(legs, answer[2:])))
+                        failures.append(
+                            self._refusal(held.hold, legs[int(answer[1]) - 1], numbers_of(legs, answer[2:]))
+                        )
                     case b"conflict":
                         failures.append(Conflict(f"hold {held.hold.id!r} exists with other contents; use a new id"))
                     case b"behind":
@@ -162,7 +150,7 @@ class Holds:
         self._shared.register([held.hold.scopes.project])
         for tag in tags:
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in _in(held, tag)])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in held.legs_in(tag)])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
@@ -172,9 +160,9 @@ class Holds:
         names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
         args: list[Any] = [
             self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
-            hold.deadline_us // 1000, self._shared.deadlines.hold(hold.deadline_us), "1" if whatever else "",
+            hold.deadline_us // 1000, self._shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._name,
         ]  # fmt: skip
-        for leg in _in(held, tag):
+        for leg in held.legs_in(tag):
             name = keys.balance(leg.key)
             names.append(name)
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
@@ -189,37 +177,29 @@ class Holds:
         return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], [held.field(tag)])
 
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
-        found = []
-        for budget, shape, project, id in self._budgets.covering(scopes, model):
-            start_us, end_us = window_at(shape.window, shape.timezone, at_us)
-            found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
-        return found
+        return covering_of(self._budgets, scopes, model, at_us)
 
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
-        for budget, balance in _balances(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
+        for budget, balance in balances_of(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
             if balance.key == leg.key and budget.hard:
                 return refused(standing_of(budget, balance), leg.asked, hold)
         return StoreUnavailable("store: the budgets have changed meanwhile; try again")
 
     # ── while Redis is away ──
 
-    async def _reserve_away(self, held: Held, covering: Covering) -> Grant:
-        """Admit what every hard budget lets each gateway admit now. Raises StoreUnavailable."""
-        with self._lock:
+    def _admit_away(self, held: Held, covering: Covering) -> bool:
+        """Admit a call while Redis is away; False: it is back. Raises StoreUnavailable where a hard budget does not let it."""
+        with self._lock:  # `recovered` sees what was admitted before it; after it nothing is
+            if self._shared.link.state == "ready":
+                return False
             if held.hold.id not in self._held:
-                for budget, key, _ in covering:
-                    if budget.hard and budget.limit is not None:
-                        used, asked = self._away.get(key, 0), asked_of(budget, held.hold)
-                        if asked != 0 and (asked is None or used + asked > budget.when_away):
-                            raise StoreUnavailable(
-                                f"store: Redis is not there ({self._shared.link.reason}); until it is back the {budget.window} "
-                                f"budget of {budget.scope} {key.id or key.project or 'all'!r} lets this gateway admit no more "
-                                "(when_away)"
-                            )
-                for leg in held.legs:
-                    self._away[leg.key] = self._away.get(leg.key, 0) + (leg.asked or 0)
-        await self._intend(held)
-        return grant_of(_balances(covering, {leg.key: (0, self._away.get(leg.key, 0)) for leg in held.legs}))
+                self._away.admit(held, covering, self._shared.link.reason)
+                self._held[held.hold.id] = held
+            return True
+
+    def _give_back(self, hold_id: str) -> None:
+        with self._lock:
+            self._away.give_back(hold_id)
 
     async def _intend(self, held: Held) -> None:
         """Make a hold that Redis does not know safe in the journal."""
@@ -228,6 +208,7 @@ class Holds:
             await self._journal.reserve(held.hold)
         except BaseException:
             self._held.pop(held.hold.id, None)
+            self._give_back(held.hold.id)
             raise
 
     # ── the end of a hold ──
@@ -238,15 +219,20 @@ class Holds:
         if held is None:
             return
         await self._journal.void(hold_id)
+        self._give_back(hold_id)
         await self._let_go(held)
 
     async def _let_go(self, held: Held) -> None:
         """End a hold in every slot: now, or when Redis is back."""
-        if held.legs:
-            try:
-                await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
-            except StoreUnavailable:
+        if not held.legs:
+            return
+        with self._lock:
+            if self._asserting:
                 self._gone[held.hold.id] = held
+        try:
+            await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
+        except StoreUnavailable:
+            self._gone[held.hold.id] = held
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""
@@ -259,8 +245,18 @@ class Holds:
         held = self._held.get(entry.id)
         return held is not None and held.hold.scopes.project == entry.scopes.project
 
-    def settled(self, entry: Entry) -> bool:
-        """An entry is safe in the journal: Redis lets go of its hold when it is applied. Whether the hold covers it until then."""
+    def booked(self, rows: list[Row], push: Callable[[list[Row]], None]) -> int:
+        """Rows are safe in the journal: Redis lets go of their holds when they are applied, for which they are pushed on.
+
+        The last of them that its hold does not cover until then; 0: all are covered.
+        """
+        with self._lock:
+            uncovered = [seq for seq, entry in rows if not self._covers(entry)]
+            push(rows)
+        return max(uncovered, default=0)
+
+    def _covers(self, entry: Entry) -> bool:
+        """End the hold of an entry; whether it held as much as was spent."""
         if entry.by is not None or not self.ends(entry):
             return False
         quote, quoted = (hold := self._held.pop(entry.id).hold).quote_nanos, hold.quote_usage
@@ -286,7 +282,7 @@ class Holds:
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
         )
         numbers = {key: (int(spent or 0), int(held or 0)) for key, (spent, held) in zip(keys, answers, strict=True)}
-        return [standing_of(budget, balance) for budget, balance in _balances(covering, numbers)]
+        return [standing_of(budget, balance) for budget, balance in balances_of(covering, numbers)]
 
     def keep(self, tags: Iterable[str]) -> None:
         """Open slots for every shape that is limited; on a thread."""
@@ -309,7 +305,7 @@ class Holds:
         """Holds that stand in Redis, of all gateways; on a thread."""
         keys = self._shared.keys
         answers = self._shared.link.run(*(Ask(("HVALS", keys.holds(tag))) for tag in (*tags, GLOBAL)))
-        holds = {hold.id: hold for found in answers for hold in map(_hold_in, found)}
+        holds = {hold.id: hold for found in answers for hold in map(hold_in, found)}
         return list(holds.values())
 
     def dead(self, tags: Iterable[str], before_us: int) -> list[Hold]:
@@ -323,60 +319,78 @@ class Holds:
         for tag, fields in zip(tags, due, strict=True):
             if fields:
                 (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
-                found |= {hold.id: hold for hold in (_hold_in(text) for text in texts if text is not None)}
+                found |= {hold.id: hold for hold in (hold_in(text) for text in texts if text is not None)}
         return list(found.values())
 
     # ── after Redis was away ──
 
-    def reassert(self) -> None:
-        """Make every hold of this process stand in Redis, and none that it has given up; on a thread."""
-        self.keep(self._shared.projects())
-        gone, self._gone = self._gone, {}
-        held = [each for each in list(self._held.values()) if each.legs]
-        for each in held:
-            self._keep_all(each)
-        asks = [self._release(each, tag) for each in gone.values() for tag in each.tags]
-        asks += [self._ask(each, tag, whatever=True) for each in held for tag in each.tags]
+    def reassert(self, pending: Callable[[], Collection[str]]) -> None:
+        """Make every hold of this process stand in Redis, and none that it has given up; on a thread.
+
+        `pending()`: ids of entries that are yet to be applied: their holds end with them.
+        """
+        projects = self._shared.projects()
+        self.keep(projects)
+        stand = self._mine([*projects, GLOBAL])
+        with self._lock:
+            keep = {*self._held, *pending()}
+        self._run([ask for id, ask in stand if id not in keep])
+        self._assert(self._held.values())
+
+    def _mine(self, tags: Sequence[str]) -> list[tuple[str, Ask]]:
+        """The holds in Redis that this process has made: id, and what lets go of it. A Redis that went back has old ones again."""
+        keys, name = self._shared.keys, self._name.encode()
+        found = self._shared.link.run(*(Ask(("HGETALL", keys.holds(tag))) for tag in tags))
+        return [
+            (hold_in(text).id, _void([keys.holds(tag), keys.due(tag)], [field.decode()]))
+            for tag, holds in zip(tags, found, strict=True)
+            for field, text in pairs(holds).items()
+            if text.endswith(b"\n" + name)
+        ]
+
+    def recovered(self, tell: Callable[[], State]) -> None:
+        """Make what was admitted since `reassert` stand in Redis too; when nothing is new, `tell` that it is ready."""
+        done: set[str] = set()
+        while True:
+            with self._lock:
+                admitted = [held for id, held in self._away.admitted.items() if id in self._held and id not in done]
+                if not admitted:
+                    if tell() == "ready":
+                        self._away.anew()
+                    return
+            self._assert(admitted)
+            done |= {held.hold.id for held in admitted}
+
+    def _assert(self, every: Iterable[Held]) -> None:
+        self._asserting = True  # what is given up from now on is let go of afterwards
+        held = [each for each in list(every) if each.legs]
         try:
-            for at in range(0, len(asks), PAGE):
-                self._shared.link.run(*asks[at : at + PAGE])
+            for each in held:
+                self._keep_all(each)
+            self._run([self._ask(each, tag, whatever=True) for each in held for tag in each.tags])
+        finally:
+            with self._lock:
+                self._asserting = False
+                gone, self._gone = self._gone, {}
+        try:
+            self._run([self._release(each, tag) for each in gone.values() for tag in each.tags])
         except StoreUnavailable:
             self._gone = gone | self._gone
             raise
-        self._away.clear()
+
+    def applied_before(self, entries: Iterable[Entry]) -> None:
+        """Rows that Redis had before this process heard that they are safe: `reassert` may have found their holds alive."""
+        keys, asks = self._shared.keys, list[Ask]()
+        for entry in entries:
+            own = tag_of(entry.scopes.project)
+            if entry.by is None:
+                for tag in (own, GLOBAL):
+                    asks.append(_void([keys.holds(tag), keys.due(tag)], [field_of(entry.id, own, tag)]))
+        self._run(asks)
+
+    def _run(self, asks: Sequence[Ask]) -> None:
+        for at in range(0, len(asks), PAGE):
+            self._shared.link.run(*asks[at : at + PAGE])
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in _in(held, tag)] for tag in held.tags})
-
-
-def _legs(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
-    """One for each balance; where a hard and a soft budget share it, the hard one limits."""
-    legs: dict[BalanceKey, Leg] = {}
-    for budget, key, end_us in covering:
-        limit = budget.limit if budget.hard else None
-        if key not in legs or limit is not None:
-            legs[key] = Leg(key, end_us, asked_of(budget, hold), limit)
-    return tuple(legs.values())
-
-
-def _in(held: Held, tag: str) -> list[Leg]:
-    return [leg for leg in held.legs if (leg.key.shape.scope in GLOBAL_SCOPES) == (tag == GLOBAL)]
-
-
-def _numbers(legs: Sequence[Leg], answer: Sequence[Any]) -> Numbers:
-    return {leg.key: (int(answer[at * 2]), int(answer[at * 2 + 1])) for at, leg in enumerate(legs)}
-
-
-def _balances(covering: Covering, numbers: Numbers) -> list[tuple[Budget, Balance]]:
-    found = []
-    for budget, key, end_us in covering:
-        if key in numbers:
-            balance = Balance(key, end_us, numbers[key][0])
-            balance.held = numbers[key][1]
-            found.append((budget, balance))
-    return found
-
-
-def _hold_in(text: bytes) -> Hold:
-    """What stands behind the legs."""
-    return _decode(text.partition(b"\n")[2])
+        self._keep({tag: [leg.key.shape for leg in held.legs_in(tag)] for tag in held.tags})

@@ -79,7 +79,7 @@ class Keys:
         return self.of(tag, "shapes")
 
     def holds(self, tag: str) -> str:
-        """Hash: hold's id → what it holds of which balance, then the hold as JSON."""
+        """Hash: hold's id → what it holds of which balance, the hold as JSON, the process whose it is: a line each."""
         return self.of(tag, "holds")
 
     def due(self, tag: str) -> str:

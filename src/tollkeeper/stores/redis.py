@@ -8,13 +8,14 @@ entries go on into the journal, and hard budgets refuse or admit what they decla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Final
 
 from msgspec import structs
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
@@ -55,7 +56,7 @@ class RedisStore(RedisReader):
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._flusher = Flusher(
             self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
-            reassert=lambda: self._holds.reassert(),
+            recovery=lambda: self._holds.recovery(),
         )  # fmt: skip
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
@@ -102,8 +103,10 @@ class RedisStore(RedisReader):
 
     async def settle(self, entry: Entry) -> Booked:
         ends = self._holds.ends(entry)
-        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
-            return "repeated"
+        if not ends and self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # Redis is away: it is found out when it is applied
+                if await self._booked_elsewhere(entry):
+                    return "repeated"
         booked = await self._journal.settle(entry)
         if booked == "repeated" and ends:
             await self._holds.void(entry.id)

@@ -179,7 +179,7 @@ def sentinels(folder: Path, executable: str) -> Iterator[Ground]:
             before.kill()
             until(lambda: _master(group) not in (None, before), "another master")
             after = group.master
-            before.start()
+            before.start().replica_of(after)  # the sentinels would see to it within 10 s
         gateways.busy()
         until(lambda: _follows(before, after), "the old master as a replica")
 
@@ -302,6 +302,44 @@ def paused(folder: Path, executable: str) -> Iterator[Ground]:
         yield Ground(f"{server.url}?timeout=0.3", strike, server.client)
 
 
+@contextmanager
+def several(folder: Path, executable: str) -> Iterator[Ground]:
+    """Two faults, or three, before anybody has recovered from the first."""
+
+    def strike(gateways: Gateways, random: Random) -> None:
+        def gateway() -> None:
+            gateways.kill(random.choice(sorted(gateways.running)))
+            gateways.start()
+
+        def emptied() -> None:
+            with server.client() as client:
+                client.flushall()
+
+        def lost() -> None:
+            proxy.lose_reply(random.randint(1, 20))
+
+        def back() -> None:
+            shutil.copy(copy, dump)
+            server.restart(kill=True)
+
+        faults = [gateway, gateway, emptied, proxy.cut, lost, back, partial(server.restart, kill=True)]
+        with server.client() as client:
+            client.save()
+        shutil.copy(dump, copy)
+        for fault in random.sample(faults, random.randint(2, 3)):
+            fault()
+            gateways.more(random.choice((0, 0, 1, 30)))
+        gateways.busy()
+        proxy.pass_all()
+
+    dump, copy = folder / "dump.rdb", folder / "copy.rdb"
+    with (
+        RedisServer(folder, executable=executable, config={"appendonly": "no"}) as server,
+        FaultProxy(server.port) as proxy,
+    ):
+        yield Ground(f"redis://127.0.0.1:{proxy.port}/0?timeout=0.3", strike, server.client)
+
+
 KINDS: Final[dict[str, Kind]] = {
     "gateway": gateway_killed,
     "redis, everysec": partial(redis_killed, appendfsync="everysec"),
@@ -322,4 +360,5 @@ KINDS: Final[dict[str, Kind]] = {
     "journals' disk full": journal_disk_full,
     "cluster": cluster,
     "paused": paused,
+    "several": several,
 }

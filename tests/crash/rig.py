@@ -126,7 +126,8 @@ class Gateways:
 
     def stop(self) -> None:
         """SIGTERM to all, and wait: what is under way is finished."""
-        self._alive()
+        for name in self.running:
+            self.up(name)
         for process in self.running.values():
             process.terminate()
         for name, process in self.running.items():

@@ -54,7 +54,9 @@ class RedisStore(RedisReader):
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, holds=lambda: self._holds)
+        self._flusher = Flusher(
+            self._shared, self._journal, folder=options.journal, recovery=lambda: self._holds.recovery()
+        )
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
@@ -102,8 +104,10 @@ class RedisStore(RedisReader):
         ends = self._holds.ends(entry)
         if not self._flusher.begun and not ends:
             await self._begun()
-        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
-            return "repeated"
+        if not ends and self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # Redis is away: it is found out when it is applied
+                if await self._booked_elsewhere(entry):
+                    return "repeated"
         booked = await self._journal.settle(entry)
         if booked == "repeated" and ends:
             await self._holds.void(entry.id)
@@ -140,7 +144,10 @@ class RedisStore(RedisReader):
         return "corrected"
 
     def _booked(self, rows: list[Row]) -> None:
-        self._uncovered = max(self._uncovered, self._holds.booked(rows, self._flusher.push))
+        for seq, entry in rows:
+            if not self._holds.settled(entry):
+                self._uncovered = seq
+        self._flusher.push(rows)
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)
@@ -160,7 +167,7 @@ class RedisStore(RedisReader):
         (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", SWEEP_MS)))
         if mine is None:
             return []
-        return self._holds.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
+        return self._holds.stand.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
 
     async def verify(self) -> list[Difference]:
         await self._do(lambda: self._holds.keep(self._shared.projects()))
@@ -175,7 +182,7 @@ class RedisStore(RedisReader):
 
     async def live(self) -> list[Hold]:
         intents = await self._journal.live()
-        shared = await self._do(lambda: self._holds.live(self._shared.projects()))
+        shared = await self._do(lambda: self._holds.stand.live(self._shared.projects()))
         return list({hold.id: hold for hold in (*intents, *shared)}.values())
 
     async def prune(self, now_us: int, retention: Retention) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tollkeeper.book import asked_of
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import BalanceKey
-from tollkeeper.stores.redis_held import Covering, Held
+from tollkeeper.stores.redis_legs import Covering, Held
 
 
 class Allowance:

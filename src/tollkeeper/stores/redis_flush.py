@@ -4,9 +4,9 @@
       ▲                      ▲  │ lost                 │ doubted, lost
       └──────────────────────┴──┴──────────────────────┘          (redis_link.LINK_LIFE)
 
-Recovering: read the cursors, apply what they do not cover, assert the live holds again, and wait until the other gateways have
-done the same; only then is anything admitted again. Others that were alive and do not come back within LEARN_MS are given up:
-what is in their journals counts again when somebody adopts them.
+Recovering: read the cursors, apply what they do not cover (also from the journals of this host's dead), assert the live holds
+again, and wait until the other gateways have done the same; only then is anything admitted again. Others that were alive and do
+not come back within LEARN_MS are given up: what is in their journals counts again when somebody adopts them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import logging
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Final, Protocol
 
 from tollkeeper.errors import StoreError, StoreUnavailable
-from tollkeeper.stores.journal import Journal, orphans
+from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
 from tollkeeper.stores.redis_link import State
@@ -48,25 +48,31 @@ ORPHANS_MS: Final = 5000
 WAITING_MAX: Final = 20_000
 
 
-class Live(Protocol):
-    """Holds, as far as the way to Redis must know of them."""
+class Recovery(Protocol):
+    """Holds from the beginning of a recovery, before the journal is read, to its end."""
 
-    def reassert(self, pending: Callable[[], Collection[str]]) -> None: ...
+    def reassert(self) -> None:
+        """The journal is applied: make every live hold stand in Redis again, and no other one of this process."""
+        ...
 
-    def recovered(self, tell: Callable[[], State]) -> None: ...
+    def ready(self, tell: Callable[[], State]) -> None:
+        """Everyone is back: the same for what was admitted meanwhile; then `tell` that Redis is ready."""
+        ...
 
-    def applied_before(self, entries: Iterable[Entry]) -> None: ...
+    def applied_before(self, entries: Iterable[Entry]) -> None:
+        """Afterwards: these were applied before this process heard that they are safe; their holds end."""
+        ...
 
 
 class Flusher:
     """`push` rows as they become safe; `flushed` to wait until they are applied.
 
-    `holds()` are this process's: on this thread they are made to stand in Redis again while it recovers.
+    `recovery()` is what of a recovery is about holds; its methods are called on this thread.
     """
 
-    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, holds: Callable[[], Live]) -> None:
+    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, recovery: Callable[[], Recovery]) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
-        self._holds = holds
+        self._recovery = recovery
         self._applier = Applier(shared, journal)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
@@ -196,14 +202,18 @@ class Flusher:
         if rows:
             self._shared.register(entry.scopes.project for _, entry in rows)
             if again := self._applier.apply(rows):
-                self._holds().applied_before(again)
+                self._recovery().applied_before(again)
             with self._lock:
                 for _ in rows:
                     if self._rows:
                         self._rows.popleft()
         last = self._journal.last
         with self._lock:
-            upto = self.done = self._rows[0][0] - 1 if self._rows else last
+            if self._rows:
+                last = self._rows[0][0] - 1
+            elif not self._collects:  # nobody has told of the rows that came since
+                last = rows[-1][0] if rows else self.done
+            upto = self.done = last
             done = [told for row, told in self._waiting if row <= upto]
             self._waiting = [each for each in self._waiting if each[0] > upto]
         for told in done:
@@ -237,47 +247,54 @@ class Flusher:
         if emptied:
             log.error("store: Redis was emptied; it is filled again from the journals")
         shared.register(self._journal.projects())
+        recovery = self._recovery()
         self._applier.catch_up()
         if self._applier.forgotten and known in ("", self.epoch):  # the others do not know yet
             self.epoch, emptied = shared.renew(self.epoch), True
         if emptied:
             self._heard_at = shared.ticks_ms() + HEARD_MS
         self._say("recovering")
-        self._adopt_orphans()
-        self._applier.follow_others(self.peers)
-        self._holds().reassert(self._pending)
+        drained = self._adopt_orphans()
+        self._awaited -= drained
+        self._applier.follow_others(self.peers.keys() - drained)
+        recovery.reassert()
         self._learn()
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        self._holds().recovered(lambda: shared.link.tell("recovered"))
-
-    def _pending(self) -> set[str]:
-        """Ids of entries that are safe and not applied yet."""
-        with self._lock:
-            return {entry.id for _, entry in self._rows}
+        recovery.ready(lambda: shared.link.tell("recovered"))
 
     def _learn(self) -> None:
         """Wait until every gateway that was alive has replayed its journal into this very Redis. Raises Doubted."""
-        until_ms = self._shared.ticks_ms() + LEARN_MS
+        shared = self._shared
+        until_ms = shared.ticks_ms() + LEARN_MS
         while True:
             if self._say("replayed") != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
+            missing = self._missing()
             here = f" {self.epoch} {self._where()} "
-            others = (self._awaited | set(self.peers)) - {self._journal.id}
-            missing = [
-                said
-                for said in (self.peers.get(name, "") for name in others)
-                if here not in said or said.endswith(" recovering")
-            ]
-            if missing and self._shared.ticks_ms() >= until_ms and not any(here in said for said in missing):
+            if (
+                missing
+                and shared.ticks_ms() >= until_ms
+                and not any(here in self.peers.get(name, "") for name in missing)
+            ):
                 log.warning("store: %d gateways that were alive have not come back yet", len(missing))
                 missing = []
             with self._lock:
-                if self._closing or (not missing and self._shared.ticks_ms() >= self._heard_at):
+                if self._closing or (not missing and shared.ticks_ms() >= self._heard_at):
                     break
                 self._lock.wait(RETRY_MS / 1000)
         self._awaited.clear()
+
+    def _missing(self) -> list[str]:
+        """Gateways that were alive, or are on this host, and have not replayed their journals into this very Redis."""
+        here = f" {self.epoch} {self._where()} "
+        told = {name: self.peers.get(name, "") for name in (*self._awaited, *self.peers, *neighbours(self._folder))}
+        return [
+            name
+            for name, said in told.items()
+            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in ("replayed", "ready"))
+        ]
 
     def _where(self) -> str:
         """Which server processes we are connected to."""
@@ -289,13 +306,14 @@ class Flusher:
         epoch = secrets.token_hex(8) if begin else ""
         said = f"{self.epoch} {self._where()} {state}"
         found = self._shared.beat(epoch, self._journal.id, said, SILENT_MS)
-        if found[0]:  # an emptied Redis knows nobody
+        if found[0] == self.epoch or begin:  # one that was emptied has forgotten who was there
             self.peers = dict(zip(found[1::2], found[2::2], strict=True))
         return found[0]
 
-    def _adopt_orphans(self) -> None:
-        """Drain the journals of processes that have died."""
+    def _adopt_orphans(self) -> set[str]:
+        """Drain the journals of this host's dead, and say which. Raises StoreUnavailable where Redis does not answer."""
         self._next_orphans = self._shared.ticks_ms() + ORPHANS_MS
+        drained = set()
         for path in orphans(self._folder, self._journal.path):
             try:
                 journal = Journal.open(path)
@@ -305,5 +323,11 @@ class Flusher:
             try:
                 self._shared.register(journal.projects())
                 Applier(self._shared, journal).catch_up()
+                drained.add(journal.id)
+            except StoreError as error:
+                if self._shared.link.state not in ("recovering", "ready"):
+                    raise
+                log.warning("store: the journal %s is left alone: %s", path.name, error)
             finally:
                 asyncio.run(journal.close())
+        return drained

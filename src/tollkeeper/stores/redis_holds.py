@@ -7,45 +7,36 @@ budget may go on by what it declares (`when_away`) while Redis is away.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from threading import Lock
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from tollkeeper.book import Budgets, grant_of, refused, standing_of
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import Shape
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Doubted, Shared, pairs
+from tollkeeper.stores.redis_apply import Doubted, Shared
 from tollkeeper.stores.redis_away import Allowance
-from tollkeeper.stores.redis_batch import Row
-from tollkeeper.stores.redis_held import (
+from tollkeeper.stores.redis_holding import AMOUNT_MAX, PAGE, Holding
+from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, tag_of
+from tollkeeper.stores.redis_legs import (
     Covering,
     Held,
     Leg,
     Numbers,
     balances_of,
     covering_of,
-    field_of,
-    hold_in,
+    legs_in,
     legs_of,
     numbers_of,
 )
-from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, shape_name, tag_of
-from tollkeeper.stores.redis_link import Ask, Script, State
+from tollkeeper.stores.redis_link import Ask, State
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
-#: The largest amount that a script compares exactly.
-AMOUNT_MAX: Final = 2**53 - 1
 #: How often a reservation opens its slots and tries again.
 OPENINGS_MAX: Final = 5
-PAGE: Final = 500
-_reserve: Final = Script("reserve")
-_void: Final = Script("void")
-_json: Final = msgspec.json.Encoder().encode
 
 
 class Holds:
@@ -55,13 +46,13 @@ class Holds:
         self, shared: Shared, journal: Journal, *, epoch: Callable[[], str], applied: Callable[[str], int]
     ) -> None:
         self._shared, self._journal = shared, journal
-        self._epoch, self._applied = epoch, applied
+        self._epoch = epoch
+        self.stand = Holding(shared, journal.id, epoch=epoch, applied=applied)
         self._budgets = Budgets()
         self._lock = Lock()
         self._held: dict[str, Held] = {}
         self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
         self._asserting = False
-        self._name = secrets.token_hex(6)  # of this process: the next owner of the journal has another one
         self._away = Allowance()
 
     @property
@@ -101,7 +92,7 @@ class Holds:
             if lived is None:
                 self._held.pop(hold.id, None)
                 if isinstance(error, StoreUnavailable):  # what was done is not known
-                    await self._let_go(held)
+                    await self._end(held)
             raise
         return grant_of(balances_of(covering, numbers))
 
@@ -109,11 +100,11 @@ class Holds:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
         link, tags, again = self._shared.link, held.tags, False
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self._ask(held, tag) for tag in tags])
+            answers = await link.asks([self.stand.ask(held, tag) for tag in tags])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
             for tag, answer in zip(tags, answers, strict=True):
-                legs = held.legs_in(tag)
+                legs = legs_in(held, tag)
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
@@ -131,7 +122,7 @@ class Holds:
                     case _:
                         closed.append(tag)
             if (failures or closed) and granted and fresh:
-                await link.asks([self._release(held, tag) for tag in granted])
+                await link.asks([self.stand.release(held, tag) for tag in granted])
             if failures and granted and GLOBAL not in granted and fresh and not again:
                 again = True  # what stood in its way may be calls that their own projects are refusing just now
                 continue
@@ -150,31 +141,10 @@ class Holds:
         self._shared.register([held.hold.scopes.project])
         for tag in tags:
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in held.legs_in(tag)])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs_in(held, tag)])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
-
-    def _ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
-        hold, keys = held.hold, self._shared.keys
-        names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
-        args: list[Any] = [
-            self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
-            hold.deadline_us // 1000, self._shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._name,
-        ]  # fmt: skip
-        for leg in held.legs_in(tag):
-            name = keys.balance(leg.key)
-            names.append(name)
-            asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
-            limit = "" if leg.limit is None else leg.limit
-            args += (
-                shape_name(leg.key.shape), asked, limit, self._shared.deadlines.balance(leg.end_us),
-                name.rpartition("}:")[2], leg.key.start_us // 10**6,
-            )  # fmt: skip
-        return _reserve(names, args)
-
-    def _release(self, held: Held, tag: str) -> Ask:
-        return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], [held.field(tag)])
 
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
         return covering_of(self._budgets, scopes, model, at_us)
@@ -189,7 +159,7 @@ class Holds:
 
     def _admit_away(self, held: Held, covering: Covering) -> bool:
         """Admit a call while Redis is away; False: it is back. Raises StoreUnavailable where a hard budget does not let it."""
-        with self._lock:  # `recovered` sees what was admitted before it; after it nothing is
+        with self._lock:  # `ready` sees what was admitted before it; after it nothing is
             if self._shared.link.state == "ready":
                 return False
             if held.hold.id not in self._held:
@@ -219,44 +189,32 @@ class Holds:
         if held is None:
             return
         await self._journal.void(hold_id)
+        await self._end(held)
         self._give_back(hold_id)
-        await self._let_go(held)
 
-    async def _let_go(self, held: Held) -> None:
-        """End a hold in every slot: now, or when Redis is back."""
-        if not held.legs:
-            return
-        with self._lock:
-            if self._asserting:
+    async def _end(self, held: Held) -> None:
+        """Let go of a hold in every slot: now, or when Redis is back."""
+        if held.legs:
+            if self._shared.link.state != "ready" or self._asserting:  # it may be asserted again just now
                 self._gone[held.hold.id] = held
-        try:
-            await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
-        except StoreUnavailable:
-            self._gone[held.hold.id] = held
+            try:
+                await self._shared.link.asks([self.stand.release(held, tag) for tag in held.tags])
+            except StoreUnavailable:
+                self._gone[held.hold.id] = held
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""
         held = Held(hold, ())
         tags = (tag_of(hold.scopes.project), GLOBAL)
-        await self._shared.link.asks([self._release(held, tag) for tag in tags])
+        await self._shared.link.asks([self.stand.release(held, tag) for tag in tags])
 
     def ends(self, entry: Entry) -> bool:
         """Whether an entry ends a hold of this process: the one of its id, if it is its own project's."""
         held = self._held.get(entry.id)
         return held is not None and held.hold.scopes.project == entry.scopes.project
 
-    def booked(self, rows: list[Row], push: Callable[[list[Row]], None]) -> int:
-        """Rows are safe in the journal: Redis lets go of their holds when they are applied, for which they are pushed on.
-
-        The last of them that its hold does not cover until then; 0: all are covered.
-        """
-        with self._lock:
-            uncovered = [seq for seq, entry in rows if not self._covers(entry)]
-            push(rows)
-        return max(uncovered, default=0)
-
-    def _covers(self, entry: Entry) -> bool:
-        """End the hold of an entry; whether it held as much as was spent."""
+    def settled(self, entry: Entry) -> bool:
+        """An entry is safe in the journal: Redis lets go of its hold when it is applied. Whether the hold covers it until then."""
         if entry.by is not None or not self.ends(entry):
             return False
         quote, quoted = (hold := self._held.pop(entry.id).hold).quote_nanos, hold.quote_usage
@@ -301,96 +259,94 @@ class Holds:
             if not shared.shapes[tag].issuperset(shapes):
                 open_slot(shared, tag, self._epoch(), shapes)
 
-    def live(self, tags: Iterable[str]) -> list[Hold]:
-        """Holds that stand in Redis, of all gateways; on a thread."""
-        keys = self._shared.keys
-        answers = self._shared.link.run(*(Ask(("HVALS", keys.holds(tag))) for tag in (*tags, GLOBAL)))
-        holds = {hold.id: hold for found in answers for hold in map(hold_in, found)}
-        return list(holds.values())
-
-    def dead(self, tags: Iterable[str], before_us: int) -> list[Hold]:
-        """Holds in Redis whose deadline is before an instant; on a thread."""
-        keys = self._shared.keys
-        found: dict[str, Hold] = {}
-        tags = [*tags, GLOBAL]
-        due = self._shared.link.run(
-            *(Ask(("ZRANGEBYSCORE", keys.due(tag), "-inf", before_us // 1000, "LIMIT", 0, PAGE)) for tag in tags)
-        )
-        for tag, fields in zip(tags, due, strict=True):
-            if fields:
-                (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
-                found |= {hold.id: hold for hold in (hold_in(text) for text in texts if text is not None)}
-        return list(found.values())
-
     # ── after Redis was away ──
 
-    def reassert(self, pending: Callable[[], Collection[str]]) -> None:
+    def recovery(self) -> HoldsRecovery:
+        """To be begun before the journal is read."""
+        return HoldsRecovery(self, set(self._held))
+
+    def reassert(self, before: AbstractSet[str]) -> None:
         """Make every hold of this process stand in Redis, and none that it has given up; on a thread.
 
-        `pending()`: ids of entries that are yet to be applied: their holds end with them.
+        `before`: ids of those that stood before the journal was read. An old Redis may have others: they have ended since.
         """
-        projects = self._shared.projects()
-        self.keep(projects)
-        stand = self._mine([*projects, GLOBAL])
-        with self._lock:
-            keep = {*self._held, *pending()}
-        self._run([ask for id, ask in stand if id not in keep])
-        self._assert(self._held.values())
+        tags = self._shared.projects()
+        self.keep(tags)
+        found = self.stand.own(tags)
+        held = [each for each in list(self._held.values()) if each.legs]
+        standing = before | {each.hold.id for each in held}
+        self._run(
+            [
+                self.stand.end(tag, fields)
+                for tag, ids in found.items()
+                if (fields := [field for field, id in ids.items() if id not in standing])
+            ]
+        )
+        self._assert(held)
 
-    def _mine(self, tags: Sequence[str]) -> list[tuple[str, Ask]]:
-        """The holds in Redis that this process has made: id, and what lets go of it. A Redis that went back has old ones again."""
-        keys, name = self._shared.keys, self._name.encode()
-        found = self._shared.link.run(*(Ask(("HGETALL", keys.holds(tag))) for tag in tags))
-        return [
-            (hold_in(text).id, _void([keys.holds(tag), keys.due(tag)], [field.decode()]))
-            for tag, holds in zip(tags, found, strict=True)
-            for field, text in pairs(holds).items()
-            if text.endswith(b"\n" + name)
-        ]
-
-    def recovered(self, tell: Callable[[], State]) -> None:
-        """Make what was admitted since `reassert` stand in Redis too; when nothing is new, `tell` that it is ready."""
+    def ready(self, tell: Callable[[], State]) -> None:
+        """The same for what was admitted meanwhile; when nothing is new, `tell` that Redis is ready."""
         done: set[str] = set()
         while True:
             with self._lock:
-                admitted = [held for id, held in self._away.admitted.items() if id in self._held and id not in done]
-                if not admitted:
+                late = [held for id, held in self._away.admitted.items() if id in self._held and id not in done]
+                if not late:
                     if tell() == "ready":
                         self._away.anew()
                     return
-            self._assert(admitted)
-            done |= {held.hold.id for held in admitted}
-
-    def _assert(self, every: Iterable[Held]) -> None:
-        self._asserting = True  # what is given up from now on is let go of afterwards
-        held = [each for each in list(every) if each.legs]
-        try:
-            for each in held:
-                self._keep_all(each)
-            self._run([self._ask(each, tag, whatever=True) for each in held for tag in each.tags])
-        finally:
-            with self._lock:
-                self._asserting = False
-                gone, self._gone = self._gone, {}
-        try:
-            self._run([self._release(each, tag) for each in gone.values() for tag in each.tags])
-        except StoreUnavailable:
-            self._gone = gone | self._gone
-            raise
+            self._assert(late)
+            done |= {held.hold.id for held in late}
 
     def applied_before(self, entries: Iterable[Entry]) -> None:
         """Rows that Redis had before this process heard that they are safe: `reassert` may have found their holds alive."""
-        keys, asks = self._shared.keys, list[Ask]()
-        for entry in entries:
-            own = tag_of(entry.scopes.project)
-            if entry.by is None:
-                for tag in (own, GLOBAL):
-                    asks.append(_void([keys.holds(tag), keys.due(tag)], [field_of(entry.id, own, tag)]))
-        self._run(asks)
+        self._run([ask for entry in entries if entry.by is None for ask in self.stand.end_of(entry)])
+
+    def _assert(self, held: Sequence[Held]) -> None:
+        """Make holds stand that may be given up meanwhile."""
+        self._asserting = True
+        try:
+            for each in held:
+                self._keep_all(each)
+            self._run([self.stand.ask(each, tag, whatever=True) for each in held for tag in each.tags])
+        finally:
+            self._asserting = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Have Redis forget what was given up while it did not answer, or was told again."""
+        gone, self._gone = self._gone, {}
+        try:
+            self._run(
+                [
+                    self.stand.release(each, tag)
+                    for id, each in gone.items()
+                    if id not in self._held
+                    for tag in each.tags
+                ]
+            )
+        except StoreUnavailable:
+            self._gone = gone | self._gone
+            raise
 
     def _run(self, asks: Sequence[Ask]) -> None:
         for at in range(0, len(asks), PAGE):
             self._shared.link.run(*asks[at : at + PAGE])
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in held.legs_in(tag)] for tag in held.tags})
+        self._keep({tag: [leg.key.shape for leg in legs_in(held, tag)] for tag in held.tags})
+
+
+class HoldsRecovery:
+    """`redis_flush.Recovery`."""
+
+    def __init__(self, holds: Holds, before: AbstractSet[str]) -> None:
+        self._holds, self._before = holds, before
+
+    def reassert(self) -> None:
+        self._holds.reassert(self._before)
+
+    def ready(self, tell: Callable[[], State]) -> None:
+        self._holds.ready(tell)
+
+    def applied_before(self, entries: Iterable[Entry]) -> None:
+        self._holds.applied_before(entries)

@@ -3,7 +3,8 @@
 --
 -- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… the balances
 -- ARGV  1 epoch  2 journal  3 last row that the caller knows to be applied  4 id of the hold  5 the hold as text
---       6 deadline, ms  7 keep until, s  8 "1": hold it whatever the limits say  9 whose it is
+--       6 deadline, ms  7 keep until, s  8 "1": hold it whatever the limits say
+--       9 who holds it: "#" and a process's name
 --       then per balance: shape, asked ("": unknown), limit ("": none), keep until, name in the index, start in s
 --
 -- {"held" | "known", spent, held, …}  {"refused", number of the balance, spent, held, …}  numbers as they stand afterwards
@@ -43,8 +44,8 @@ end
 
 local lived = redis.call('HGET', holds, id)
 if lived then
-  -- The legs stand before the first newline, and may have been taken under other budgets; behind the second one, whose it is.
-  if lived:match('\n([^\n]*)') ~= text then return {'conflict'} end
+  -- The legs stand before the first newline, with the owner, and may have been taken under other budgets.
+  if lived:sub((lived:find('\n', 1, true)) + 1) ~= text then return {'conflict'} end
   return {'known', unpack(numbers)}
 end
 if refused and ARGV[8] ~= '1' then return {'refused', refused, unpack(numbers)} end
@@ -57,7 +58,8 @@ for number, leg in ipairs(legs) do
     held[#held + 1] = leg[1] .. ' ' .. leg[2]
   end
 end
-redis.call('HSET', holds, id, table.concat(held, ' ') .. '\n' .. text .. '\n' .. ARGV[9])
+held[#held + 1] = ARGV[9]
+redis.call('HSET', holds, id, table.concat(held, ' ') .. '\n' .. text)
 redis.call('ZADD', due, ARGV[6], id)
 for _, key in ipairs({holds, due, index}) do
   if redis.call('EXPIREAT', key, ARGV[7], 'NX') == 0 then redis.call('EXPIREAT', key, ARGV[7], 'GT') end

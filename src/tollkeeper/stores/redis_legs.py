@@ -1,4 +1,4 @@
-"""What a hold takes of which balance, and in which slot. Pure."""
+"""What a hold takes of which balances, and the budgets that ask for it. Pure."""
 
 from __future__ import annotations
 
@@ -41,9 +41,6 @@ class Held(NamedTuple):
         """The slots that have a part of it."""
         return tuple(dict.fromkeys(balance_tag(leg.key) for leg in self.legs))
 
-    def legs_in(self, tag: str) -> list[Leg]:
-        return [leg for leg in self.legs if (leg.key.shape.scope in GLOBAL_SCOPES) == (tag == GLOBAL)]
-
     def field(self, tag: str) -> str:
         """Its name in a slot; in the one without a project it says whose it is."""
         return field_of(self.hold.id, tag_of(self.hold.scopes.project), tag)
@@ -73,13 +70,15 @@ def legs_of(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
     return tuple(legs.values())
 
 
+def legs_in(held: Held, tag: str) -> list[Leg]:
+    return [leg for leg in held.legs if (leg.key.shape.scope in GLOBAL_SCOPES) == (tag == GLOBAL)]
+
+
 def numbers_of(legs: Sequence[Leg], answer: Sequence[Any]) -> Numbers:
-    """What a script says of balances: spent, held, spent, held, …"""
     return {leg.key: (int(answer[at * 2]), int(answer[at * 2 + 1])) for at, leg in enumerate(legs)}
 
 
 def balances_of(covering: Covering, numbers: Numbers) -> list[tuple[Budget, Balance]]:
-    """Each budget whose numbers are known, with its balance."""
     found = []
     for budget, key, end_us in covering:
         if key in numbers:
@@ -90,5 +89,5 @@ def balances_of(covering: Covering, numbers: Numbers) -> list[tuple[Budget, Bala
 
 
 def hold_in(text: bytes) -> Hold:
-    """A hold as it stands in Redis: what it holds of which balance, the hold, whose it is."""
-    return _decode(text.split(b"\n")[1])
+    """What stands behind the legs."""
+    return _decode(text.partition(b"\n")[2])

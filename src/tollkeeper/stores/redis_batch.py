@@ -28,7 +28,7 @@ from tollkeeper.stores.redis_keys import (
     GLOBAL_SCOPES,
     Deadlines,
     Keys,
-    cell_field,
+    cell_fields,
     digest_of,
     hour_of,
     shape_name,
@@ -128,14 +128,18 @@ def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[st
     for unit in units:
         key = keys.ids(tag, hour_of(unit.entry.at_us))
         name = (key, unit.name)
-        adds, mark, conflict = decide(unit, now.get(name, stand.get(name, "")))
-        now[name] = mark
-        if unit.entry.by is not None and adds:
+        stands = now.get(name, stand.get(name, ""))
+        adds, mark, conflict = decide(unit, stands)
+        if unit.reversal is not None and unit.entry.by is not None and adds:
             settled = (key, f"0={unit.entry.id}")
-            if now.get(settled, stand.get(settled, "")).startswith("{"):
+            under = now.setdefault(settled, stand.get(settled, ""))
+            if under.startswith("{"):
                 now[settled] = _json(unit.entry).decode()
-            else:
-                now.setdefault(settled, stand.get(settled, ""))
+            elif (
+                under and unit.reversal.outcome == "expired"
+            ):  # the estimate that it corrects has been replaced meanwhile
+                adds, mark, conflict = (), stands, True
+        now[name] = mark
         counted += (Counted(unit.seq, each) for each in adds)
         if conflict:
             conflicts.append(unit.entry)
@@ -173,7 +177,7 @@ class Places:
     def __init__(self, keys: Keys, deadlines: Deadlines) -> None:
         self.keys, self.deadlines = keys, deadlines
         self._found: dict[tuple[Any, ...], tuple[Place, ...]] = {}
-        self._places: dict[tuple[str, ...], Place] = {}  # one of each, whoever counts there
+        self._places: dict[tuple[tuple[str, ...], tuple[str, ...]], Place] = {}  # one of each, whoever counts there
 
     def cells(self, entry: Entry) -> tuple[Place, ...]:
         name = (entry.scopes, entry.provider, entry.served, entry.other, hour_of(entry.at_us))
@@ -187,11 +191,11 @@ class Places:
         return places
 
     def _cells(self, tag: str, cells: Sequence[CellKey]) -> Place:
-        keys, before = tuple(self.keys.cells(tag, cell) for cell in cells), cell_field(cells[0])
-        place = self._places.get((*keys, before))
+        keys, fields = tuple(self.keys.cells(tag, cell) for cell in cells), cell_fields(cells[0])
+        place = self._places.get((keys, fields))
         if place is None:
             deadlines = tuple(self.deadlines.cells(cell.period, cell.start_us) for cell in cells)
-            place = self._places[*keys, before] = Place(keys, deadlines, tuple(before + name for name in CELL_SUMS))
+            place = self._places[keys, fields] = Place(keys, deadlines, fields)
         return place
 
     def balance(self, key: BalanceKey, end_us: int) -> Place:
@@ -237,7 +241,7 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
     shapes = tuple(shapes)
     for first, sums in groups:
         for shape in shapes:
-            amount = _measured(shape.measure, sums)
+            amount = measured(shape.measure, sums)
             if not amount:
                 continue
             start_us, end_us = window_at(shape.window, shape.timezone, first.at_us)
@@ -247,7 +251,8 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
     return [Sums(place, [amount]) for place, amount in found.items()]
 
 
-def _measured(measure: Measure, sums: Sequence[int]) -> int:
+def measured(measure: Measure, sums: Sequence[int]) -> int:
+    """What a cell's sums come to in a budget's measure."""
     if measure == "usd":
         return sums[_AMOUNT]
     return sum(sums[kind] for kind in _TOKENS) if measure == "tokens" else sums[_ATTEMPTS]

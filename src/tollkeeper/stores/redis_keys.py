@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from tollkeeper.ledger import BalanceKey, CellKey, Period, Shape, window_of
+from tollkeeper.ledger import CELL_SUMS, BalanceKey, CellKey, Period, Shape, window_of
 from tollkeeper.stores import Retention
 from tollkeeper.values import OTHER, Entry, ScopeKind
 
@@ -114,6 +114,10 @@ class Keys:
         """List of blocks: entries as they were counted, in the order in which they were (redis_blocks.py)."""
         return self.of(tag, f"entries:{month_us}")
 
+    def before(self, tag: str) -> str:
+        """Hash: scope:id:measure → what pruned entries had spent, which a refilled slot cannot read any more."""
+        return self.of(tag, "before")
+
     def ids(self, tag: str, hour_us: int) -> str:
         """Hash: entry's id → what was booked under it, for those who book it again."""
         return self.of(tag, f"ids:{hour_us}")
@@ -128,9 +132,10 @@ def balance_tag(key: BalanceKey) -> str:
     return GLOBAL if key.shape.scope in GLOBAL_SCOPES else tag_of(key.project)
 
 
-def cell_field(key: CellKey) -> str:
-    """What stands before a sum's name in a cell's fields."""
-    return f"{encode(key.provider)}|{encode(key.model)}|"
+def cell_fields(key: CellKey) -> tuple[str, ...]:
+    """The fields of a cell in its hash, one for each of CELL_SUMS."""
+    before = f"{encode(key.provider)}|{encode(key.model)}|"
+    return tuple(before + name for name in CELL_SUMS)
 
 
 def hour_of(at_us: int) -> int:
@@ -143,6 +148,7 @@ class Deadlines:
     """
 
     def __init__(self, retention: Retention, dedupe_s: int = 86400, ahead_s: int = 0) -> None:
+        self.retention = retention
         self._keeps = {"hour": retention.hour_s, "day": retention.day_s, "month": retention.month_s}
         self._entries_s = retention.entries_s
         self._dedupe_s, self._ahead_s = dedupe_s, ahead_s

@@ -77,10 +77,11 @@ local function until_(key, deadline)
   return false
 end
 
--- A dated key that is new is listed by its name, under the start of its period.
+-- A new key whose name ends with the start of its period, UTC microseconds, is listed under that.
 local function dated(key, deadline)
-  if call('EXPIREAT', key, deadline, 'NX') == 1 then
-    call('ZADD', index, key:match(':(%d+)$') / 1000000, key:match('^.*}:(.*)$'))
+  local start_us = key:match(':(%d+)$')
+  if call('EXPIREAT', key, deadline, 'NX') == 1 and start_us then
+    call('ZADD', index, start_us / 1000000, key:match('^.*}:(.*)$'))
   end
 end
 

@@ -283,17 +283,21 @@ class Batch(msgspec.Struct):
             stand.append(old)
             marks.append(new)
         every += names
-        sums = []
+        alike: dict[tuple[str, ...], list[Sums]] = {}
         for place, amounts in self.sums:
-            if any(amounts):
-                every += place.keys
-                sums.append((tuple(compress(place.fields, amounts)), tuple(filter(None, amounts)), place.deadlines))
+            alike.setdefault(tuple(compress(place.fields, amounts)), []).append(Sums(place, amounts))
+        alike.pop((), None)
+        every += (key for some in alike.values() for place, _ in some for key in place.keys)
         every += (key for key, _, _ in self.blocks)
-        blocks_until = [deadline_s for _, deadline_s, _ in self.blocks]
-        keep_s = max((self.names_until_s, *chain(*(each[2] for each in sums)), *blocks_until))
+        until_s = [deadline_s for _, deadline_s, _ in self.blocks]
+        keep_s = max((self.names_until_s, *(max(place.deadlines) for place, _ in self.sums), *until_s))
         batch = (
-            keep_s or FOREVER_S, self.cursors, self.shapes, self.names_until_s, tuple(names.values()), self.ended, sums,
-            blocks_until,
+            keep_s or FOREVER_S, self.cursors, self.shapes, self.names_until_s, tuple(names.values()), self.ended,
+            [
+                (fields, [(tuple(filter(None, amounts)), place.deadlines) for place, amounts in some])
+                for fields, some in alike.items()
+            ],
+            until_s,
         )  # fmt: skip
         return every, [_pack(batch), *(data for _, _, data in self.blocks)]
 

@@ -10,7 +10,7 @@
 --         keep until, s (of the names)
 --         [[fields, what stands in each ("": nothing), what shall stand there], …]: a key for each
 --         [id of a hold that ends, …]
---         [[fields, amounts to add, [keep until, s, …]], …]: a key for each deadline
+--         [[fields, [[amounts to add, [keep until, s, …]], …]], …]: a key for each deadline
 --         [keep until, s, …]: a key for each, of a block
 --       2… blocks of entries
 --
@@ -62,9 +62,11 @@ for _, name in ipairs(names) do
 end
 if #wrong > 0 then return {'ids', unpack(wrong)} end
 
-for _, sum in ipairs(sums) do
-  for _, amount in ipairs(sum[2]) do whole(amount) end
-  for _, deadline in ipairs(sum[3]) do whole(deadline) end
+for _, alike in ipairs(sums) do
+  for _, sum in ipairs(alike[2]) do
+    for _, amount in ipairs(sum[1]) do whole(amount) end
+    for _, deadline in ipairs(sum[2]) do whole(deadline) end
+  end
 end
 for _, deadline in ipairs(blocks_until) do whole(deadline) end
 whole(keep)
@@ -102,43 +104,46 @@ for _, name in ipairs(names) do
   until_(KEYS[at], names_until)
 end
 
-for _, id in ipairs(ended) do
-  local lived = call('HGET', holds, id)
+local lives = #ended > 0 and call('HMGET', holds, unpack(ended)) or {}
+for number, lived in ipairs(lives) do
   if lived then
     for key, amount in lived:sub(1, (lived:find('\n', 1, true)) - 1):gmatch('(%S+) (%d+)') do
       call('HINCRBY', key, 'held', '-' .. amount)
     end
-    call('HDEL', holds, id)
-    call('ZREM', due, id)
+    call('HDEL', holds, ended[number])
+    call('ZREM', due, ended[number])
   end
 end
 
 -- Read, add and set all fields of a hash in two calls; what a double cannot count exactly is left to HINCRBY.
 local failed = {}
-for _, sum in ipairs(sums) do
-  local fields, amounts, set = sum[1], sum[2], {}
-  for _, deadline in ipairs(sum[3]) do
-    at = at + 1
-    local key, last = KEYS[at], 0
-    local had = pcall('HMGET', key, unpack(fields))
-    for number, add in ipairs(amounts) do
-      local old, total = had[number], nil
-      if not old and not had.err then
-        total = add
-      elseif old and #old < 16 and find(old, '^%-?%d+$') then
-        total = old + add
-      end
-      if total and total < EXACT and total > -EXACT then
-        set[last + 1] = fields[number]
-        set[last + 2] = format('%.0f', total)
-        last = last + 2
-      -- A counter that is full or is none must not stop the others half-way.
-      elseif type(pcall('HINCRBY', key, fields[number], add)) == 'table' then
-        failed[#failed + 1] = key .. ' ' .. fields[number]
-      end
+local function count_up(key, fields, amounts, deadline)
+  local had, set, last = pcall('HMGET', key, unpack(fields)), {}, 0
+  for number, add in ipairs(amounts) do
+    local old, total = had[number], nil
+    if not old and not had.err then
+      total = add
+    elseif old and #old < 16 and find(old, '^%-?%d+$') then
+      total = old + add
     end
-    if last > 0 then call('HSET', key, unpack(set, 1, last)) end
-    if not had[1] then dated(key, deadline) end
+    if total and total < EXACT and total > -EXACT then
+      set[last + 1], set[last + 2] = fields[number], total
+      last = last + 2
+    -- A counter that is full or is none must not stop the others half-way.
+    elseif type(pcall('HINCRBY', key, fields[number], add)) == 'table' then
+      failed[#failed + 1] = key .. ' ' .. fields[number]
+    end
+  end
+  if last > 0 then call('HSET', key, unpack(set)) end
+  if not had[1] then dated(key, deadline) end
+end
+
+for _, alike in ipairs(sums) do
+  for _, sum in ipairs(alike[2]) do
+    for _, deadline in ipairs(sum[2]) do
+      at = at + 1
+      count_up(KEYS[at], alike[1], sum[1], deadline)
+    end
   end
 end
 for number, deadline in ipairs(blocks_until) do

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain, compress
+from itertools import compress
 from operator import add
 from typing import Any, Final, NamedTuple
 
@@ -274,8 +274,7 @@ class Batch(msgspec.Struct):
     blocks: list[tuple[str, int, bytes]] = []  #: key, deadline, data
 
     def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
-        tag = self.tag
-        every = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
+        every = list(keys.slot(self.tag))
         names: dict[str, tuple[list[str], list[str], list[str]]] = {}
         for (key, field), (old, new) in self.names.items():
             fields, stand, marks = names.setdefault(key, ([], [], []))

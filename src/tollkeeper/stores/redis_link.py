@@ -19,6 +19,7 @@ from threading import Condition, Thread
 from typing import Any, Final, Literal, Protocol
 
 import redis
+from hiredis import pack_command
 from redis.exceptions import (
     AskError,
     ClusterDownError,
@@ -145,6 +146,8 @@ class Link:
 
     async def asks(self, asks: Sequence[Ask]) -> list[Any]:
         """The answers of several."""
+        if len(asks) == 1:
+            return [await self.ask(asks[0])]
         loop = asyncio.get_running_loop()
         for ask in asks:
             ask.waiter = loop.create_future()
@@ -331,7 +334,7 @@ class _Wire:
                 self._owed.append(True)
             commands.append(ask.command)
             self._owed.append(False)
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
+        self._connection.send_packed_command([b"".join(map(pack_command, commands))])
 
     def read(self) -> Any:
         """The next answer; a refusal is answered, not raised."""

@@ -94,7 +94,9 @@ def test_where_a_cell_goes(cell: tuple[object, ...], tag: str, fields: dict[str,
 
 def test_many_ids() -> None:
     """No step counts up more fields than Lua's stack has room for."""
-    cells = [(CellKey("month", 0, "agent", "alpha", f"a{number}", "p", "m"), (1,) * len(CELL_SUMS)) for number in range(4000)]
+    cells = [
+        (CellKey("month", 0, "agent", "alpha", f"a{number}", "p", "m"), (1,) * len(CELL_SUMS)) for number in range(4000)
+    ]
     (batch,) = before_of(cells, "j", Keys("t"), Deadlines(KEPT), FOREVER_S).batches.values()
     assert [len(place.fields) for place, _ in batch.sums] == [1000] * 12
 

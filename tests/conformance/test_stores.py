@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import apsw
 import pytest
+from tests.redis_ledger import shared_at
 
 from tollkeeper.ledger import CELL_SUMS
-from tollkeeper.stores import Store
+from tollkeeper.stores import Store, open_store
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.stores.sqlite import SqliteStore
 from tollkeeper.testing.conformance import StoreContract
+from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import AT_US, KEEP_ALL, USD, a_hold, an_entry, usd
 from tollkeeper.values import Budget, Scopes
 
@@ -52,6 +55,50 @@ class TestSqlite(StoreContract):
         with apsw.Connection(str(self.path)) as other:
             other.execute(f"UPDATE {what} SET {column} = {column} + 1")
         other.close()
+
+
+class TestRedisStore(StoreContract):
+    """The shared ledger: a journal, and a real Redis."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path, redis_server: RedisServer) -> None:
+        self.folder, self.server = tmp_path, redis_server
+
+    async def open(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> Store:
+        shared = shared_at(self.folder / "journal")
+        return open_store(self.server.url, budgets=budgets, scope_cap=scope_cap, shared=shared)
+
+    def corrupt(self, store: Store, what: What) -> None:
+        with self.server.client() as client:
+            for key in client.keys({"cell": "*:cells:day:project:*", "balance": "*:balance:*"}[what]):
+                client.hincrby(key, {"cell": "fake|m|calls", "balance": "spent"}[what], 1)
+
+
+class Turns:
+    """Two stores as one: each call goes to the next of them, and a change of the budgets to both."""
+
+    def __init__(self, *stores: Store) -> None:
+        self._stores, self._turn = stores, cycle(stores)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(next(self._turn), name)
+
+    async def set_budgets(self, budgets: Iterable[Budget]) -> None:
+        for store in self._stores:
+            await store.set_budgets(budgets)
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+
+
+class TestTwoRedisStores(TestRedisStore):
+    """The same by two processes' stores in turns (B2, C8): a hold of one is settled by the other, and is gone in both."""
+
+    async def open(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> Store:
+        budgets = tuple(budgets)
+        both = [await super(TestTwoRedisStores, self).open(budgets, scope_cap=scope_cap) for _ in range(2)]
+        return Turns(*both)  # type: ignore[return-value]
 
 
 class TestDamage:

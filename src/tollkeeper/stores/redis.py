@@ -12,22 +12,25 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
+from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import expired
-from tollkeeper.stores import Booked, Corrected, Difference, Retention, SharedOptions, horizons
+from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
 from tollkeeper.stores.redis_holds import Holds
 from tollkeeper.stores.redis_keys import FOREVER_S
-from tollkeeper.stores.redis_link import Ask, Script, Servers, State
+from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
+from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
 log = logging.getLogger("tollkeeper")
 
 #: Seconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
 GRACE_S: Final = 5.0
-#: Seconds that the first calls of a process wait for Redis.
+#: Seconds after a process's start in which calls wait for Redis.
 BEGIN_S: Final = 2.0
 #: Seconds between two looks for the holds of dead gateways, by whichever gateway comes first.
 SWEEP_S: Final = 2.0
@@ -46,13 +49,16 @@ class RedisStore(RedisReader):
         scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
+        self._clock, self._opened_s = options.clock, options.clock.monotonic_s()
+        self._since_us = options.clock.now_us()
+        self._watch = Watch(servers)
         self._uncovered = (
             0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
         )
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._flusher = Flusher(
             self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
-            reassert=lambda: self._holds.reassert(),
+            reassert=self._reassert,
         )  # fmt: skip
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
@@ -71,10 +77,24 @@ class RedisStore(RedisReader):
         """Why calls are refused just now; None: they are not, or only those of hard budgets while Redis is away."""
         if self._journal.trouble is not None:
             return self._journal.trouble
-        return None if self._flusher.begun else f"store: Redis has not answered yet ({self._shared.link.reason})"
+        return None if self._flusher.begun else f"store: Redis is not there yet ({self._shared.link.reason})"
+
+    @property
+    def condition(self) -> Condition:
+        link, flusher = self._shared.link, self._flusher
+        return Condition(
+            state=link.state, since_us=self._since_us, reason=link.reason or None,
+            waiting=max(0, self._journal.last - flusher.done) if flusher.begun else None,
+            peers=len(flusher.peers.keys() - {self._journal.id}),
+        )  # fmt: skip
+
+    def _reassert(self) -> None:
+        self._watch.look(self._shared.link.runs, hard=self._holds.hard)
+        self._holds.reassert()
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
+        self._since_us = self._clock.now_us()
         if state == "away":
             log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
         elif state == "recovering":
@@ -90,6 +110,8 @@ class RedisStore(RedisReader):
     async def reserve(self, hold: Hold) -> Grant:
         if not self._flusher.begun:
             await self._begun()
+            if not self._flusher.begun:
+                raise StoreUnavailable(str(self.trouble))
         if self._uncovered > self._flusher.done and self.state == "ready":
             await self._current()
         return await self._holds.reserve(hold)
@@ -171,7 +193,9 @@ class RedisStore(RedisReader):
 
     async def _begun(self) -> None:
         """Give Redis a moment at the start, before the first call fails."""
-        await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", BEGIN_S)
+        left_s = self._opened_s + BEGIN_S - self._clock.monotonic_s()
+        if left_s > 0:
+            await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_s)
 
     async def _current(self) -> None:
         """Wait until everything booked here before can be read in Redis. Raises StoreUnavailable."""

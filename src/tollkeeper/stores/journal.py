@@ -93,6 +93,10 @@ class Journal:
         """Put an entry in the place of the one that stands here under its id."""
         return await self._store.correct(entry)
 
+    async def add(self, entries: tuple[Entry, ...]) -> None:
+        """Write entries of one id as they are: what they are was decided by more than this journal knows. Raises Conflict."""
+        await self._store.add(entries)
+
     async def expire(self, now_us: int) -> int:
         """Book every hold past its deadline at its estimate; returns how many."""
         return await self._store.expire(now_us)

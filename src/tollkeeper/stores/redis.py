@@ -12,15 +12,17 @@ import logging
 from collections.abc import Iterable
 from typing import Final
 
-from tollkeeper.errors import StoreUnavailable
-from tollkeeper.ledger import expired
+from msgspec import structs
+
+from tollkeeper.errors import Conflict, StoreUnavailable
+from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import Row
 from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
 from tollkeeper.stores.redis_holds import Holds
-from tollkeeper.stores.redis_keys import FOREVER_S
+from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
 from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
 from tollkeeper.stores.redis_servers import Servers
@@ -30,7 +32,7 @@ log = logging.getLogger("tollkeeper")
 
 #: Seconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
 GRACE_S: Final = 5.0
-#: Seconds after a process's start in which calls wait for Redis.
+#: Seconds from the start for which calls wait for Redis.
 BEGIN_S: Final = 2.0
 #: Seconds between two looks for the holds of dead gateways, by whichever gateway comes first.
 SWEEP_S: Final = 2.0
@@ -49,12 +51,12 @@ class RedisStore(RedisReader):
         scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
-        self._clock, self._opened_s = options.clock, options.clock.monotonic_s()
-        self._since_us = options.clock.now_us()
+        self._seconds, self._now_us = options.clock.monotonic_s, options.clock.now_us
+        self._begin_until_s = self._seconds() + BEGIN_S
+        self._since_us = self._now_us()
         self._watch = Watch(servers)
-        self._uncovered = (
-            0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
-        )
+        # The last row that was above its hold, or had none: no balance knows of it until it is applied.
+        self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._flusher = Flusher(
             self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
@@ -94,7 +96,7 @@ class RedisStore(RedisReader):
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
-        self._since_us = self._clock.now_us()
+        self._since_us = self._now_us()
         if state == "away":
             log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
         elif state == "recovering":
@@ -120,13 +122,51 @@ class RedisStore(RedisReader):
         await self._holds.void(hold_id)
 
     async def settle(self, entry: Entry) -> Booked:
+        ends = self._holds.ends(entry)
+        if not self._flusher.begun and not ends:
+            await self._begun()
+        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
+            return "repeated"
         booked = await self._journal.settle(entry)
-        if booked == "repeated" and self._holds.ends(entry):
+        if booked == "repeated" and ends:
             await self._holds.void(entry.id)
         return booked
 
+    async def _booked_elsewhere(self, entry: Entry) -> bool:
+        """Whether a process of this ledger has booked the same before; two at once are found out when they are applied.
+
+        Raises Conflict where it was booked with other contents.
+        """
+        key = self._shared.keys.ids(tag_of(entry.scopes.project), hour_of(entry.at_us))
+        found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        stands = "" if found is None else found.decode()
+        if entry.outcome == "expired" or not stands or stands.startswith("{"):
+            return bool(stands) and entry.outcome == "expired"
+        if stands != digest_of(entry):
+            raise Conflict(f"entry {entry.id!r} was booked with other contents; use a new id")
+        return True
+
     async def correct(self, entry: Entry) -> Corrected:
-        return await self._journal.correct(entry)
+        try:
+            return await self._correct(entry)
+        except Conflict:  # perhaps with another caller's of this process, which can be read by now
+            return await self._correct(entry)
+
+    async def _correct(self, entry: Entry) -> Corrected:
+        await self._current()
+        project, id = entry.scopes.project, entry.id
+        revisions = (await asyncio.to_thread(self._finder.revisions, project, [id])).get(id, [])
+        added = correcting(revisions, entry)
+        if not added:
+            return "repeated"
+        own = await self._journal.entry(project, id)
+        stands = revisions[-1]
+        if own is not None and (
+            own.revision > stands.revision or structs.replace(own, other=stands.other) == stands
+        ):  # the journal puts callers of one id in a row
+            return await self._journal.correct(entry)
+        await self._journal.add(added)
+        return "corrected"
 
     def _booked(self, rows: list[Row]) -> None:
         for seq, entry in rows:
@@ -136,10 +176,12 @@ class RedisStore(RedisReader):
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)
-        if self.state == "ready":
-            due += await asyncio.to_thread(self._dead, now_us)
-        await asyncio.gather(*(self.settle(expired(hold)) for hold in due))
-        return len(due)
+        dead = await asyncio.to_thread(self._dead, now_us) if self.state == "ready" else []
+        booked = await asyncio.gather(*(self.settle(expired(hold)) for hold in (*due, *dead)))
+        for hold, told in zip(dead, booked[len(due) :], strict=True):
+            if told == "repeated":  # it was booked; only its hold was left
+                await self._holds.let_go(hold)
+        return len(due) + len(dead)
 
     def _dead(self, now_us: int) -> list[Hold]:
         """Holds of gateways that have died, if it is this one's turn to look."""
@@ -192,8 +234,8 @@ class RedisStore(RedisReader):
         await super().close()
 
     async def _begun(self) -> None:
-        """Give Redis a moment at the start, before the first call fails."""
-        left_s = self._opened_s + BEGIN_S - self._clock.monotonic_s()
+        """Give Redis a moment at the start, before the first calls fail or go on without it."""
+        left_s = self._begin_until_s - self._seconds()
         if left_s > 0:
             await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_s)
 

@@ -126,14 +126,18 @@ def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[st
     for unit in units:
         key = keys.ids(tag, hour_of(unit.entry.at_us))
         name = (key, unit.name)
-        adds, mark, conflict = decide(unit, now.get(name, stand.get(name, "")))
-        now[name] = mark
-        if unit.entry.by is not None and adds:
+        stands = now.get(name, stand.get(name, ""))
+        adds, mark, conflict = decide(unit, stands)
+        if unit.reversal is not None and unit.entry.by is not None and adds:
             settled = (key, f"0={unit.entry.id}")
-            if now.get(settled, stand.get(settled, "")).startswith("{"):
+            under = now.setdefault(settled, stand.get(settled, ""))
+            if under.startswith("{"):
                 now[settled] = _json(unit.entry).decode()
-            else:
-                now.setdefault(settled, stand.get(settled, ""))
+            elif (
+                under and unit.reversal.outcome == "expired"
+            ):  # the estimate that it corrects has been replaced meanwhile
+                adds, mark, conflict = (), stands, True
+        now[name] = mark
         counted += (Counted(unit.seq, each) for each in adds)
         if conflict:
             conflicts.append(unit.entry)
@@ -182,7 +186,10 @@ class Places:
         if places is None:
             tag, keys = tag_of(entry.scopes.project), self.keys
             places = tuple(
-                Place(keys.cells(tag, cell), self.deadlines.cells(cell.period, cell.start_us), cell.start_us // 10**6, cell_field(cell))
+                Place(
+                    keys.cells(tag, cell), self.deadlines.cells(cell.period, cell.start_us), cell.start_us // 10**6,
+                    cell_field(cell),
+                )
                 for cell, _ in cells_of(entry)
             )  # fmt: skip
             if len(self._cells) >= PLACES_MAX:
@@ -235,7 +242,7 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
     shapes = tuple(shapes)
     for first, sums in groups:
         for shape in shapes:
-            amount = _measured(shape.measure, sums)
+            amount = measured(shape.measure, sums)
             if not amount:
                 continue
             start_us, end_us = window_at(shape.window, shape.timezone, first.at_us)
@@ -248,7 +255,8 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
     return found
 
 
-def _measured(measure: Measure, sums: Sequence[int]) -> int:
+def measured(measure: Measure, sums: Sequence[int]) -> int:
+    """What a cell's sums come to in a budget's measure."""
     if measure == "usd":
         return sums[_AMOUNT]
     return sum(sums[kind] for kind in _TOKENS) if measure == "tokens" else sums[_ATTEMPTS]

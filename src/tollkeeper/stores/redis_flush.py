@@ -110,9 +110,7 @@ class Flusher:
 
     def applied_upto(self) -> int:
         """Every row up to this one is applied: it may be pruned."""
-        last = self._journal.last
-        with self._lock:
-            return self._rows[0][0] - 1 if self._rows else last if self._collects else 0
+        return self.done if self._shared.link.state == "ready" else 0
 
     def close(self) -> None:
         """Apply what waits, if Redis answers, and end."""
@@ -210,6 +208,7 @@ class Flusher:
         shared = self._shared
         with self._lock:
             self._rows.clear()
+            self.done = 0
             self._collects = True  # what comes from now on is behind what the journal is read up to
         shared.census.forget()
         shared.shapes.clear()
@@ -252,11 +251,9 @@ class Flusher:
 
     def _say(self, state: str, *, begin: bool = False) -> str:
         """Give a sign of life, and hear the others'. The epoch that Redis is in."""
-        shared, now_ms = self._shared, self._shared.now_us() // 1000
-        said = f"{now_ms} {self.epoch} {self._where()} {state}"
         epoch = secrets.token_hex(8) if begin else ""
-        silent_ms = now_ms - int(SILENT_S * 1000)
-        found = shared.beat(epoch, self._journal.id, said, silent_ms)
+        said = f"{self.epoch} {self._where()} {state}"
+        found = self._shared.beat(epoch, self._journal.id, said, int(SILENT_S * 1000))
         self.peers = dict(zip(found[1::2], found[2::2], strict=True))
         return found[0]
 

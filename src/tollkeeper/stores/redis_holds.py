@@ -249,6 +249,12 @@ class Holds:
             except StoreUnavailable:
                 self._gone[hold_id] = held
 
+    async def let_go(self, hold: Hold) -> None:
+        """End another gateway's hold, for which nothing is owed any more."""
+        held = Held(hold, ())
+        tags = (tag_of(hold.scopes.project), GLOBAL)
+        await self._shared.link.asks([self._release(held, tag) for tag in tags])
+
     def ends(self, entry: Entry) -> bool:
         """Whether an entry ends a hold of this process: the one of its id, if it is its own project's."""
         held = self._held.get(entry.id)

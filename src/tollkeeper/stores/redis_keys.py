@@ -114,6 +114,10 @@ class Keys:
         """List of blocks: entries as they were counted, in the order in which they were (redis_blocks.py)."""
         return self.of(tag, f"entries:{month_us}")
 
+    def before(self, tag: str) -> str:
+        """Hash: scope:id:measure → what pruned entries had spent, which a refilled slot cannot read any more."""
+        return self.of(tag, "before")
+
     def ids(self, tag: str, hour_us: int) -> str:
         """Hash: entry's id → what was booked under it, for those who book it again."""
         return self.of(tag, f"ids:{hour_us}")
@@ -143,6 +147,7 @@ class Deadlines:
     """
 
     def __init__(self, retention: Retention, dedupe_s: int = 86400, ahead_s: int = 0) -> None:
+        self.retention = retention
         self._keeps = {"hour": retention.hour_s, "day": retention.day_s, "month": retention.month_s}
         self._entries_s = retention.entries_s
         self._dedupe_s, self._ahead_s = dedupe_s, ahead_s

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
-from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size
+from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, horizons
 from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
 from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_census import SharedCensus
+from tollkeeper.stores.redis_finder import Finder
 from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, shape_of, tag_of
 from tollkeeper.stores.redis_link import Ask, Link, Servers, State
 from tollkeeper.values import OTHER, Entry, ScopeKind
@@ -34,6 +35,7 @@ class RedisReader:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._finder = Finder(shared)
 
     @classmethod
     def open(cls, servers: Servers, options: SharedOptions) -> RedisReader:
@@ -107,17 +109,14 @@ class RedisReader:
 
     async def known(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], Entry]:
         def work() -> dict[tuple[str, str], Entry]:
-            wanted, found = set(names), dict[tuple[str, str], Entry]()
-            for project in {project for project, _ in wanted}:
-                for entry in self._walk([tag_of(project)], 0, _TO_THE_END):
-                    name = (entry.scopes.project, entry.id)
-                    if (
-                        entry.sign > 0
-                        and name in wanted
-                        and (name not in found or entry.revision >= found[name].revision)
-                    ):
-                        found[name] = entry
-            return found
+            by_project: dict[str, list[str]] = {}
+            for project, id in names:
+                by_project.setdefault(project, []).append(id)
+            return {
+                (project, id): revisions[-1]
+                for project, ids in by_project.items()
+                for id, revisions in self._finder.revisions(project, ids).items()
+            }
 
         return await self._do(work)
 
@@ -166,8 +165,14 @@ class RedisReader:
         return None if project in (None, "", OTHER) or scope == "key" else [tag_of(project)]
 
     def _since(self) -> dict[str, int]:
+        """Before which instants rows may be gone: pruned, or past their deadline."""
         (found,) = self._shared.link.run(Ask(("HGETALL", self._shared.keys.since)))
-        return dict.fromkeys((*PERIODS, "entry"), 0) | {what.decode(): int(at) for what, at in pairs(found).items()}
+        since = dict.fromkeys((*PERIODS, "entry"), 0) | horizons(
+            self._shared.now_us(), self._shared.deadlines.retention
+        )
+        for what, at_us in pairs(found).items():
+            since[what.decode()] = max(since[what.decode()], int(at_us))
+        return since
 
     def _dated(self, tag: str, from_us: int | None = None, to_us: int = _TO_THE_END) -> list[bytes]:
         """Names of the dated keys of a slot whose period begins in a time."""
@@ -250,10 +255,7 @@ class RedisReader:
         deadlines = self._shared.deadlines
 
         def whole(key: CellKey) -> bool:
-            return (
-                key.start_us >= max(since[key.period], since["entry"])
-                and deadlines.cells(key.period, key.start_us) > now_s
-            )
+            return key.start_us >= max(since[key.period], since["entry"])
 
         kept = {key: spent_ for key, spent_ in self._balances(projects).items() if key.start_us >= since["entry"]}
         right = {

@@ -157,6 +157,12 @@ class SqliteStore(SqliteReader):
         _, added = await self._add(entry, self._lookups.revisions(entry), correcting)
         return "corrected" if added else "repeated"
 
+    async def add(self, entries: tuple[Entry, ...]) -> None:
+        """Write entries of one id as they are. Raises Conflict where the file has one of them."""
+        with self._lock:
+            told = self._book_entries(entries, ends=False)
+        await told
+
     async def expire(self, now_us: int) -> int:
         self._news.hear()
         with self._lock:

@@ -1,0 +1,65 @@
+"""Finding the entries of an id among a project's blocks. The first question reads all of them, later ones what is new.
+
+An index in memory, about 150 bytes an id: for what looks up many (importing, pricing again), not for the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from threading import Lock
+
+import msgspec
+
+from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared
+from tollkeeper.stores.redis_blocks import unpack
+from tollkeeper.stores.redis_keys import tag_of
+from tollkeeper.stores.redis_link import Ask
+from tollkeeper.values import Entry
+
+
+class _Index(msgspec.Struct):
+    """One project's."""
+
+    read: dict[str, int] = {}  #: list → blocks read
+    places: dict[str, list[tuple[str, int]]] = {}  #: entry's id → (list, block) of each of its entries
+
+
+class Finder:
+    """Blocks: for threads."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._lock = Lock()
+        self._of: dict[str, _Index] = {}
+
+    def revisions(self, project: str, ids: Collection[str]) -> dict[str, list[Entry]]:
+        """What Redis has of each id, without reversals, oldest first; ids that it does not have are left out."""
+        with self._lock:
+            index = self._grown(tag_of(project))
+            places = {id: index.places.get(id, ()) for id in ids}
+        blocks = dict.fromkeys(place for each in places.values() for place in each)
+        answers = self._shared.link.run(*(Ask(("LINDEX", key, number)) for key, number in blocks))
+        found: dict[str, list[Entry]] = {}
+        for data in answers:
+            for _, entry in unpack(data).rows if data is not None else ():
+                if entry.sign > 0 and entry.id in places and entry.scopes.project == project:
+                    found.setdefault(entry.id, []).append(entry)
+        return {id: sorted(entries, key=lambda entry: entry.revision) for id, entries in found.items()}
+
+    def _grown(self, tag: str) -> _Index:
+        """The index of a project, with what has come since the last time."""
+        link, keys = self._shared.link, self._shared.keys
+        (names,) = link.run(Ask(("ZRANGE", keys.index(tag), 0, -1)))
+        lists = [keys.of(tag, name.decode()) for name in names if name.startswith(b"entries:")]
+        lengths = dict(zip(lists, link.run(*(Ask(("LLEN", key)) for key in lists)), strict=True))
+        index = self._of.get(tag)
+        if index is None or any(lengths.get(key, 0) < read for key, read in index.read.items()):
+            index = self._of[tag] = _Index()  # the first time, or Redis has forgotten some
+        for key, length in lengths.items():
+            for at in range(index.read.get(key, 0), length, BLOCKS_PAGE):
+                (some,) = link.run(Ask(("LRANGE", key, at, min(length, at + BLOCKS_PAGE) - 1)))
+                for number, data in enumerate(some, at):
+                    for id in {entry.id for _, entry in unpack(data).rows}:
+                        index.places.setdefault(id, []).append((key, number))
+            index.read[key] = length
+        return index

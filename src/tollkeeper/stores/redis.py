@@ -8,6 +8,7 @@ entries go on into the journal, and hard budgets refuse or admit what they decla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Final
@@ -30,12 +31,12 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
 log = logging.getLogger("tollkeeper")
 
-#: Seconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
-GRACE_S: Final = 5.0
-#: Seconds from the start for which calls wait for Redis.
-BEGIN_S: Final = 2.0
-#: Seconds between two looks for the holds of dead gateways, by whichever gateway comes first.
-SWEEP_S: Final = 2.0
+#: Milliseconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
+GRACE_MS: Final = 5000
+#: Milliseconds from the start for which calls wait for Redis.
+BEGIN_MS: Final = 2000
+#: Milliseconds between two looks for the holds of dead gateways, by whichever gateway comes first.
+SWEEP_MS: Final = 2000
 _since: Final = Script("since")
 
 
@@ -51,17 +52,14 @@ class RedisStore(RedisReader):
         scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
-        self._seconds, self._now_us = options.clock.monotonic_s, options.clock.now_us
-        self._begin_until_s = self._seconds() + BEGIN_S
-        self._since_us = self._now_us()
+        self._begin_until_ms = self._shared.ticks_ms() + BEGIN_MS
+        self._since_us = self._shared.now_us()
+        self._reached = 0
         self._watch = Watch(servers)
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(
-            self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
-            reassert=self._reassert,
-        )  # fmt: skip
+        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, reassert=self._reassert)
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
@@ -84,9 +82,10 @@ class RedisStore(RedisReader):
     @property
     def condition(self) -> Condition:
         link, flusher = self._shared.link, self._flusher
+        self._reached = max(self._reached, flusher.done)
         return Condition(
             state=link.state, since_us=self._since_us, reason=link.reason or None,
-            waiting=max(0, self._journal.last - flusher.done) if flusher.begun else None,
+            waiting=max(0, self._journal.last - self._reached) if flusher.begun else None,
             peers=len(flusher.peers.keys() - {self._journal.id}),
         )  # fmt: skip
 
@@ -96,7 +95,8 @@ class RedisStore(RedisReader):
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
-        self._since_us = self._now_us()
+        self._reached = max(self._reached, self._flusher.done)
+        self._since_us = self._shared.now_us()
         if state == "away":
             log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
         elif state == "recovering":
@@ -176,7 +176,10 @@ class RedisStore(RedisReader):
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)
-        dead = await asyncio.to_thread(self._dead, now_us) if self.state == "ready" else []
+        dead: list[Hold] = []
+        if self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # it has been said; whoever looks next finds them
+                dead = await asyncio.to_thread(self._dead, now_us)
         booked = await asyncio.gather(*(self.settle(expired(hold)) for hold in (*due, *dead)))
         for hold, told in zip(dead, booked[len(due) :], strict=True):
             if told == "repeated":  # it was booked; only its hold was left
@@ -186,10 +189,10 @@ class RedisStore(RedisReader):
     def _dead(self, now_us: int) -> list[Hold]:
         """Holds of gateways that have died, if it is this one's turn to look."""
         shared = self._shared
-        (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", int(SWEEP_S * 1000))))
+        (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", SWEEP_MS)))
         if mine is None:
             return []
-        return self._holds.dead(self._shared.projects(), now_us - int(GRACE_S * 1_000_000))
+        return self._holds.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
 
     async def verify(self) -> list[Difference]:
         await self._do(lambda: self._holds.keep(self._shared.projects()))
@@ -235,9 +238,9 @@ class RedisStore(RedisReader):
 
     async def _begun(self) -> None:
         """Give Redis a moment at the start, before the first calls fail or go on without it."""
-        left_s = self._begin_until_s - self._seconds()
-        if left_s > 0:
-            await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_s)
+        left_ms = self._begin_until_ms - self._shared.ticks_ms()
+        if left_ms > 0:
+            await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_ms)
 
     async def _current(self) -> None:
         """Wait until everything booked here before can be read in Redis. Raises StoreUnavailable."""

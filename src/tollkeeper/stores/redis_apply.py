@@ -61,6 +61,7 @@ class Shared(msgspec.Struct):
     census: SharedCensus
     places: Places
     now_us: Callable[[], int]
+    ticks_ms: Callable[[], int]  #: of a clock that never goes back
     shapes: dict[str, frozenset[Shape]] = {}  #: tag → shapes whose balances are kept there, as last heard
     registered: set[str] = set()  #: projects that this process has listed in Redis
 

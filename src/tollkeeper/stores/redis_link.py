@@ -53,8 +53,8 @@ LINK_LIFE: Final[dict[tuple[State, Event], State]] = {
     ("recovering", "close"): "closed",
     ("ready", "close"): "closed",
 }
-#: Seconds between two tries to connect.
-RETRY_S: Final = 0.25
+#: Milliseconds between two tries to connect.
+RETRY_MS: Final = 250
 #: Redirections that one ask may take, each after a look at the cluster's map.
 REDIRECTS_MAX: Final = 8
 #: A server that answers so cannot serve just now, whatever it is asked.
@@ -173,10 +173,10 @@ class Link:
             self._changed(state, reason)
         return state
 
-    def wait(self, wanted: Callable[[State], bool], seconds: float) -> bool:
+    def wait(self, wanted: Callable[[State], bool], within_ms: int) -> bool:
         """Wait until the state is one that is wanted; whether it is. For a thread that may wait."""
         with self._lock:
-            return self._lock.wait_for(lambda: wanted(self.state), seconds)
+            return self._lock.wait_for(lambda: wanted(self.state), within_ms / 1000)
 
     def close(self) -> None:
         self.tell("close", "closed")
@@ -211,7 +211,7 @@ class Link:
                 if not self._connect():
                     with self._lock:
                         if self.state == "away":
-                            self._lock.wait(RETRY_S)
+                            self._lock.wait(RETRY_MS / 1000)
             elif asks:
                 self._send(asks)
         for wire in self._wires.values():

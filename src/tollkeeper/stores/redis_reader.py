@@ -23,8 +23,8 @@ T = TypeVar("T")
 K = TypeVar("K")
 _SUM: Final = {name: number for number, name in enumerate(CELL_SUMS)}
 _ZERO: Final = (0,) * len(CELL_SUMS)
-#: Seconds that a reader waits for its first connection.
-CONNECT_S: Final = 5.0
+#: Milliseconds that a reader waits for its first connection.
+CONNECT_MS: Final = 5000
 _PAGE: Final = 500
 _TO_THE_END: Final = 2**62
 _SECOND_US: Final = 1_000_000
@@ -43,7 +43,7 @@ class RedisReader:
         reader = cls(shared_of(servers, options, lambda state, reason: None, 0))
         link = reader._shared.link
         link.start()
-        if not link.wait(lambda state: state != "away", CONNECT_S):
+        if not link.wait(lambda state: state != "away", CONNECT_MS):
             error = link.unavailable()
             link.close()
             raise error
@@ -295,7 +295,15 @@ def shared_of(
     keys = Keys(options.prefix)
     deadlines = Deadlines(options.retention, options.dedupe_s, options.ahead_s)
     census = SharedCensus(scope_cap, keys, deadlines)
-    return Shared(Link(servers, changed), keys, deadlines, census, Places(keys, deadlines), options.clock.now_us)
+    return Shared(
+        Link(servers, changed),
+        keys,
+        deadlines,
+        census,
+        Places(keys, deadlines),
+        options.clock.now_us,
+        lambda: int(options.clock.monotonic_s() * 1000),
+    )
 
 
 async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:

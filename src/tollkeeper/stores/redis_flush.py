@@ -26,8 +26,12 @@ from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_link import Ask
 
 log = logging.getLogger("tollkeeper")
+
+#: What a gateway says while everything is dropped: it applies nothing.
+STOPPED: Final = "stopped"
 
 #: Milliseconds that rows wait for others to come, so that they travel together.
 FLUSH_MS: Final = 25
@@ -216,6 +220,9 @@ class Flusher:
         shared.shapes.clear()
         shared.registered.clear()
         known, before = self.epoch, set(self.peers)
+        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:
+            self._say(STOPPED)
+            raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
         before = (before | set(self.peers)) - {self._journal.id}
         if known and known != self.epoch:

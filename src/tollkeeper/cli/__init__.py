@@ -20,6 +20,7 @@ import typer
 
 from tollkeeper import __version__
 from tollkeeper.cli import imports, prices, reprice
+from tollkeeper.cli import store as place
 from tollkeeper.cli.configured import ledger, ledger_of, load, load_without_keys, overlay, reading
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
@@ -41,6 +42,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(prices.app, name="prices")
+app.add_typer(place.app, name="store")
 
 
 def main() -> None:

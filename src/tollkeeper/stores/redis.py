@@ -54,7 +54,7 @@ class RedisStore(RedisReader):
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
         self._begin_until_ms = self._shared.ticks_ms() + BEGIN_MS
         self._since_us = self._shared.now_us()
-        self._reached = 0
+        self._reached, self._failure = 0, ""
         self._watch = Watch(servers)
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
@@ -84,7 +84,8 @@ class RedisStore(RedisReader):
         link, flusher = self._shared.link, self._flusher
         self._reached = max(self._reached, flusher.done)
         return Condition(
-            state=link.state, since_us=self._since_us, reason=link.reason or None,
+            state=link.state, since_us=self._since_us,
+            reason=(self._failure if link.state == "ready" else link.reason) or None,
             waiting=max(0, self._journal.last - self._reached) if flusher.begun else None,
             peers=len(flusher.peers.keys() - {self._journal.id}),
         )  # fmt: skip
@@ -96,7 +97,7 @@ class RedisStore(RedisReader):
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
         self._reached = max(self._reached, self._flusher.done)
-        self._since_us = self._shared.now_us()
+        self._since_us, self._failure = self._shared.now_us(), reason or self._failure
         if state == "away":
             log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
         elif state == "recovering":

@@ -23,7 +23,7 @@ from tollkeeper.stores.redis_flush import STOPPED
 from tollkeeper.stores.redis_keys import FOREVER_S
 from tollkeeper.stores.redis_link import Ask
 from tollkeeper.stores.redis_servers import Servers
-from tollkeeper.stores.redis_survey import members
+from tollkeeper.stores.redis_survey import journals_of, members
 
 #: Seconds that gateways stand still without another word from us.
 STILL_S: Final = 30
@@ -63,6 +63,10 @@ def rebuild(servers: Servers, shared: Shared, folder: Path, told: Told = lambda 
         finally:
             asyncio.run(journal.close())
         told("fill", number)
+    for _ in range(LOOKS_MAX):  # gateways bring back what is in theirs
+        if not any(each.pid is not None and each.waiting for each in journals_of(shared, folder)):
+            break
+        Event().wait(LOOK_MS / 1000)
 
 
 def _hold(shared: Shared) -> None:

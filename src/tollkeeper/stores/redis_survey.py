@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -26,6 +26,10 @@ from tollkeeper.stores.sqlite_reader import SqliteReader
 BEHIND_MAX: Final = 5_000
 #: Milliseconds past its deadline after which somebody should have booked a hold.
 OVERDUE_MS: Final = 60_000
+
+
+Cursors = dict[str, dict[str, bytes]]
+"""Tag → cursor's field → row."""
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,16 +98,13 @@ def survey(servers: Servers, shared: Shared, folder: Path) -> Survey:
     projects = shared.projects()
     tags = [*projects, GLOBAL]
     (epoch,) = link.run(Ask(("GET", keys.epoch)))
-    cursors = [pairs(found) for found in link.run(*(Ask(("HGETALL", keys.cursor(tag))) for tag in tags))]
-    applied = {
-        tag: {name.decode(): row for name, row in found.items()} for tag, found in zip(tags, cursors, strict=True)
-    }
+    applied = _cursors(shared, projects)
     journals = [_journal(path, applied) for path in files(folder)]
     held, overdue = _holds(shared, tags)
     return Survey(
         place=servers.place.shown, servers=check_all(servers), epoch=None if epoch is None else epoch.decode(),
         members=members(shared), journals=journals,
-        elsewhere=sorted(journals_in(applied[tag] for tag in projects) - {each.id for each in journals}),
+        elsewhere=sorted(_known(applied) - {each.id for each in journals}),
         projects=len(projects), holds=len(held), overdue=len(overdue),
     )  # fmt: skip
 
@@ -120,13 +121,27 @@ def members(shared: Shared) -> list[Member]:
     ]
 
 
-def journals_in(cursors: Iterable[dict[str, Any]]) -> set[str]:
+def journals_of(shared: Shared, folder: Path) -> list[JournalState]:
+    """The journals of this host."""
+    applied = _cursors(shared, shared.projects())
+    return [_journal(path, applied) for path in files(folder)]
+
+
+def _cursors(shared: Shared, tags: Iterable[str]) -> Cursors:
+    tags = list(tags)
+    found = shared.link.run(*(Ask(("HGETALL", shared.keys.cursor(tag))) for tag in tags))
+    return {
+        tag: {name.decode(): row for name, row in pairs(each).items()} for tag, each in zip(tags, found, strict=True)
+    }
+
+
+def _known(applied: Cursors) -> set[str]:
     """The journals that slots have rows of."""
-    return {name for cursor in cursors for name in cursor if is_journal(name)}
+    return {name for cursor in applied.values() for name in cursor if is_journal(name)}
 
 
-def waiting_in(reader: SqliteReader, id: str, applied: dict[str, dict[str, Any]]) -> int:
-    """How many rows of a journal the slots do not have: `applied` is tag → cursor."""
+def _waiting(reader: SqliteReader, id: str, applied: Cursors) -> int:
+    """How many rows of a journal the slots do not have."""
     behind = 0
     for project, newest in reader.query("projects"):
         row = int(applied.get(tag_of(project), {}).get(id, 0))
@@ -135,12 +150,12 @@ def waiting_in(reader: SqliteReader, id: str, applied: dict[str, dict[str, Any]]
     return behind
 
 
-def _journal(path: Path, applied: dict[str, dict[str, Any]]) -> JournalState:
+def _journal(path: Path, applied: Cursors) -> JournalState:
     pid = owned(path)
     try:
         with looking(path) as reader:
             rows = reader.query("size")[0][0]
-            return JournalState(id=path.stem, pid=pid, rows=rows, waiting=waiting_in(reader, path.stem, applied))
+            return JournalState(id=path.stem, pid=pid, rows=rows, waiting=_waiting(reader, path.stem, applied))
     except StoreError as error:
         return JournalState(id=path.stem, pid=pid, error=str(error))
 

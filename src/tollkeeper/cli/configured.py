@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -88,6 +90,18 @@ def reading(place: Ledger, ask: Callable[[Reader], Awaitable[T]]) -> T:
             await reader.close()
 
     return asyncio.run(asked())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Of the log only what went wrong: a command that writes tells the rest by itself."""
+    log = logging.getLogger("tollkeeper")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _blamed(error: ConfigError, environ: Mapping[str, str]) -> ConfigError:

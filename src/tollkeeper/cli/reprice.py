@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tollkeeper.cli.configured import ledger_of, load_without_keys, reading
+from tollkeeper.cli.configured import ledger_of, load_without_keys, quiet, reading
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, StoreOwned
 
@@ -104,7 +104,7 @@ def _book(place: Ledger, scope_cap: int, wanted: Again, signed: Signature) -> Re
             await store.close()
 
     try:
-        with _progress(wanted.from_us, wanted.to_us) as told:
+        with _progress(wanted.from_us, wanted.to_us) as told, quiet():
             return asyncio.run(run(told))
     except KeyboardInterrupt:
         typer.echo(f"stopped; corrections booked: at least {booked:,}; run it again to go on", err=True)

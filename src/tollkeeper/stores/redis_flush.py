@@ -12,6 +12,7 @@ what is in their journals counts again when somebody adopts them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import zlib
@@ -150,6 +151,9 @@ class Flusher:
             except Exception:  # a mistake of ours must not end the way to Redis for good
                 log.exception("store: rows cannot be applied to Redis")
                 self._refused(StoreUnavailable("store: a mistake inside Tollkeeper; see the log"))
+        if self._shared.link.state == "ready":  # who has left in good order is not waited for
+            with contextlib.suppress(StoreError):
+                self._shared.link.run(Ask(("HDEL", self._shared.keys.members, self._journal.id)))
         with self._lock:
             self._collects = False
             self._give_up()

@@ -55,7 +55,7 @@ class Holds:
     ) -> None:
         self._shared, self._journal = shared, journal
         self._epoch, self._applied = epoch, applied
-        self._budgets = Budgets()
+        self._budgets, self._hard = Budgets(), False
         self._lock = Lock()
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
         self._held: dict[str, Held] = {}
@@ -67,6 +67,11 @@ class Holds:
     def shapes(self) -> tuple[Shape, ...]:
         return self._budgets.shapes
 
+    @property
+    def hard(self) -> bool:
+        """Whether any budget refuses calls."""
+        return self._hard
+
     def take(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
         budgets = tuple(budgets)
@@ -77,6 +82,7 @@ class Holds:
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
         self._budgets = Budgets(budgets)
+        self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
 

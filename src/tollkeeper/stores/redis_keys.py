@@ -69,6 +69,9 @@ class Keys:
         self.members = self.of(GLOBAL, "members")  #: hash: journal → when and where its gateway was last alive
         self.projects = self.of(GLOBAL, "projects")  #: hash: tag → the project's name
         self.since = self.of(GLOBAL, "since")  #: hash: kind of row → pruned before this instant, UTC microseconds
+        self.rebuild = self.of(
+            GLOBAL, "rebuild"
+        )  #: string: everything is dropped just now; no gateway begins until it is gone
         self.sweeper = self.of(GLOBAL, "sweeper")  #: string: who looks for dead gateways' holds just now
 
         self.slot = lru_cache(SLOTS_MAX)(self._slot)  #: tag → the keys that each script on a slot begins with

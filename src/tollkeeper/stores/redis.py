@@ -17,14 +17,16 @@ from msgspec import structs
 
 from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
-from tollkeeper.stores import Booked, Corrected, Difference, Retention, SharedOptions, horizons
+from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
-from tollkeeper.stores.redis_holds import Holds
+from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
 from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
-from tollkeeper.stores.redis_link import Ask, Script, Servers, State
+from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
+from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
 log = logging.getLogger("tollkeeper")
@@ -51,12 +53,13 @@ class RedisStore(RedisReader):
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
         self._begin_until_ms = self._shared.ticks_ms() + BEGIN_MS
+        self._since_us = self._shared.now_us()
+        self._reached, self._failure = 0, ""
+        self._watch = Watch(servers)
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(
-            self._shared, self._journal, folder=options.journal, recovery=lambda: self._holds.recovery()
-        )
+        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, recovery=self._recovery)
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
@@ -74,10 +77,27 @@ class RedisStore(RedisReader):
         """Why calls are refused just now; None: they are not, or only those of hard budgets while Redis is away."""
         if self._journal.trouble is not None:
             return self._journal.trouble
-        return None if self._flusher.begun else f"store: Redis has not answered yet ({self._shared.link.reason})"
+        return None if self._flusher.begun else f"store: Redis is not there yet ({self._shared.link.reason})"
+
+    @property
+    def condition(self) -> Condition:
+        link, flusher = self._shared.link, self._flusher
+        self._reached = max(self._reached, flusher.done)
+        return Condition(
+            state=link.state, since_us=self._since_us,
+            reason=(self._failure if link.state == "ready" else link.reason) or None,
+            waiting=max(0, self._journal.last - self._reached) if flusher.begun else None,
+            peers=len(flusher.peers.keys() - {self._journal.id}),
+        )  # fmt: skip
+
+    def _recovery(self) -> HoldsRecovery:
+        self._watch.look(self._shared.link.runs, hard=self._holds.hard)
+        return self._holds.recovery()
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
+        self._reached = max(self._reached, self._flusher.done)
+        self._since_us, self._failure = self._shared.now_us(), reason or self._failure
         if state == "away":
             log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
         elif state == "recovering":
@@ -93,6 +113,8 @@ class RedisStore(RedisReader):
     async def reserve(self, hold: Hold) -> Grant:
         if not self._flusher.begun:
             await self._begun()
+            if not self._flusher.begun:
+                raise StoreUnavailable(str(self.trouble))
         if self._uncovered > self._flusher.done and self.state == "ready":
             await self._current()
         return await self._holds.reserve(hold)
@@ -128,6 +150,12 @@ class RedisStore(RedisReader):
         return True
 
     async def correct(self, entry: Entry) -> Corrected:
+        try:
+            return await self._correct(entry)
+        except Conflict:  # perhaps with another caller's of this process, which can be read by now
+            return await self._correct(entry)
+
+    async def _correct(self, entry: Entry) -> Corrected:
         await self._current()
         project, id = entry.scopes.project, entry.id
         revisions = (await asyncio.to_thread(self._finder.revisions, project, [id])).get(id, [])

@@ -211,6 +211,7 @@ class Applier:
 
     def apply(self, rows: Iterable[Row]) -> list[Entry]:
         """Apply rows; the entries of those that had been applied before. Raises Doubted, StoreUnavailable."""
+        self._shared.places.forget()
         by_tag: dict[str, list[Unit]] = {}
         before: list[Entry] = []
         for unit in units_of(rows):

@@ -12,6 +12,7 @@ not come back within LEARN_MS are given up: what is in their journals counts aga
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import zlib
@@ -26,10 +27,13 @@ from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
-from tollkeeper.stores.redis_link import State
+from tollkeeper.stores.redis_link import Ask, State
 from tollkeeper.values import Entry
 
 log = logging.getLogger("tollkeeper")
+
+#: What a gateway says while everything is dropped: it applies nothing.
+STOPPED: Final = "stopped"
 
 #: Milliseconds that rows wait for others to come, so that they travel together.
 FLUSH_MS: Final = 25
@@ -166,6 +170,9 @@ class Flusher:
             except Exception:  # a mistake of ours must not end the way to Redis for good
                 log.exception("store: rows cannot be applied to Redis")
                 self._refused(StoreUnavailable("store: a mistake inside Tollkeeper; see the log"))
+        if self._shared.link.state == "ready":  # who has left in good order is not waited for
+            with contextlib.suppress(StoreError):
+                self._shared.link.run(Ask(("HDEL", self._shared.keys.members, self._journal.id)))
         with self._lock:
             self._collects = False
             self._give_up()
@@ -242,6 +249,9 @@ class Flusher:
         shared.registered.clear()
         known = self.epoch
         self._awaited |= set(self.peers)
+        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:
+            self._say(STOPPED)
+            raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
         emptied = bool(known) and known != self.epoch
         if emptied:

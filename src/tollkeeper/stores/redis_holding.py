@@ -34,21 +34,17 @@ class Holding:
 
     def ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
         """Reserve a hold's part of a slot, `whatever` the limits say."""
-        hold, keys = held.hold, self._shared.keys
-        names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
+        hold, shared = held.hold, self._shared
+        names = list(shared.keys.slot(tag))
         args: list[Any] = [
             self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
-            hold.deadline_us // 1000, self._shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
+            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
         for leg in legs_in(held, tag):
-            name = keys.balance(leg.key)
-            names.append(name)
+            place = shared.places.balance(leg.key, leg.end_us)
+            names += place.keys
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
-            limit = "" if leg.limit is None else leg.limit
-            args += (
-                shape_name(leg.key.shape), asked, limit, self._shared.deadlines.balance(leg.end_us),
-                name.rpartition("}:")[2], leg.key.start_us // 10**6,
-            )  # fmt: skip
+            args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
         return _reserve(names, args)
 
     def release(self, held: Held, tag: str) -> Ask:

@@ -48,7 +48,7 @@ class Holds:
         self._shared, self._journal = shared, journal
         self._epoch = epoch
         self.stand = Holding(shared, journal.id, epoch=epoch, applied=applied)
-        self._budgets = Budgets()
+        self._budgets, self._hard = Budgets(), False
         self._lock = Lock()
         self._held: dict[str, Held] = {}
         self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
@@ -58,6 +58,11 @@ class Holds:
     @property
     def shapes(self) -> tuple[Shape, ...]:
         return self._budgets.shapes
+
+    @property
+    def hard(self) -> bool:
+        """Whether any budget refuses calls."""
+        return self._hard
 
     def take(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
@@ -69,6 +74,7 @@ class Holds:
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
         self._budgets = Budgets(budgets)
+        self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
 

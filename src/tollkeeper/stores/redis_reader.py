@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
+from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
 from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, horizons
 from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
@@ -40,14 +41,7 @@ class RedisReader:
     @classmethod
     def open(cls, servers: Servers, options: SharedOptions) -> RedisReader:
         """A reader that is connected. Raises StoreUnavailable."""
-        reader = cls(shared_of(servers, options, lambda state, reason: None, 0))
-        link = reader._shared.link
-        link.start()
-        if not link.wait(lambda state: state != "away", CONNECT_MS):
-            error = link.unavailable()
-            link.close()
-            raise error
-        return reader
+        return cls(connected(servers, options))
 
     async def _current(self) -> None:
         """What has to happen before anything is read: nothing, for who only reads."""
@@ -304,6 +298,18 @@ def shared_of(
         options.clock.now_us,
         lambda: int(options.clock.monotonic_s() * 1000),
     )
+
+
+def connected(servers: Servers, options: SharedOptions) -> Shared:
+    """The same with a link that is up. Raises StoreUnavailable."""
+    shared = shared_of(servers, options, lambda state, reason: None, 0)
+    link = shared.link
+    link.start()
+    if not link.wait(lambda state: state != "away", CONNECT_MS):
+        reason = link.reason
+        link.close()
+        raise StoreUnavailable(f"store: Redis is not there ({reason}); start it, or name another one")
+    return shared
 
 
 async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.ledger import CELL_SUMS, CellKey, Shape
+from tollkeeper.ledger import CellKey, Shape
 from tollkeeper.stores import Cell
 from tollkeeper.stores.redis_batch import Batch, Place, Sums, measured
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, cell_fields, encode, tag_of

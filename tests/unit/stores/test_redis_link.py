@@ -188,7 +188,7 @@ def test_a_lost_connection(links: Callable[[Any], Link], error: Exception) -> No
     with pytest.raises(StoreUnavailable, match="does not answer"):
         link.run(first, second, third)
     assert first.answer == b"1"
-    assert isinstance(second.answer, StoreUnavailable) and isinstance(third.answer, StoreUnavailable)
+    assert [type(each.answer) for each in (second, third)] == [StoreUnavailable] * 2
     assert link.wait(lambda state: state == "recovering", 5000)
     assert (len(node.sent), node.connects, link.runs) == (3, 2, {"a:1": "a:1-2"})
 
@@ -306,4 +306,5 @@ def test_a_real_server(links: Callable[[Any], Link], own_redis: RedisServer) -> 
         link.run(Ask(("GET", "k")))
     own_redis.restart()
     assert link.wait(lambda state: state == "recovering", 10_000)
-    assert link.runs.keys() == runs.keys() and link.runs != runs
+    assert link.runs.keys() == runs.keys()
+    assert link.runs != runs

@@ -55,7 +55,7 @@ class RedisStore(RedisReader):
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._flusher = Flusher(
-            self._shared, self._journal, folder=options.journal, reassert=lambda: self._holds.reassert()
+            self._shared, self._journal, folder=options.journal, recovery=lambda: self._holds.recovery()
         )
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
@@ -104,8 +104,10 @@ class RedisStore(RedisReader):
         ends = self._holds.ends(entry)
         if not self._flusher.begun and not ends:
             await self._begun()
-        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
-            return "repeated"
+        if not ends and self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # Redis is away: it is found out when it is applied
+                if await self._booked_elsewhere(entry):
+                    return "repeated"
         booked = await self._journal.settle(entry)
         if booked == "repeated" and ends:
             await self._holds.void(entry.id)

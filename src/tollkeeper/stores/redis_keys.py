@@ -88,7 +88,7 @@ class Keys:
         return self.of(tag, "shapes")
 
     def holds(self, tag: str) -> str:
-        """Hash: hold's id → what it holds of which balance, then the hold as JSON."""
+        """Hash: hold's id → what it holds of which balance and for which process, then the hold as JSON."""
         return self.of(tag, "holds")
 
     def due(self, tag: str) -> str:

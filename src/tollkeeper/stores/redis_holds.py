@@ -29,7 +29,6 @@ from tollkeeper.stores.redis_legs import (
     Numbers,
     balances_of,
     hold_in,
-    legs_in,
     legs_of,
     numbers_of,
 )
@@ -57,8 +56,7 @@ class Holds:
     ) -> None:
         self._shared, self._journal = shared, journal
         self._epoch, self._applied = epoch, applied
-        self._budgets = Budgets()
-        self._covering: dict[tuple[Scopes, str, int], Covering] = {}
+        self._rules: tuple[Budgets, dict[tuple[Scopes, str, int], Covering]] = Budgets(), {}  # replaced together
         self._lock = Lock()
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
         self._held: dict[str, Held] = {}
@@ -68,7 +66,7 @@ class Holds:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        return self._budgets.shapes
+        return self._rules[0].shapes
 
     def take(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
@@ -79,7 +77,7 @@ class Holds:
                     f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
-        self._budgets, self._covering = Budgets(budgets), {}
+        self._rules = Budgets(budgets), {}
 
     # ── reserve ──
 
@@ -110,13 +108,12 @@ class Holds:
 
     async def _reserve_in_all(self, held: Held) -> Numbers:
         """Reserve in every slot, or in none. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
-        link, tags = self._shared.link, held.tags
+        link, slots = self._shared.link, held.slots
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self._ask(held, tag) for tag in tags])
+            answers = await link.asks([self._ask(held, tag, legs) for tag, legs in slots.items()])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
-            for tag, answer in zip(tags, answers, strict=True):
-                legs = legs_in(held, tag)
+            for (tag, legs), answer in zip(slots.items(), answers, strict=True):
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
@@ -139,30 +136,30 @@ class Holds:
                 raise failures[0]
             if not closed:
                 return numbers
-            await asyncio.to_thread(self._open, held, closed)
+            await asyncio.to_thread(self._open, held.hold.scopes.project, {tag: slots[tag] for tag in closed})
         raise StoreUnavailable("store: the slots of this call's budgets cannot be opened just now; try again")
 
     def _doubted(self, reason: str) -> Doubted:
         self._shared.link.tell("doubted", reason)
         return Doubted(f"store: {reason}; it is checked before anything else is admitted")
 
-    def _open(self, held: Held, tags: Iterable[str]) -> None:
-        self._shared.register([held.hold.scopes.project])
-        for tag in tags:
+    def _open(self, project: str, slots: dict[str, list[Leg]]) -> None:
+        self._shared.register([project])
+        for tag, legs in slots.items():
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs_in(held, tag)])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
 
-    def _ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
+    def _ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
         hold, shared = held.hold, self._shared
         names = list(shared.keys.slot(tag))
         args: list[Any] = [
             self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
             hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
-        for leg in legs_in(held, tag):
+        for leg in legs:
             place = shared.places.balance(leg.key, leg.end_us)
             names += place.keys
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
@@ -174,16 +171,17 @@ class Holds:
 
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
         """Remembered: no window begins within a minute."""
+        budgets, remembered = self._rules
         name = (scopes, model, at_us // MINUTE_US)
-        found = self._covering.get(name)
+        found = remembered.get(name)
         if found is None:
             found = []
-            for budget, shape, project, id in self._budgets.covering(scopes, model):
+            for budget, shape, project, id in budgets.covering(scopes, model):
                 start_us, end_us = window_at(shape.window, shape.timezone, at_us)
                 found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
-            if len(self._covering) >= COVERING_MAX:
-                self._covering = {}
-            self._covering[name] = found
+            if len(remembered) >= COVERING_MAX:
+                remembered.clear()
+            remembered[name] = found
         return found
 
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
@@ -236,7 +234,7 @@ class Holds:
             if self._shared.link.state != "ready" or hold_id in self._late:  # it may be asserted again just now
                 self._gone[hold_id] = held
             try:
-                await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
+                await self._shared.link.asks([self._release(held, tag) for tag in held.slots])
             except StoreUnavailable:
                 self._gone[hold_id] = held
 
@@ -343,7 +341,7 @@ class Holds:
                 if (fields := [field for field, id in ids.items() if id not in standing])
             ]
         )
-        self._run([self._ask(each, tag, whatever=True) for each in held for tag in each.tags])
+        self._run([self._ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
         self._let_go()
 
     def late(self) -> None:
@@ -353,7 +351,7 @@ class Holds:
             self._away.clear()
         for each in late:
             self._keep_all(each)
-        self._run([self._ask(each, tag, whatever=True) for each in late for tag in each.tags])
+        self._run([self._ask(each, *slot, whatever=True) for each in late for slot in each.slots.items()])
         self._late.clear()
         self._let_go()
 
@@ -375,7 +373,7 @@ class Holds:
         gone, self._gone = self._gone, {}
         try:
             self._run(
-                [self._release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.tags]
+                [self._release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.slots]
             )
         except StoreUnavailable:
             self._gone = gone | self._gone
@@ -386,7 +384,7 @@ class Holds:
             self._shared.link.run(*asks[at : at + PAGE])
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in legs_in(held, tag)] for tag in held.tags})
+        self._keep({tag: [leg.key.shape for leg in legs] for tag, legs in held.slots.items()})
 
 
 class HoldsRecovery:

@@ -37,7 +37,7 @@ from tollkeeper.stores.redis_keys import (
 from tollkeeper.values import TOKEN_KINDS, Entry, Measure, Window
 
 Row = tuple[int, Entry]
-_MINUTE_US: Final = 60_000_000
+MINUTE_US: Final = 60_000_000
 #: Places of each kind that are remembered.
 PLACES_MAX: Final = 20_000
 _json = msgspec.json.Encoder().encode
@@ -50,12 +50,12 @@ _TOKENS: Final = tuple(CELL_SUMS.index(kind) for kind in TOKEN_KINDS)
 
 @lru_cache(4096)
 def _window(window: Window, timezone: str, minute: int) -> tuple[int, int]:
-    return window_of(window, timezone, minute * _MINUTE_US)
+    return window_of(window, timezone, minute * MINUTE_US)
 
 
 def window_at(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
     """`ledger.window_of`, remembered: no window begins within a minute."""
-    return _window(window, timezone, at_us // _MINUTE_US)
+    return _window(window, timezone, at_us // MINUTE_US)
 
 
 # ── which rows count ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +216,7 @@ def groups_of(entries: Iterable[Entry]) -> list[Group]:
     """Many entries become few groups here, and only then many cells."""
     groups: dict[tuple[Any, ...], Group] = {}
     for entry in entries:
-        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // _MINUTE_US)
+        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // MINUTE_US)
         group = groups.get(name)
         if group is None:
             groups[name] = Group(entry, sums_of(entry))

@@ -108,14 +108,18 @@ class Gateways:
         process.wait()
         self.died[name] = time.time()
 
-    def recovering(self) -> list[tuple[float, float]]:
-        """When some gateway was without Redis, or compared what that has with its journal: from, to."""
+    def recovering(self, *begins: str) -> list[tuple[float, float]]:
+        """When some gateway was without Redis, or compared what that has with its journal: from, to.
+
+        `begins`: with what lines of its log that begins.
+        """
+        begins = begins or ("store: Redis is away", "store: Redis is checked")
         found = []
         for path in self.folder.glob("*.log"):
             since = None
             for line in path.read_text().splitlines():
                 at, _, said = line.partition(" ")
-                if said.startswith(("store: Redis is away", "store: Redis is checked")) and since is None:
+                if said.startswith(begins) and since is None:
                     since = float(at)
                 elif said.startswith("store: Redis is ready") and since is not None:
                     found.append((since, float(at)))
@@ -147,6 +151,9 @@ class Gateways:
 
     def busy(self) -> None:
         """Wait until records of hard budgets are acknowledged again: Redis is back."""
+        if "--naive" in self.options:
+            self.more(20)
+            return
         sessions = dict(self.notes.newest)
         until(
             lambda: (
@@ -244,4 +251,4 @@ class Watcher:
 
 def redis_of(url: str) -> redis.Redis:
     """A client that waits for nobody long."""
-    return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1)
+    return redis.Redis.from_url(url.partition("?")[0], socket_timeout=2, socket_connect_timeout=1)

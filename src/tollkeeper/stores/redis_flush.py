@@ -6,12 +6,13 @@
 
 Recovering: read the cursors, apply what they do not cover (also from the journals of this host's dead), assert the live holds
 again, and wait until the other gateways have done the same; only then is anything admitted again. Others that were alive and do
-not come back within LEARN_S are given up: what is in their journals counts again when somebody adopts them.
+not come back within LEARN_MS are given up: what is in their journals counts again when somebody adopts them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import zlib
@@ -26,18 +27,24 @@ from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_link import Ask
 
 log = logging.getLogger("tollkeeper")
 
-#: Seconds that rows wait for others to come, so that they travel together.
-FLUSH_S: Final = 0.025
-#: Seconds between two signs of life, and after which a silent gateway is not waited for any more.
-BEAT_S: Final = 0.5
-SILENT_S: Final = 5.0
-#: Seconds that a recovery waits for the gateways that were alive before.
-LEARN_S: Final = 3.0
-#: Seconds between two looks for journals of dead processes.
-ORPHANS_S: Final = 5.0
+#: What a gateway says while everything is dropped: it applies nothing.
+STOPPED: Final = "stopped"
+
+#: Milliseconds that rows wait for others to come, so that they travel together.
+FLUSH_MS: Final = 25
+#: Milliseconds between two signs of life, and after which a silent gateway is not waited for any more.
+BEAT_MS: Final = 500
+SILENT_MS: Final = 5000
+#: Milliseconds that a recovery waits for the gateways that were alive before.
+LEARN_MS: Final = 3000
+#: Milliseconds between two looks whether the others are back.
+RETRY_MS: Final = 50
+#: Milliseconds between two looks for journals of dead processes.
+ORPHANS_MS: Final = 5000
 #: Rows that wait in memory; beyond it they are read from the journal again.
 WAITING_MAX: Final = 20_000
 
@@ -60,12 +67,9 @@ class Flusher:
     `recovery()` is what of a recovery is about holds; its methods are called on this thread.
     """
 
-    def __init__(
-        self, shared: Shared, journal: Journal, *, folder: Path, seconds: Callable[[], float],
-        recovery: Callable[[], Recovery],
-    ) -> None:  # fmt: skip
+    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, recovery: Callable[[], Recovery]) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
-        self._seconds, self._recovery = seconds, recovery
+        self._recovery = recovery
         self._applier = Applier(shared, journal)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
@@ -76,7 +80,7 @@ class Flusher:
         self.done = 0  #: every row up to this one is applied
         self.begun = False  #: Redis has been ready once
         self.epoch = ""  #: in which this process has recovered last
-        self._next_beat = self._next_orphans = 0.0
+        self._next_beat = self._next_orphans = 0
         self._thread = Thread(target=self._work, name="tollkeeper-flush", daemon=True)
 
     def start(self) -> None:
@@ -156,6 +160,9 @@ class Flusher:
             except Exception:  # a mistake of ours must not end the way to Redis for good
                 log.exception("store: rows cannot be applied to Redis")
                 self._refused(StoreUnavailable("store: a mistake inside Tollkeeper; see the log"))
+        if self._shared.link.state == "ready":  # who has left in good order is not waited for
+            with contextlib.suppress(StoreError):
+                self._shared.link.run(Ask(("HDEL", self._shared.keys.members, self._journal.id)))
         with self._lock:
             self._collects = False
             self._give_up()
@@ -163,9 +170,9 @@ class Flusher:
     def _await(self) -> None:
         """Wait until enough rows are here, or somebody waits for them, or it is time for the next sign of life."""
         if not self._rows and not self._waiting and not self._closing:
-            self._lock.wait(max(0.0, self._next_beat - self._seconds()))
+            self._lock.wait(max(0, self._next_beat - self._shared.ticks_ms()) / 1000)
         if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing:
-            self._lock.wait(FLUSH_S)
+            self._lock.wait(FLUSH_MS / 1000)
 
     def _refused(self, error: StoreError) -> None:
         """Redis does not do what it is asked although it answers (full, read-only): look again in a moment."""
@@ -176,7 +183,7 @@ class Flusher:
         self._shared.link.tell("doubted", str(error))
         with self._lock:
             if not self._closing:
-                self._lock.wait(BEAT_S)
+                self._lock.wait(BEAT_MS / 1000)
 
     def _give_up(self, error: Exception | None = None) -> None:
         waiting, self._waiting = self._waiting, []
@@ -209,13 +216,13 @@ class Flusher:
             told.set_result(None)
         if overflowed and not self._rows:
             raise Doubted("store: more rows waited than fit in memory; the rest is read from the journal")
-        now = self._seconds()
+        now = self._shared.ticks_ms()
         if now >= self._next_beat:
-            self._next_beat = now + BEAT_S
+            self._next_beat = now + BEAT_MS
             if self._say("ready") != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
         if now >= self._next_orphans:
-            self._next_orphans = now + ORPHANS_S
+            self._next_orphans = now + ORPHANS_MS
             self._adopt_orphans()
 
     # ── recovery ──
@@ -230,6 +237,9 @@ class Flusher:
         shared.shapes.clear()
         shared.registered.clear()
         known, before = self.epoch, set(self.peers)
+        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:
+            self._say(STOPPED)
+            raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
         before |= set(self.peers)
         if known and known != self.epoch:
@@ -240,18 +250,18 @@ class Flusher:
         before -= self._adopt_orphans()
         recovery.reassert()
         self._say("replayed")
-        until = self._seconds() + LEARN_S
+        until = shared.ticks_ms() + LEARN_MS
         while missing := self._missing(before):
-            if self._seconds() >= until:
+            if shared.ticks_ms() >= until:
                 log.warning("store: %d gateways that were alive have not come back yet", len(missing))
                 break
             with self._lock:
                 if self._closing:
                     break
-                self._lock.wait(0.05)
+                self._lock.wait(RETRY_MS / 1000)
             self._say("replayed")
         self._say("ready")
-        self._next_beat = self._seconds() + BEAT_S
+        self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
         if shared.link.tell("recovered") == "ready":
             recovery.late()
@@ -275,7 +285,7 @@ class Flusher:
         """Give a sign of life, and hear the others'. The epoch that Redis is in."""
         epoch = secrets.token_hex(8) if begin else ""
         said = f"{self.epoch} {self._where()} {state}"
-        found = self._shared.beat(epoch, self._journal.id, said, int(SILENT_S * 1000))
+        found = self._shared.beat(epoch, self._journal.id, said, SILENT_MS)
         if found[0] == self.epoch or begin:  # one that was emptied has forgotten who was there
             self.peers = dict(zip(found[1::2], found[2::2], strict=True))
         return found[0]

@@ -55,7 +55,7 @@ class Holds:
     ) -> None:
         self._shared, self._journal = shared, journal
         self._epoch, self._applied = epoch, applied
-        self._budgets = Budgets()
+        self._budgets, self._hard = Budgets(), False
         self._lock = Lock()
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
         self._held: dict[str, Held] = {}
@@ -67,6 +67,11 @@ class Holds:
     def shapes(self) -> tuple[Shape, ...]:
         return self._budgets.shapes
 
+    @property
+    def hard(self) -> bool:
+        """Whether any budget refuses calls."""
+        return self._hard
+
     def take(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
         budgets = tuple(budgets)
@@ -77,6 +82,7 @@ class Holds:
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
         self._budgets = Budgets(budgets)
+        self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
 
@@ -153,21 +159,17 @@ class Holds:
                 raise
 
     def _ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
-        hold, keys = held.hold, self._shared.keys
-        names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
+        hold, shared = held.hold, self._shared
+        names = list(shared.keys.slot(tag))
         args: list[Any] = [
             self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
-            hold.deadline_us // 1000, self._shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
+            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
         for leg in legs_in(held, tag):
-            name = keys.balance(leg.key)
-            names.append(name)
+            place = shared.places.balance(leg.key, leg.end_us)
+            names += place.keys
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
-            limit = "" if leg.limit is None else leg.limit
-            args += (
-                shape_name(leg.key.shape), asked, limit, self._shared.deadlines.balance(leg.end_us),
-                name.rpartition("}:")[2], leg.key.start_us // 10**6,
-            )  # fmt: skip
+            args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
         return _reserve(names, args)
 
     def _release(self, held: Held, tag: str) -> Ask:

@@ -19,7 +19,7 @@ def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, 
     folder.mkdir()
     with kind(folder / "ground", executable) as ground:
         gateways = Gateways(ground.url, ground.journals or folder / "journals", *options, env=ground.env)
-        watcher = Watcher(gateways.notes, ground.direct)
+        watcher = Watcher(gateways, ground.direct)
         try:
             for name in [gateways.start() for _ in range(GATEWAYS)]:
                 gateways.up(name)

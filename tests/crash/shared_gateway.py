@@ -31,7 +31,7 @@ from tollkeeper.stores import SharedOptions, Store, open_store, redis, redis_flu
 from tollkeeper.testing.samples import a_hold, an_entry, usd
 from tollkeeper.values import Budget, Hold, Scopes
 
-TASKS = 12
+TASKS = 9
 PROJECTS = ("alpha", "beta", "free")
 #: Calls of this project have neither session nor key: no hard budget covers them, and they go on while Redis is away.
 FREE = "free"

@@ -62,7 +62,7 @@ def scopes(project: str, session: int) -> Scopes:
 
 def hurry() -> None:
     """What a host does every few seconds happens several times a second: a test has no minutes."""
-    redis.GRACE_S, redis.SWEEP_S, redis_flush.ORPHANS_S = 0.5, 0.2, 0.5  # type: ignore[misc]
+    redis.GRACE_MS, redis.SWEEP_MS, redis_flush.ORPHANS_MS = 500, 200, 500  # type: ignore[misc]
 
 
 def options(journals: Path) -> SharedOptions:

@@ -167,7 +167,7 @@ def orphans(folder: Path, own: Path | None = None) -> list[Path]:
 
 def neighbours(folder: Path) -> list[str]:
     """Ids of the journals in the folder that a process has now."""
-    return [path.stem for path in files(folder) if owned(path)]
+    return [path.stem for path in files(folder) if owned(path) is not None]
 
 
 def read_journals(folder: Path) -> list[SqliteReader]:

@@ -164,6 +164,11 @@ def orphans(folder: Path, own: Path | None = None) -> list[Path]:
     return [path for path in files(folder) if path != own and owned(path) is None]
 
 
+def neighbours(folder: Path) -> list[str]:
+    """Ids of the journals in the folder that a process has now."""
+    return [path.stem for path in files(folder) if owned(path) is not None]
+
+
 def read_journals(folder: Path) -> list[SqliteReader]:
     """A read-only view of each journal in the folder, owned or not. Raises StoreUnavailable, StoreCorrupt for the first bad one."""
     return [SqliteReader(path) for path in files(folder)]

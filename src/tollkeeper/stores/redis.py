@@ -22,7 +22,7 @@ from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import Row
 from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
-from tollkeeper.stores.redis_holds import Holds
+from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
 from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
 from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
@@ -59,7 +59,7 @@ class RedisStore(RedisReader):
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, reassert=self._reassert)
+        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, recovery=self._recovery)
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
@@ -90,9 +90,9 @@ class RedisStore(RedisReader):
             peers=len(flusher.peers.keys() - {self._journal.id}),
         )  # fmt: skip
 
-    def _reassert(self) -> None:
+    def _recovery(self) -> HoldsRecovery:
         self._watch.look(self._shared.link.runs, hard=self._holds.hard)
-        self._holds.reassert()
+        return self._holds.recovery()
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
@@ -126,8 +126,10 @@ class RedisStore(RedisReader):
         ends = self._holds.ends(entry)
         if not self._flusher.begun and not ends:
             await self._begun()
-        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
-            return "repeated"
+        if not ends and self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # Redis is away: it is found out when it is applied
+                if await self._booked_elsewhere(entry):
+                    return "repeated"
         booked = await self._journal.settle(entry)
         if booked == "repeated" and ends:
             await self._holds.void(entry.id)

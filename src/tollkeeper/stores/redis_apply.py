@@ -168,6 +168,7 @@ class Applier:
 
     def apply(self, rows: Iterable[Row]) -> None:
         """Apply rows that follow what has been applied. Raises Doubted, StoreUnavailable."""
+        self._shared.places.forget()
         by_tag: dict[str, list[Unit]] = {}
         for unit in units_of(rows):
             tag = tag_of(unit.entry.scopes.project)

@@ -11,12 +11,14 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.ledger import CELL_SUMS, CellKey, Shape
+from tollkeeper.ledger import CellKey, Shape
 from tollkeeper.stores import Cell
-from tollkeeper.stores.redis_batch import Batch, Sums, measured
-from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, cell_field, encode, tag_of
+from tollkeeper.stores.redis_batch import Batch, Place, Sums, measured
+from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, cell_fields, encode, tag_of
 from tollkeeper.values import OTHER, Measure
 
+#: Fields that a script counts up in one step: Lua's stack has room for 8,000 values.
+FIELDS_MAX: Final = 1000
 _MEASURES: Final[tuple[Measure, ...]] = ("usd", "tokens", "requests")
 
 
@@ -30,25 +32,25 @@ class Before(msgspec.Struct):
 def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadlines, now_s: int) -> Before:
     """What the sums of a journal's pruned entries add, slot by slot."""
     found = Before()
+    totals: dict[str, dict[str, int]] = {}
     for cell, sums in cells:
         project = cell.project or OTHER  # cells of a key have no project: any slot may keep them
         found.projects.add(project)
         tag = tag_of(project)
         deadline_s = deadlines.cells(cell.period, cell.start_us)
         if deadline_s > now_s:
-            name = keys.cells(tag, cell)
-            added = _batch(found, tag, journal).sums.setdefault(
-                name, Sums(deadline_s, name.rpartition("}:")[2], cell.start_us // 10**6, {})
-            )
-            for what, amount in zip(CELL_SUMS, sums, strict=True):
-                if amount:
-                    added.amounts[cell_field(cell) + what] = amount
+            place = Place((keys.cells(tag, cell),), (deadline_s,), cell_fields(cell))
+            _batch(found, tag, journal).sums.append(Sums(place, list(sums)))
         if cell.period == "month":
             for tag_, field in _fields(cell):
-                total = _batch(found, tag_, journal).sums.setdefault(keys.before(tag_), Sums(FOREVER_S, "", 0, {}))
+                total = totals.setdefault(tag_, {})
                 for measure in _MEASURES:
-                    amounts = total.amounts
-                    amounts[field + measure] = amounts.get(field + measure, 0) + measured(measure, sums)
+                    total[field + measure] = total.get(field + measure, 0) + measured(measure, sums)
+    for tag, total in totals.items():
+        fields, amounts = tuple(total), list(total.values())
+        for at in range(0, len(fields), FIELDS_MAX):
+            place = Place((keys.before(tag),), (FOREVER_S,), fields[at : at + FIELDS_MAX])
+            _batch(found, tag, journal).sums.append(Sums(place, amounts[at : at + FIELDS_MAX]))
     return found
 
 

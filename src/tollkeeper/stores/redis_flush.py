@@ -4,9 +4,9 @@
       ▲                      ▲  │ lost                 │ doubted, lost
       └──────────────────────┴──┴──────────────────────┘          (redis_link.LINK_LIFE)
 
-Recovering: read the cursors, apply what they do not cover, assert the live holds again, and wait until the other gateways have
-done the same; only then is anything admitted again. Others that were alive and do not come back within LEARN_MS are given up:
-what is in their journals counts again when somebody adopts them.
+Recovering: read the cursors, apply what they do not cover (also from the journals of this host's dead), assert the live holds
+again, and wait until the other gateways have done the same; only then is anything admitted again. Others that were alive and do
+not come back within LEARN_MS are given up: what is in their journals counts again when somebody adopts them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final
+from typing import Final, Protocol
 
 from tollkeeper.errors import StoreError, StoreUnavailable
-from tollkeeper.stores.journal import Journal, orphans
+from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
 from tollkeeper.stores.redis_link import Ask
@@ -49,18 +49,27 @@ ORPHANS_MS: Final = 5000
 WAITING_MAX: Final = 20_000
 
 
+class Recovery(Protocol):
+    """Holds from the beginning of a recovery, before the journal is read, to its end."""
+
+    def reassert(self) -> None:
+        """The journal is applied: make every live hold stand in Redis again, and no other one of this process."""
+        ...
+
+    def late(self) -> None:
+        """Redis is ready: the same for what was admitted meanwhile."""
+        ...
+
+
 class Flusher:
     """`push` rows as they become safe; `flushed` to wait until they are applied.
 
-    `reassert()` is called while recovering, on this thread: it must make every live hold stand in Redis again.
+    `recovery()` is what of a recovery is about holds; its methods are called on this thread.
     """
 
-    def __init__(
-        self, shared: Shared, journal: Journal, *, folder: Path,
-        reassert: Callable[[], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, recovery: Callable[[], Recovery]) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
-        self._reassert = reassert
+        self._recovery = recovery
         self._applier = Applier(shared, journal)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
@@ -196,7 +205,11 @@ class Flusher:
                         self._rows.popleft()
         last = self._journal.last
         with self._lock:
-            upto = self.done = self._rows[0][0] - 1 if self._rows else last
+            if self._rows:
+                last = self._rows[0][0] - 1
+            elif not self._collects:  # nobody has told of the rows that came since
+                last = rows[-1][0] if rows else self.done
+            upto = self.done = last
             done = [told for row, told in self._waiting if row <= upto]
             self._waiting = [each for each in self._waiting if each[0] > upto]
         for told in done:
@@ -228,16 +241,19 @@ class Flusher:
             self._say(STOPPED)
             raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
-        before = (before | set(self.peers)) - {self._journal.id}
+        before |= set(self.peers)
         if known and known != self.epoch:
             log.error("store: Redis was emptied; it is filled again from the journals")
         shared.register(self._journal.projects())
+        recovery = self._recovery()
         self._applier.catch_up()
-        self._reassert()
+        before -= self._adopt_orphans()
+        recovery.reassert()
+        self._say("replayed")
         until = shared.ticks_ms() + LEARN_MS
-        while not self._all_back(before):
+        while missing := self._missing(before):
             if shared.ticks_ms() >= until:
-                log.warning("store: %d gateways that were alive have not come back yet", len(before))
+                log.warning("store: %d gateways that were alive have not come back yet", len(missing))
                 break
             with self._lock:
                 if self._closing:
@@ -247,15 +263,18 @@ class Flusher:
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        shared.link.tell("recovered")
+        if shared.link.tell("recovered") == "ready":
+            recovery.late()
 
-    def _all_back(self, before: Iterable[str]) -> bool:
-        """Whether every gateway that was alive has replayed its journal into this very Redis."""
+    def _missing(self, before: Iterable[str]) -> list[str]:
+        """Gateways that were alive, or are on this host, and have not replayed their journals into this very Redis."""
         here = f" {self.epoch} {self._where()} "
-        return all(
-            here in said and said.rpartition(" ")[2] in ("replayed", "ready")
-            for said in (self.peers.get(name, "") for name in before)
-        )
+        told = {name: self.peers.get(name, "") for name in (*before, *neighbours(self._folder))}
+        return [
+            name
+            for name, said in told.items()
+            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in ("replayed", "ready"))
+        ]
 
     def _where(self) -> str:
         """Which server processes we are connected to."""
@@ -267,11 +286,13 @@ class Flusher:
         epoch = secrets.token_hex(8) if begin else ""
         said = f"{self.epoch} {self._where()} {state}"
         found = self._shared.beat(epoch, self._journal.id, said, SILENT_MS)
-        self.peers = dict(zip(found[1::2], found[2::2], strict=True))
+        if found[0] == self.epoch or begin:  # one that was emptied has forgotten who was there
+            self.peers = dict(zip(found[1::2], found[2::2], strict=True))
         return found[0]
 
-    def _adopt_orphans(self) -> None:
-        """Drain the journals of processes that have died."""
+    def _adopt_orphans(self) -> set[str]:
+        """Drain the journals of this host's dead, and say which. Raises StoreUnavailable where Redis does not answer."""
+        drained = set()
         for path in orphans(self._folder, self._journal.path):
             try:
                 journal = Journal.open(path)
@@ -281,5 +302,11 @@ class Flusher:
             try:
                 self._shared.register(journal.projects())
                 Applier(self._shared, journal).catch_up()
+                drained.add(journal.id)
+            except StoreError as error:
+                if self._shared.link.state not in ("recovering", "ready"):
+                    raise
+                log.warning("store: the journal %s is left alone: %s", path.name, error)
             finally:
                 asyncio.run(journal.close())
+        return drained

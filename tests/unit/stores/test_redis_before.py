@@ -11,7 +11,7 @@ from tollkeeper.ledger import CELL_SUMS, CellKey, Shape, sums_of
 from tollkeeper.stores import Retention
 from tollkeeper.stores.redis import RedisStore
 from tollkeeper.stores.redis_before import before_of, begins_with
-from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, tag_of
+from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, tag_of
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, USD, a_hold, an_entry, usd
 from tollkeeper.values import OTHER, Budget, Scopes
@@ -78,15 +78,27 @@ def test_where_a_cell_goes(cell: tuple[object, ...], tag: str, fields: dict[str,
     keys = Keys("t")
     found = before_of([(CellKey(*cell), tuple(sums_of(an_entry("a/1"))))], "j", keys, Deadlines(KEPT), 0)  # type: ignore[arg-type]
     assert found.projects == {tag}
-    (name,) = (key for key in found.batches[tag_of(tag)].sums if ":cells:" in key or ":others:" in key)
-    assert len(found.batches[tag_of(tag)].sums[name].amounts) == 4
-    kept = {
-        field: slot
+    added = {
+        (slot, key): dict(zip(place.fields, amounts, strict=True))
         for slot, batch in found.batches.items()
-        for field in batch.sums.get(keys.before(slot), batch.sums[next(iter(batch.sums))]).amounts
-        if "|" not in field and field.endswith("usd")
+        for place, amounts in batch.sums
+        for key in place.keys
     }
-    assert kept == {field + "usd": tag_of(project) if project else GLOBAL for field, project in fields.items()}
+    (cells,) = (sums for (slot, key), sums in added.items() if slot == tag_of(tag) and key != keys.before(slot))
+    assert sum(map(bool, cells.values())) == 4
+    kept = {field: slot for (slot, key), sums in added.items() if key == keys.before(slot) for field in sums}
+    assert {field: slot for field, slot in kept.items() if field.endswith("usd")} == {
+        field + "usd": tag_of(project) if project else GLOBAL for field, project in fields.items()
+    }
+
+
+def test_many_ids() -> None:
+    """No step counts up more fields than Lua's stack has room for."""
+    cells = [
+        (CellKey("month", 0, "agent", "alpha", f"a{number}", "p", "m"), (1,) * len(CELL_SUMS)) for number in range(4000)
+    ]
+    (batch,) = before_of(cells, "j", Keys("t"), Deadlines(KEPT), FOREVER_S).batches.values()
+    assert [len(place.fields) for place, _ in batch.sums] == [1000] * 12
 
 
 def test_begins_with() -> None:

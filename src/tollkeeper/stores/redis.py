@@ -141,7 +141,10 @@ class RedisStore(RedisReader):
         Raises Conflict where it was booked with other contents.
         """
         key = self._shared.keys.ids(tag_of(entry.scopes.project), hour_of(entry.at_us))
-        found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        try:
+            found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        except StoreUnavailable:  # recording goes on
+            return False
         stands = "" if found is None else found.decode()
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
             return bool(stands) and entry.outcome == "expired"

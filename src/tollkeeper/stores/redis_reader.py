@@ -300,9 +300,9 @@ def shared_of(
     )
 
 
-def connected(servers: Servers, options: SharedOptions) -> Shared:
-    """The same with a link that is up. Raises StoreUnavailable."""
-    shared = shared_of(servers, options, lambda state, reason: None, 0)
+def connected(servers: Servers, options: SharedOptions, scope_cap: int = 0) -> Shared:
+    """The same with a link that is up; the cap is for who writes. Raises StoreUnavailable."""
+    shared = shared_of(servers, options, lambda state, reason: None, scope_cap)
     link = shared.link
     link.start()
     if not link.wait(lambda state: state != "away", CONNECT_MS):

@@ -36,6 +36,8 @@ BEAT_S: Final = 0.5
 SILENT_S: Final = 5.0
 #: Seconds that a recovery waits for the gateways that were alive before.
 LEARN_S: Final = 3.0
+#: Seconds between two looks for them.
+LOOK_S: Final = 0.05
 #: Seconds between two looks for journals of dead processes.
 ORPHANS_S: Final = 5.0
 #: Rows that wait in memory; beyond it they are read from the journal again.
@@ -229,7 +231,7 @@ class Flusher:
             with self._lock:
                 if self._closing:
                     break
-                self._lock.wait(0.05)
+                self._lock.wait(LOOK_S)
             self._say("replayed")
         self._say("ready")
         self._next_beat = self._seconds() + BEAT_S

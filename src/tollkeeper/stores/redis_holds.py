@@ -275,7 +275,7 @@ class Holds:
         slots: dict[str, list[Shape]] = {}
         for _, key, _ in covering:
             slots.setdefault(balance_tag(key), []).append(key.shape)
-        await asyncio.to_thread(self._keep, slots)
+        await asyncio.to_thread(self._list_and_keep, [scopes.project], slots)
         keys = [key for _, key, _ in covering]
         answers = await self._shared.link.asks(
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
@@ -288,6 +288,11 @@ class Holds:
         own = [shape for shape in self.shapes if shape.scope not in GLOBAL_SCOPES]
         rest = [shape for shape in self.shapes if shape.scope in GLOBAL_SCOPES]
         self._keep(dict.fromkeys(tags, own) | {GLOBAL: rest})
+
+    def _list_and_keep(self, projects: Iterable[str], slots: dict[str, list[Shape]]) -> None:
+        """A slot that is open is one of a project that is listed: holds in it are found."""
+        self._shared.register(projects)
+        self._keep(slots)
 
     def _keep(self, slots: dict[str, list[Shape]]) -> None:
         """Open slots for shapes that they do not keep yet."""
@@ -325,9 +330,10 @@ class Holds:
 
     def reassert(self) -> None:
         """Make every hold of this process stand in Redis, and none that it has given up; on a thread."""
-        self.keep(self._shared.projects())
         gone, self._gone = self._gone, {}
         held = [each for each in list(self._held.values()) if each.legs]
+        self._shared.register({each.hold.scopes.project for each in held})
+        self.keep(self._shared.projects())
         for each in held:
             self._keep_all(each)
         asks = [self._release(each, tag) for each in gone.values() for tag in each.tags]

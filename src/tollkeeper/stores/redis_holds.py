@@ -277,7 +277,7 @@ class Holds:
         slots: dict[str, list[Shape]] = {}
         for _, key, _ in covering:
             slots.setdefault(balance_tag(key), []).append(key.shape)
-        await asyncio.to_thread(self._keep, slots)
+        await asyncio.to_thread(self._list_and_keep, [scopes.project], slots)
         keys = [key for _, key, _ in covering]
         answers = await self._shared.link.asks(
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
@@ -290,6 +290,11 @@ class Holds:
         own = [shape for shape in self.shapes if shape.scope not in GLOBAL_SCOPES]
         rest = [shape for shape in self.shapes if shape.scope in GLOBAL_SCOPES]
         self._keep(dict.fromkeys(tags, own) | {GLOBAL: rest})
+
+    def _list_and_keep(self, projects: Iterable[str], slots: dict[str, list[Shape]]) -> None:
+        """A slot that is open is one of a project that is listed: holds in it are found."""
+        self._shared.register(projects)
+        self._keep(slots)
 
     def _keep(self, slots: dict[str, list[Shape]]) -> None:
         """Open slots for shapes that they do not keep yet."""
@@ -334,10 +339,11 @@ class Holds:
 
         `before`: ids of those that stood before the journal was read. An old Redis may have others: they have ended since.
         """
+        held = [each for each in list(self._held.values()) if each.legs]
+        self._shared.register({each.hold.scopes.project for each in held})
         tags = self._shared.projects()
         self.keep(tags)
         found = self._own(tags)
-        held = [each for each in list(self._held.values()) if each.legs]
         for each in held:
             self._keep_all(each)
         standing = before | {each.hold.id for each in held}

@@ -160,6 +160,13 @@ class TestTwoRedisStores(TestRedisStore):
             assert await current(store) == [structs.replace(an_entry("a/1"), revision=2)]
             assert (await standing(store)).spent == DIME
 
+    async def test_five_times_at_once(self) -> None:
+        """B2: the same event five times at once, by two processes, counts once; each may believe to have booked it."""
+        async with self.opened(usd(USD)) as store:
+            answers = await asyncio.gather(*(store.settle(an_entry("a/1")) for _ in range(5)))
+            assert set(answers) == {"booked", "repeated"}
+            assert (await standing(store)).spent == DIME
+
     async def test_corrections_at_once(self) -> None:
         """B2: corrections of two processes at once count once; both may believe to have made them."""
         async with self.opened(usd(USD)) as store:

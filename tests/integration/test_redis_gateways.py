@@ -183,7 +183,7 @@ async def test_redis_comes_late(own_redis: RedisServer, tmp_path: Path, caplog: 
     async with gateway(tmp_path, settings=TOLL, store=own_redis.url, providers=PROVIDERS + ROUTES) as found:
         status, told = await ready(found)
         assert (status, told["status"], told["store"]["state"]) == (503, "unavailable", "away")
-        assert "Connection refused" in told["reason"]
+        await until(lambda: _says(found, "Connection refused"))
         assert await ask(found) == 503
         assert [record.levelname for record in caplog.records] == ["ERROR"]
         own_redis.start()

@@ -72,7 +72,7 @@ def ledger_of(settings: Config) -> Ledger:
     from tollkeeper.clock import SystemClock
     from tollkeeper.config import Ledger
 
-    return Ledger(settings.store, settings.shared(SystemClock()))
+    return Ledger(settings.store, settings.shared(SystemClock()), settings.scope_cap)
 
 
 def reading(place: Ledger, ask: Callable[[Reader], Awaitable[T]]) -> T:

@@ -77,10 +77,10 @@ def again(
         if not typer.confirm(f"Book these {found.total.changed:,}, signed by {signed.by}?", err=True):
             typer.echo("Nothing was booked.", err=True)
             return
-    show(_book(ledger_of(settings), settings.scope_cap, wanted, signed))
+    show(_book(ledger_of(settings), wanted, signed))
 
 
-def _book(place: Ledger, scope_cap: int, wanted: Again, signed: Signature) -> Repricing:
+def _book(place: Ledger, wanted: Again, signed: Signature) -> Repricing:
     """Own the ledger, or a journal of it, and book. Raises StoreOwned with the pid of a gateway that owns the whole."""
     from tollkeeper.stores import open_store
     from tollkeeper.tracker import history
@@ -95,7 +95,7 @@ def _book(place: Ledger, scope_cap: int, wanted: Again, signed: Signature) -> Re
             told(entries, changed, at_us)
 
         try:
-            store = open_store(place.url, budgets=None, scope_cap=scope_cap, shared=place.shared)
+            store = open_store(place.url, budgets=None, scope_cap=place.scope_cap, shared=place.shared)
         except StoreOwned as error:
             raise StoreOwned(f"{str(error).partition(';')[0]}; stop the gateway, or use --what-if") from None
         try:

@@ -139,7 +139,7 @@ def _looking(place: Ledger, work: Callable[[Servers, Shared], T]) -> T:
     from tollkeeper.stores.redis_url import parse
 
     servers = Servers(parse(place.url))
-    shared = connected(servers, place.shared)
+    shared = connected(servers, place.shared, place.scope_cap)
     try:
         return work(servers, shared)
     except RedisError as error:

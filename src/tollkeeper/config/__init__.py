@@ -103,6 +103,7 @@ class Ledger(NamedTuple):
 
     url: str
     shared: SharedOptions
+    scope_cap: int
 
 
 #: Fields that a Config takes from the settings as they are.
@@ -148,6 +149,7 @@ def ledger(path: Path | None, environ: Mapping[str, str], clock: Clock) -> Ledge
             clock=clock, journal=_journal(settings), prefix=settings.redis_prefix, retention=_retention(settings),
             dedupe_s=settings.redis_dedupe_s,
         ),
+        settings.scope_cap,
     )  # fmt: skip
 
 

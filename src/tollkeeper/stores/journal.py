@@ -6,7 +6,6 @@ are never used again, and the sums of those that are pruned. The file's name is 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -167,7 +166,7 @@ def orphans(folder: Path, own: Path | None = None) -> list[Path]:
 
 def neighbours(folder: Path) -> list[str]:
     """Ids of the journals in the folder that a process has now."""
-    return [path.stem for path in files(folder) if owned(path)]
+    return [path.stem for path in files(folder) if owned(path) is not None]
 
 
 def read_journals(folder: Path) -> list[SqliteReader]:
@@ -177,12 +176,12 @@ def read_journals(folder: Path) -> list[SqliteReader]:
 
 @contextmanager
 def looking(path: Path) -> Iterator[SqliteReader]:
-    """A read-only view of one, for a thread. Raises StoreUnavailable, StoreCorrupt."""
+    """A read-only view of one. Raises StoreUnavailable, StoreCorrupt."""
     reader = SqliteReader(path)
     try:
         yield reader
     finally:
-        asyncio.run(reader.close())
+        reader.let_go()
 
 
 def is_journal(name: str) -> bool:

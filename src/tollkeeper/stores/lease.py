@@ -45,10 +45,11 @@ SCARCE_IN: Final = 10
 
 
 class Wish(NamedTuple):
-    """What a gateway asks of Redis: that its lease be at least, and at most. No limit is asked where they are the same."""
+    """What a gateway asks of Redis: that its lease be at least and at most so much. `back`: it only gives back."""
 
     least: int
     most: int
+    back: bool = False
 
 
 class Lease:
@@ -117,7 +118,7 @@ class Lease:
             self.tell("idle")
         if self.state != "leased" and self.free:
             self.granted = self.live + self.owed  # before Redis hears it: nobody takes of it any more
-            return Wish(self.granted, self.granted)
+            return Wish(self.granted, self.granted, back=True)
         if self.state == "direct" or not (self.wanted or (look and self.state == "leased")):
             return None
         most = self.live + self.owed + self.size if self.wanted else self.granted
@@ -125,9 +126,9 @@ class Lease:
         return Wish(self.granted, max(most, self.granted))
 
     def answered(self, wish: Wish, granted: int, scarce: bool, now_ms: int) -> None:
-        """What Redis said to a wish. Only `applied` has changed what is granted meanwhile, and both have counted that."""
-        self.granted += granted - wish.least
-        if wish.least == wish.most and self.state != "leased":
+        """What Redis said to a wish."""
+        self.granted = granted
+        if wish.back:
             return
         if scarce:
             self.again_ms = now_ms + DIRECT_MS

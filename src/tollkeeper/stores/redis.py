@@ -24,6 +24,7 @@ from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
 from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
 from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
+from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
 from tollkeeper.stores.redis_servers import Servers
@@ -59,9 +60,14 @@ class RedisStore(RedisReader):
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, recovery=self._recovery)
+        self._leases = Leases(
+            self._shared, self._journal.id, epoch=lambda: self._flusher.epoch, wanted=lambda: self._flusher.want()
+        )
+        self._flusher = Flusher(
+            self._shared, self._journal, self._leases, folder=options.journal, recovery=self._recovery
+        )
         self._holds = Holds(
-            self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
+            self._shared, self._journal, self._leases, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
         self._holds.take(budgets or ())
         self._flusher.start()
@@ -141,7 +147,10 @@ class RedisStore(RedisReader):
         Raises Conflict where it was booked with other contents.
         """
         key = self._shared.keys.ids(tag_of(entry.scopes.project), hour_of(entry.at_us))
-        found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        try:
+            found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        except StoreUnavailable:  # recording goes on
+            return False
         stands = "" if found is None else found.decode()
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
             return bool(stands) and entry.outcome == "expired"
@@ -173,7 +182,7 @@ class RedisStore(RedisReader):
 
     def _booked(self, rows: list[Row]) -> None:
         for seq, entry in rows:
-            if not self._holds.settled(entry):
+            if not self._holds.settled(seq, entry):
                 self._uncovered = seq
         self._flusher.push(rows)
 

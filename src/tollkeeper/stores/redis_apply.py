@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import structs
@@ -21,6 +21,7 @@ from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import (
     Batch,
     Decision,
+    Leased,
     Places,
     Row,
     Unit,
@@ -113,11 +114,19 @@ class _Job:
         self.decision: Decision
 
 
+class Leases(Protocol):
+    """What applying rows takes off this process's leases."""
+
+    def parts(self, rows: Iterable[int], tag: str) -> Leased: ...
+
+    def applied(self, rows: Iterable[int], tag: str) -> None: ...
+
+
 class Applier:
     """`applied`: tag → last row applied there; `starred`: tag → the same in the slot that has no project."""
 
-    def __init__(self, shared: Shared, journal: Journal) -> None:
-        self._shared, self._journal = shared, journal
+    def __init__(self, shared: Shared, journal: Journal, leases: Leases | None = None) -> None:
+        self._shared, self._journal, self._leases = shared, journal, leases
         self.applied: dict[str, int] = {}
         self.starred: dict[str, int] = {}
         self.forgotten = False  #: a project's slot had less of this journal than the one without a project says
@@ -194,7 +203,7 @@ class Applier:
             for seq, entry in block.rows
             if from_seq < seq <= to_seq
         ]
-        self._star([(f"{journal}@{tag}", from_seq, to_seq)], counted, [])
+        self._star([(f"{journal}@{tag}", from_seq, to_seq)], counted, [], {})
 
     def look(self) -> None:
         """Look whether some cursors are where they were left, others the next time. Raises Doubted, StoreUnavailable."""
@@ -242,7 +251,10 @@ class Applier:
             [(f"{self._journal.id}@{job.tag}", starred[job.tag], job.to_seq) for job in behind],
             [each.entry for job in jobs for each in job.decision.counted if each.seq > starred[job.tag]],
             [f"{job.tag}/{id}" for job in jobs for id in _ended(job)],
+            self._leased(behind, GLOBAL),
         )
+        if self._leases is not None:
+            self._leases.applied([seq for job in behind for seq in _rows(job)], GLOBAL)
         self.starred.update({job.tag: job.to_seq for job in behind})
 
     def _placed(self, unit: Unit) -> Unit:
@@ -259,7 +271,7 @@ class Applier:
             project_batch(
                 job.tag, self._journal.id, job.from_seq, job.to_seq, job.decision, ended=_ended(job),
                 shapes=shared.shapes.get(job.tag, frozenset()), places=shared.places,
-                now_us=shared.now_us(),
+                now_us=shared.now_us(), leased=self._leased([job], job.tag),
             )
         )  # fmt: skip
 
@@ -268,6 +280,8 @@ class Applier:
         match answer[0]:
             case b"applied":
                 self.applied[job.tag] = job.to_seq
+                if self._leases is not None:
+                    self._leases.applied(_rows(job), job.tag)
                 for field in answer[1:]:
                     log.error(_STUCK, field.decode())
                 return True
@@ -281,18 +295,29 @@ class Applier:
                 raise Doubted(f"store: Redis has row {answer[1].decode()} of this journal, not {job.from_seq}")
         return False
 
-    def _star(self, cursors: list[tuple[str, int, int]], entries: list[Entry], ended: list[str]) -> None:
+    def _leased(self, jobs: Iterable[_Job], tag: str) -> Leased:
+        return {} if self._leases is None else self._leases.parts([seq for job in jobs for seq in _rows(job)], tag)
+
+    def _star(
+        self, cursors: list[tuple[str, int, int]], entries: list[Entry], ended: list[str], leased: Leased
+    ) -> None:
         """Rows in the slot that has no project: up to `cursors`' fields, from where they stand."""
         shared = self._shared
         while cursors:
             shapes = shared.shapes.get(GLOBAL, frozenset())
-            batch = global_batch(cursors, entries, ended=ended if shapes else (), shapes=shapes, places=shared.places)
+            batch = global_batch(
+                cursors, entries, ended=ended if shapes else (), shapes=shapes, places=shared.places, leased=leased
+            )
             (answer,) = shared.link.run(shared.ask(batch))
             if answer[0] == b"applied":
                 break
             if answer[0] != b"shapes":
                 raise Doubted(f"store: Redis has rows {answer[1:]} of this journal in its slot without a project")
             shared.heard(GLOBAL, answer[1:])
+
+
+def _rows(job: _Job) -> list[int]:
+    return [unit.seq for unit in job.units]
 
 
 def _ended(job: _Job) -> list[str]:

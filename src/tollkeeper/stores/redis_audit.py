@@ -52,7 +52,7 @@ class _Wanted:
 def audit(shared: Shared, folder: Path, since_us: int) -> Audit:
     """Compare what both keep: entries since an instant. Raises StoreError."""
     found = Audit()
-    wanted: dict[str, dict[str, _Wanted]] = {}  # tag → id → what may stand there
+    wanted: dict[str, dict[str, _Wanted]] = {}  # project → id → what may stand there
     for path in files(folder):
         found.journals += 1
         with looking(path) as reader:
@@ -60,20 +60,20 @@ def audit(shared: Shared, folder: Path, since_us: int) -> Audit:
                 if not applied:
                     found.waiting += 1
                 elif unit.entry.at_us >= since_us:
-                    ids = wanted.setdefault(tag_of(unit.entry.scopes.project), {})
+                    ids = wanted.setdefault(unit.entry.scopes.project, {})
                     ids.setdefault(unit.entry.id, _Wanted()).add(unit.entry)
     newest: dict[str, int] = {}  # journal → the last row that Redis has of it
-    for tag, ids in wanted.items():
+    for project, ids in wanted.items():
         found.entries += len(ids)
         stands: dict[str, Entry] = {}
-        for block in blocks_of(shared, tag):
+        for block in blocks_of(shared, tag_of(project)):
             newest[block.journal] = max(newest.get(block.journal, 0), block.rows[-1][0])
             for _, entry in block.rows:
                 known = stands.get(entry.id)
                 if entry.sign > 0 and entry.id in ids and (known is None or entry.revision >= known.revision):
                     stands[entry.id] = entry
         for id, each in ids.items():
-            found.differences += _compared(id, stands.get(id), each)
+            found.differences += _compared(f"{project}/{id}", stands.get(id), each)
     for path in files(folder):
         with looking(path) as reader:
             last = int(dict(reader.query("marks"))["last"])
@@ -99,20 +99,16 @@ def _units(reader: SqliteReader, shared: Shared, journal: str) -> Iterator[tuple
             yield unit, unit.seq <= cursors[tag]
 
 
-def _compared(id: str, entry: Entry | None, wanted: _Wanted) -> list[Difference]:
+def _compared(name: str, entry: Entry | None, wanted: _Wanted) -> list[Difference]:
     if entry is None:
-        return [Difference("entry", id, "nothing", "a journal has it, and it was applied")]
+        return [Difference("entry", name, "nothing", "a journal has it, and it was applied")]
     if digest_of(entry) in wanted.digests:
         return []
     if entry.outcome == "expired" and wanted.settled:
-        return [Difference("entry", _key(entry), "its estimate", "a journal has what was settled")]
+        return [Difference("entry", name, "its estimate", "a journal has what was settled")]
     if entry.outcome != "expired" and not wanted.settled:
         return []  # settled elsewhere
-    return [Difference("entry", _key(entry), _shown(entry), "journals have other contents under this id")]
-
-
-def _key(entry: Entry) -> str:
-    return f"{entry.scopes.project}/{entry.id}"
+    return [Difference("entry", name, _shown(entry), "journals have other contents under this id")]
 
 
 def _shown(entry: Entry) -> str:

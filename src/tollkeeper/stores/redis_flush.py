@@ -27,6 +27,7 @@ from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_leases import Leases, end_leases
 from tollkeeper.stores.redis_link import Ask, State
 from tollkeeper.values import Entry
 
@@ -74,15 +75,20 @@ class Flusher:
     `recovery()` is what of a recovery is about holds; its methods are called on this thread.
     """
 
-    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, recovery: Callable[[], Recovery]) -> None:
+    def __init__(
+        self, shared: Shared, journal: Journal, leases: Leases, *, folder: Path, recovery: Callable[[], Recovery]
+    ) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
         self._recovery = recovery
-        self._applier = Applier(shared, journal)
+        self._leases = leases
+        self._applier = Applier(shared, journal, leases)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
         self._lock = Condition()
         self._collects = False  # rows come by `push`; else they are read from the journal by the next recovery
         self._closing = False
+        self._wants = False  # a lease is to be asked for
+        self._drained: set[str] = set()  # journals of the dead whose leases have ended
         self._awaited: set[str] = (
             set()
         )  # gateways that were alive, and have not come back since the last recovery began
@@ -120,6 +126,12 @@ class Flusher:
                 self._waiting.append((last, told))
                 self._lock.notify_all()
         return told
+
+    def want(self) -> None:
+        """A lease has something to ask of Redis."""
+        with self._lock:
+            self._wants = True
+            self._lock.notify_all()
 
     def wake(self) -> None:
         """The link's state has changed."""
@@ -179,9 +191,9 @@ class Flusher:
 
     def _await(self) -> None:
         """Wait until enough rows are here, or somebody waits for them, or it is time for the next sign of life."""
-        if not self._rows and not self._waiting and not self._closing:
+        if not self._rows and not self._waiting and not self._closing and not self._wants:
             self._lock.wait(max(0, self._next_beat - self._shared.ticks_ms()) / 1000)
-        if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing:
+        if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing and not self._wants:
             self._lock.wait(FLUSH_MS / 1000)
 
     def _refused(self, error: StoreError) -> None:
@@ -228,6 +240,10 @@ class Flusher:
         if overflowed and not self._rows:
             raise Doubted("store: more rows waited than fit in memory; the rest is read from the journal")
         now = self._shared.ticks_ms()
+        with self._lock:
+            wants, self._wants = self._wants, False
+        if wants or now >= self._next_beat:
+            self._leases.tend(len(self.peers), look=now >= self._next_beat)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_MS
             if self._say("ready") != self.epoch:
@@ -246,6 +262,7 @@ class Flusher:
             self._collects = True  # what comes from now on is behind what the journal is read up to
         shared.census.forget()
         shared.shapes.clear()
+        self._drained.clear()
         shared.registered.clear()
         known = self.epoch
         self._awaited |= set(self.peers)
@@ -268,6 +285,7 @@ class Flusher:
         self._awaited -= drained
         self._applier.follow_others(self.peers.keys() - drained)
         recovery.reassert()
+        self._leases.reassert(shared.projects(), self._applier.applied, self._applier.starred)
         self._learn()
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
@@ -333,6 +351,9 @@ class Flusher:
             try:
                 self._shared.register(journal.projects())
                 Applier(self._shared, journal).catch_up()
+                if journal.id not in self._drained:
+                    end_leases(self._shared, journal.id, self._shared.projects())
+                    self._drained.add(journal.id)
                 drained.add(journal.id)
             except StoreError as error:
                 if self._shared.link.state not in ("recovering", "ready"):

@@ -10,7 +10,7 @@ import msgspec
 
 from tollkeeper.stores.redis_apply import Shared, pairs
 from tollkeeper.stores.redis_keys import GLOBAL, shape_name, tag_of
-from tollkeeper.stores.redis_legs import Held, field_of, hold_in, legs_in
+from tollkeeper.stores.redis_legs import Held, Leg, field_of, hold_in
 from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.values import Entry, Hold
 
@@ -32,7 +32,7 @@ class Holding:
         self._epoch, self._applied = epoch, applied
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
 
-    def ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
+    def ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
         """Reserve a hold's part of a slot, `whatever` the limits say."""
         hold, shared = held.hold, self._shared
         names = list(shared.keys.slot(tag))
@@ -40,7 +40,7 @@ class Holding:
             self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
             hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
-        for leg in legs_in(held, tag):
+        for leg in legs:
             place = shared.places.balance(leg.key, leg.end_us)
             names += place.keys
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from threading import Lock
 from typing import Final
 
-from tollkeeper.book import Budgets, grant_of, refused, standing_of
+from tollkeeper.book import grant_of, refused, standing_of
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import Shape
 from tollkeeper.stores.journal import Journal
@@ -20,14 +20,14 @@ from tollkeeper.stores.redis_apply import Doubted, Shared
 from tollkeeper.stores.redis_away import Allowance
 from tollkeeper.stores.redis_holding import AMOUNT_MAX, PAGE, Holding
 from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, tag_of
+from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_legs import (
     Covering,
     Held,
     Leg,
     Numbers,
+    Rules,
     balances_of,
-    covering_of,
-    legs_in,
     legs_of,
     numbers_of,
 )
@@ -43,12 +43,13 @@ class Holds:
     """`epoch()`, `applied(tag)`: the epoch in which this process has recovered last, the last row that a slot has of it."""
 
     def __init__(
-        self, shared: Shared, journal: Journal, *, epoch: Callable[[], str], applied: Callable[[str], int]
-    ) -> None:
-        self._shared, self._journal = shared, journal
+        self, shared: Shared, journal: Journal, leases: Leases, *, epoch: Callable[[], str],
+        applied: Callable[[str], int],
+    ) -> None:  # fmt: skip
+        self._shared, self._journal, self._leases = shared, journal, leases
         self._epoch = epoch
         self.stand = Holding(shared, journal.id, epoch=epoch, applied=applied)
-        self._budgets, self._hard = Budgets(), False
+        self._rules, self._hard = Rules(()), False
         self._lock = Lock()
         self._held: dict[str, Held] = {}
         self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
@@ -57,7 +58,7 @@ class Holds:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        return self._budgets.shapes
+        return self._rules.shapes
 
     @property
     def hard(self) -> bool:
@@ -73,7 +74,8 @@ class Holds:
                     f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
-        self._budgets = Budgets(budgets)
+        self._rules = Rules(budgets)
+        self._leases.recall()
         self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
@@ -85,32 +87,37 @@ class Holds:
             raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
         covering = self.covering(hold.scopes, hold.model, hold.at_us)
         held = lived if lived is not None else Held(hold, legs_of(covering, hold))
-        if not held.legs:
-            await self._intend(held)
-            return grant_of([])
-        if self._shared.link.state != "ready" and self._admit_away(held, covering):
+        if held.legs and self._shared.link.state != "ready" and self._admit_away(held, covering):
             await self._intend(held)
             return grant_of(balances_of(covering, {leg.key: (0, self._away.used(leg.key)) for leg in held.legs}))
-        self._held[hold.id] = held
+        if lived is None:
+            held = Held(hold, self._leases.take(hold.id, held.legs))
+        numbers = await self._reserve_in_redis(held, fresh=lived is None) if held.legs else {}
+        if not held.legs or self._leases.has(hold.id):
+            await self._intend(held)
+        return grant_of(balances_of(covering, self._leases.numbers() | numbers if covering else {}))
+
+    async def _reserve_in_redis(self, held: Held, fresh: bool) -> Numbers:
+        """The part of a hold that no lease pays for."""
+        self._held[held.hold.id] = held
         try:
-            numbers = await self._reserve_in_all(held, fresh=lived is None)
+            return await self._reserve_in_all(held, fresh)
         except Exception as error:
-            if lived is None:
-                self._held.pop(hold.id, None)
+            if fresh:
+                self._held.pop(held.hold.id, None)
+                self._leases.void(held.hold.id)
                 if isinstance(error, StoreUnavailable):  # what was done is not known
                     await self._end(held)
             raise
-        return grant_of(balances_of(covering, numbers))
 
     async def _reserve_in_all(self, held: Held, fresh: bool) -> Numbers:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
-        link, tags, again = self._shared.link, held.tags, False
+        link, slots, again = self._shared.link, held.slots, False
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self.stand.ask(held, tag) for tag in tags])
+            answers = await link.asks([self.stand.ask(held, tag, legs) for tag, legs in slots.items()])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
-            for tag, answer in zip(tags, answers, strict=True):
-                legs = legs_in(held, tag)
+            for (tag, legs), answer in zip(slots.items(), answers, strict=True):
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
@@ -136,24 +143,24 @@ class Holds:
                 raise failures[0]
             if not closed:
                 return numbers
-            await asyncio.to_thread(self._open, held, closed)
+            await asyncio.to_thread(self._open, held.hold.scopes.project, {tag: slots[tag] for tag in closed})
         raise StoreUnavailable("store: the slots of this call's budgets cannot be opened just now; try again")
 
     def _doubted(self, reason: str) -> Doubted:
         self._shared.link.tell("doubted", reason)
         return Doubted(f"store: {reason}; it is checked before anything else is admitted")
 
-    def _open(self, held: Held, tags: Iterable[str]) -> None:
-        self._shared.register([held.hold.scopes.project])
-        for tag in tags:
+    def _open(self, project: str, slots: dict[str, list[Leg]]) -> None:
+        self._shared.register([project])
+        for tag, legs in slots.items():
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs_in(held, tag)])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
 
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
-        return covering_of(self._budgets, scopes, model, at_us)
+        return self._rules.covering(scopes, model, at_us)
 
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
         for budget, balance in balances_of(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
@@ -182,9 +189,11 @@ class Holds:
         self._held[held.hold.id] = held
         try:
             await self._journal.reserve(held.hold)
-        except BaseException:
+        except Exception:  # who is cancelled lets go of it by its id
             self._held.pop(held.hold.id, None)
+            self._leases.void(held.hold.id)
             self._give_back(held.hold.id)
+            await self._end(held)
             raise
 
     # ── the end of a hold ──
@@ -195,6 +204,7 @@ class Holds:
         if held is None:
             return
         await self._journal.void(hold_id)
+        self._leases.void(hold_id)
         await self._end(held)
         self._give_back(hold_id)
 
@@ -204,7 +214,7 @@ class Holds:
             if self._shared.link.state != "ready" or self._asserting:  # it may be asserted again just now
                 self._gone[held.hold.id] = held
             try:
-                await self._shared.link.asks([self.stand.release(held, tag) for tag in held.tags])
+                await self._shared.link.asks([self.stand.release(held, tag) for tag in held.slots])
             except StoreUnavailable:
                 self._gone[held.hold.id] = held
 
@@ -219,10 +229,11 @@ class Holds:
         held = self._held.get(entry.id)
         return held is not None and held.hold.scopes.project == entry.scopes.project
 
-    def settled(self, entry: Entry) -> bool:
+    def settled(self, seq: int, entry: Entry) -> bool:
         """An entry is safe in the journal: Redis lets go of its hold when it is applied. Whether the hold covers it until then."""
-        if entry.by is not None or not self.ends(entry):
+        if entry.by is not None or entry.sign < 0 or not self.ends(entry):
             return False
+        self._leases.settled(seq, entry)
         quote, quoted = (hold := self._held.pop(entry.id).hold).quote_nanos, hold.quote_usage
         spent = entry.charge.amount_nanos
         return (spent is None or (quote is not None and spent <= quote)) and (
@@ -240,7 +251,7 @@ class Holds:
         slots: dict[str, list[Shape]] = {}
         for _, key, _ in covering:
             slots.setdefault(balance_tag(key), []).append(key.shape)
-        await asyncio.to_thread(self._keep, slots)
+        await asyncio.to_thread(self._list_and_keep, [scopes.project], slots)
         keys = [key for _, key, _ in covering]
         answers = await self._shared.link.asks(
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
@@ -253,6 +264,11 @@ class Holds:
         own = [shape for shape in self.shapes if shape.scope not in GLOBAL_SCOPES]
         rest = [shape for shape in self.shapes if shape.scope in GLOBAL_SCOPES]
         self._keep(dict.fromkeys(tags, own) | {GLOBAL: rest})
+
+    def _list_and_keep(self, projects: Iterable[str], slots: dict[str, list[Shape]]) -> None:
+        """A slot that is open is one of a project that is listed: holds in it are found."""
+        self._shared.register(projects)
+        self._keep(slots)
 
     def _keep(self, slots: dict[str, list[Shape]]) -> None:
         """Open slots for shapes that they do not keep yet."""
@@ -276,10 +292,11 @@ class Holds:
 
         `before`: ids of those that stood before the journal was read. An old Redis may have others: they have ended since.
         """
+        held = [each for each in list(self._held.values()) if each.legs]
+        self._shared.register({each.hold.scopes.project for each in held})
         tags = self._shared.projects()
         self.keep(tags)
         found = self.stand.own(tags)
-        held = [each for each in list(self._held.values()) if each.legs]
         standing = before | {each.hold.id for each in held}
         self._run(
             [
@@ -313,7 +330,7 @@ class Holds:
         try:
             for each in held:
                 self._keep_all(each)
-            self._run([self.stand.ask(each, tag, whatever=True) for each in held for tag in each.tags])
+            self._run([self.stand.ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
         finally:
             self._asserting = False
         self._let_go()
@@ -327,7 +344,7 @@ class Holds:
                     self.stand.release(each, tag)
                     for id, each in gone.items()
                     if id not in self._held
-                    for tag in each.tags
+                    for tag in each.slots
                 ]
             )
         except StoreUnavailable:
@@ -339,7 +356,7 @@ class Holds:
             self._shared.link.run(*asks[at : at + PAGE])
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in legs_in(held, tag)] for tag in held.tags})
+        self._keep({tag: [leg.key.shape for leg in legs] for tag, legs in held.slots.items()})
 
 
 class HoldsRecovery:

@@ -12,6 +12,7 @@
 --         [id of a hold that ends, …]
 --         [[fields, [[amounts to add, [keep until, s, …]], …]], …]: a key for each deadline
 --         [keep until, s, …]: a key for each, of a block
+--         [[field of a lease, key of its balance, how much of it is spent now], …]
 --       2… blocks of entries
 --
 -- {"applied", fields that could not be counted up}
@@ -28,7 +29,8 @@ local function whole(value)
 end
 
 -- Read and check all of it before the first write.
-local keep, cursors, kept, names_until, names, ended, sums, blocks_until = unpack(cmsgpack.unpack(ARGV[1]), 1, 8)
+local keep, cursors, kept, names_until, names, ended, sums, blocks_until, leased =
+  unpack(cmsgpack.unpack(ARGV[1]), 1, 9)
 local rows, moved = {}, {}
 for number, each in ipairs(cursors) do
   rows[number] = call('HGET', cursor, each[1]) or '0'
@@ -64,11 +66,12 @@ if #wrong > 0 then return {'ids', unpack(wrong)} end
 
 for _, alike in ipairs(sums) do
   for _, sum in ipairs(alike[2]) do
-    for _, amount in ipairs(sum[1]) do whole(amount) end
+    for number = 1, #alike[1] do whole(sum[1][number]) end
     for _, deadline in ipairs(sum[2]) do whole(deadline) end
   end
 end
 for _, deadline in ipairs(blocks_until) do whole(deadline) end
+for _, lease in ipairs(leased) do whole(lease[3]) end
 whole(keep)
 whole(names_until)
 
@@ -115,12 +118,22 @@ for number, lived in ipairs(lives) do
   end
 end
 
+for _, lease in ipairs(leased) do
+  local leases, field, balance = holds:match('^(.*}:)') .. 'leases', lease[1], lease[2]
+  local has = tonumber(call('HGET', leases, field) or '0')
+  local part = format('%.0f', math.min(has, lease[3]))
+  if part ~= '0' then
+    call('HINCRBY', leases, field, '-' .. part)
+    call('HINCRBY', balance, 'held', '-' .. part)
+  end
+end
+
 -- Read, add and set all fields of a hash in two calls; what a double cannot count exactly is left to HINCRBY.
 local failed = {}
 local function count_up(key, fields, amounts, deadline)
   local had, set, last = pcall('HMGET', key, unpack(fields)), {}, 0
-  for number, add in ipairs(amounts) do
-    local old, total = had[number], nil
+  for number = 1, #fields do
+    local add, old, total = amounts[number], had[number], nil
     if not old and not had.err then
       total = add
     elseif old and #old < 16 and find(old, '^%-?%d+$') then

@@ -68,13 +68,29 @@ async def soon(true: Callable[[], bool], within_s: float = WITHIN_S) -> None:
         await asyncio.sleep(0.005)
 
 
+_ALL_AT_ONCE = """
+local found = {}
+for _, name in ipairs(redis.call('KEYS', '*')) do
+  if name:find('}:balance:') or name:find(':holds$') or name:find(':leases$') then
+    found[#found + 1] = {name, redis.call('HGETALL', name)}
+  end
+end
+return found
+"""
+
+
 def scan(client: Any) -> dict[str, Any]:
-    """Every balance, hold and lease in Redis: key → its hash, of all servers."""
+    """Every balance, hold and lease: key → its hash. Of one server at one instant; of a cluster, one server after the other."""
+    nodes = client.get_nodes() if hasattr(client, "get_nodes") else [None]
     found = {}
-    for key in client.scan_iter("*", count=1000):
-        name = key.decode()
-        if "}:balance:" in name or name.endswith((":holds", ":leases")):
-            found[name] = {field.decode(): value.decode() for field, value in client.hgetall(key).items()}
+    for node in nodes:
+        if node is None:
+            answer = client.eval(_ALL_AT_ONCE, 0)
+        else:
+            answer = client.get_redis_connection(node).eval(_ALL_AT_ONCE, 0)
+        for name, fields in answer:
+            pairs = zip(fields[::2], fields[1::2], strict=True)
+            found[name.decode()] = {field.decode(): value.decode() for field, value in pairs}
     return found
 
 

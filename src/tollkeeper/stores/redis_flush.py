@@ -17,7 +17,7 @@ import logging
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
@@ -33,6 +33,8 @@ from tollkeeper.values import Entry
 
 log = logging.getLogger("tollkeeper")
 
+#: What a gateway says as it recovers: its rows are applied, its holds stand, it admits.
+STEPS: Final = ("replayed", "asserted", "ready")
 #: What a gateway says while everything is dropped: it applies nothing.
 STOPPED: Final = "stopped"
 
@@ -284,44 +286,45 @@ class Flusher:
         drained = self._adopt_orphans()
         self._awaited -= drained
         self._applier.follow_others(self.peers.keys() - drained)
-        recovery.reassert()
+        self._learn("replayed", until_ms := shared.ticks_ms() + LEARN_MS)
+        recovery.reassert()  # now, since balances begin with what everyone has replayed
         self._leases.reassert(shared.projects(), self._applier.applied, self._applier.starred)
-        self._learn()
+        self._learn("asserted", until_ms)
+        self._awaited.clear()
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
         recovery.ready(lambda: shared.link.tell("recovered"))
 
-    def _learn(self) -> None:
-        """Wait until every gateway that was alive has replayed its journal into this very Redis. Raises Doubted."""
+    def _learn(self, step: str, until_ms: int) -> None:
+        """Wait until every gateway that was alive has come so far with this very Redis. Raises Doubted."""
         shared = self._shared
-        until_ms = shared.ticks_ms() + LEARN_MS
         while True:
-            if self._say("replayed") != self.epoch:
+            if self._say(step) != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
-            missing = self._missing()
+            missing = self._missing(STEPS[STEPS.index(step) :])
             here = f" {self.epoch} {self._where()} "
             if (
                 missing
                 and shared.ticks_ms() >= until_ms
                 and not any(here in self.peers.get(name, "") for name in missing)
             ):
-                log.warning("store: %d gateways that were alive have not come back yet", len(missing))
+                if step == "replayed":
+                    log.warning("store: %d gateways that were alive have not come back yet", len(missing))
                 missing = []
             with self._lock:
                 if self._closing or (not missing and shared.ticks_ms() >= self._heard_at):
                     break
                 self._lock.wait(RETRY_MS / 1000)
-        self._awaited.clear()
 
-    def _missing(self) -> list[str]:
-        """Gateways that were alive, or are on this host, and have not replayed their journals into this very Redis."""
+    def _missing(self, steps: Sequence[str]) -> list[str]:
+        """Gateways that were alive, or are on this host, and have taken none of these steps with this very Redis."""
         here = f" {self.epoch} {self._where()} "
         told = {name: self.peers.get(name, "") for name in (*self._awaited, *self.peers, *neighbours(self._folder))}
         return [
             name
             for name, said in told.items()
-            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in ("replayed", "ready"))
+            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in steps)
         ]
 
     def _where(self) -> str:

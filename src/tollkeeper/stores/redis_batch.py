@@ -287,6 +287,10 @@ def measured(measure: Measure, sums: Sequence[int]) -> int:
 # ── the script's arguments ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+Leased = dict[tuple[str, str], int]
+"""(field of a lease, key of its balance) → how much of the lease becomes spent."""
+
+
 class Batch(msgspec.Struct):
     """Everything that `apply.lua` is to do in one slot. `arguments` are its keys and arguments."""
 
@@ -298,6 +302,7 @@ class Batch(msgspec.Struct):
     ended: list[str] = []
     sums: list[Sums] = []
     blocks: list[tuple[str, int, bytes]] = []  #: key, deadline, data
+    leased: Leased = {}
 
     def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
         every = list(keys.slot(self.tag))
@@ -322,14 +327,14 @@ class Batch(msgspec.Struct):
                 (fields, [(tuple(filter(None, amounts)), place.deadlines) for place, amounts in some])
                 for fields, some in alike.items()
             ],
-            until_s,
+            until_s, [(*names, amount) for names, amount in self.leased.items()],
         )  # fmt: skip
         return every, [_pack(batch), *(data for _, _, data in self.blocks)]
 
 
 def project_batch(
     tag: str, journal: str, from_seq: int, to_seq: int, decision: Decision, *, ended: Iterable[str], shapes: frozenset[Shape],
-    places: Places, now_us: int,
+    places: Places, now_us: int, leased: Leased,
 ) -> Batch:  # fmt: skip
     """What rows up to `to_seq` do in their project's slot."""
     keys, deadlines = places.keys, places.deadlines
@@ -345,16 +350,17 @@ def project_batch(
             (keys.entries(tag, month_us), deadlines.entries(month_us), pack(now_us // 1000, journal, rows))
             for month_us, rows in by_month.items()
         ],
+        leased=leased,
     )  # fmt: skip
 
 
 def global_batch(
     cursors: list[tuple[str, int, int]], entries: Iterable[Entry], *, ended: Iterable[str], shapes: frozenset[Shape],
-    places: Places,
+    places: Places, leased: Leased,
 ) -> Batch:  # fmt: skip
     """What rows of several projects do in the slot of the budgets that have no project."""
     own = [shape for shape in shapes if shape.scope in GLOBAL_SCOPES]
     return Batch(
         tag=GLOBAL, cursors=cursors, shapes=frozenset(map(shape_name, shapes)), ended=list(ended),
-        sums=balance_sums(groups_of(entries) if own else (), own, places),
+        sums=balance_sums(groups_of(entries) if own else (), own, places), leased=leased,
     )  # fmt: skip

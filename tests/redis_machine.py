@@ -340,6 +340,9 @@ class Many:
             "note": "why", "by": self.pick(["ann", "bob"]),
         }  # fmt: skip
         step, answers = self.pick([1, 1, 1, 0, 2]), []
+        standing = self.of_model("entry", each.scopes.project, each.id)
+        if self.fails and standing is not None and standing.outcome == "expired" and standing.by is not None:
+            return  # once: in which order its revisions come back after Redis was emptied is not known then
         for ledger in (self.any(), self.model):
             old = self.do(ledger.entry(each.scopes.project, each.id))
             if not isinstance(old, Entry):

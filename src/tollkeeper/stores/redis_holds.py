@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +29,8 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 AMOUNT_MAX: Final = 2**53 - 1
 #: How often a reservation opens its slots and tries again.
 OPENINGS_MAX: Final = 5
+#: Holds given up that are remembered: a Redis that comes back as it was some time ago may have them.
+GONE_MAX: Final = 10_000
 PAGE: Final = 500
 _reserve: Final = Script("reserve")
 _void: Final = Script("void")
@@ -76,7 +79,7 @@ class Holds:
         self._budgets = Budgets()
         self._lock = Lock()
         self._held: dict[str, Held] = {}
-        self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
+        self._gone: dict[str, Held] = {}  # must not stand in Redis
         self._away: dict[BalanceKey, int] = {}  # admitted while it was away
 
     @property
@@ -109,11 +112,12 @@ class Holds:
         if self._shared.link.state != "ready":
             return await self._reserve_away(held, covering)
         self._held[hold.id] = held
+        self._gone.pop(hold.id, None)
         try:
             numbers = await self._reserve_in_all(held)
         except StoreUnavailable:
             self._held.pop(hold.id, None)
-            self._gone[hold.id] = held
+            self._give_up(held)
             raise
         except Exception:
             if lived is None:
@@ -147,6 +151,8 @@ class Holds:
             if (failures or closed) and granted:
                 await link.asks([self._release(held, tag) for tag in granted])
             if failures:
+                if granted:
+                    self._give_up(held)
                 raise failures[0]
             if not closed:
                 return numbers
@@ -238,10 +244,14 @@ class Holds:
             return
         await self._journal.void(hold_id)
         if held.legs:
-            try:
+            self._give_up(held)
+            with suppress(StoreUnavailable):
                 await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
-            except StoreUnavailable:
-                self._gone[hold_id] = held
+
+    def _give_up(self, held: Held) -> None:
+        self._gone[held.hold.id] = held
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""
@@ -330,20 +340,15 @@ class Holds:
 
     def reassert(self) -> None:
         """Make every hold of this process stand in Redis, and none that it has given up; on a thread."""
-        gone, self._gone = self._gone, {}
         held = [each for each in list(self._held.values()) if each.legs]
         self._shared.register({each.hold.scopes.project for each in held})
         self.keep(self._shared.projects())
         for each in held:
             self._keep_all(each)
-        asks = [self._release(each, tag) for each in gone.values() for tag in each.tags]
+        asks = [self._release(each, tag) for each in list(self._gone.values()) for tag in each.tags]
         asks += [self._ask(each, tag, whatever=True) for each in held for tag in each.tags]
-        try:
-            for at in range(0, len(asks), PAGE):
-                self._shared.link.run(*asks[at : at + PAGE])
-        except StoreUnavailable:
-            self._gone = gone | self._gone
-            raise
+        for at in range(0, len(asks), PAGE):
+            self._shared.link.run(*asks[at : at + PAGE])
         self._away.clear()
 
     def _keep_all(self, held: Held) -> None:

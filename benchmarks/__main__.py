@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks import gateway, machine, record, steps
+from benchmarks import gateway, machine, record, shared, steps
 from benchmarks.figures import Figure, Table
 from benchmarks.hotspots import PROFILES
 from benchmarks.profilers import PROFILERS
@@ -23,6 +23,7 @@ SCENARIOS: Final[dict[str, Callable[..., Iterator[Figure]]]] = {
     "latency": gateway.latency,
     "stream": gateway.streams,
     "record": record.records,
+    "redis": shared.redis,
     "steps": steps.steps,
     "start": gateway.start,
     "memory": gateway.memory,

@@ -1,7 +1,8 @@
-"""Durable records without the gateway: `python -m benchmarks.record tracker|store FOLDER SECONDS [samples|calls]`.
+"""Durable records without the gateway: `python -m benchmarks.record tracker|store|shared FOLDER SECONDS [samples|calls|-]`.
 
 64 tasks, each booking one call after the other; a call counts once the ledger says that it is synced. `tracker` is
-`CostTracker.record_usage`, priced; `store` hands the ledger entries that are made beforehand but for their id. No budgets.
+`CostTracker.record_usage`, priced; `store` hands the ledger entries that are made beforehand but for their id; `shared` is the
+same with the Redis of a URL, which follows as one more argument. No budgets.
 The process prints one JSON line: records, seconds, CPU seconds (its writer's thread included).
 """
 
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -25,7 +27,8 @@ from benchmarks import booked
 from benchmarks.figures import Figure
 from benchmarks.processes import environment, module
 from benchmarks.profilers import PROFILERS
-from tollkeeper.stores import open_store
+from tollkeeper.clock import SystemClock
+from tollkeeper.stores import SharedOptions, open_store
 from tollkeeper.tracker import CostTracker
 from tollkeeper.values import Charge, Entry, Scopes, Term, Usage
 
@@ -41,7 +44,7 @@ def records(folder: Path) -> Iterator[Figure]:
     """Records per second and CPU per record, through the library and through the store alone."""
     for how, title in TITLES.items():
         saw = json.loads(child(how, folder).splitlines()[-1])
-        booked.check(folder / f"{how}.sqlite", saw["records"])
+        booked.check(f"sqlite:///{folder}/{how}.sqlite", saw["records"])
         number, aim = saw["records"], 15_000 if how == "tracker" else None
         yield Figure(
             f"{title}: durable records/s, {TASKS} tasks", number / saw["seconds"], "/s", None, aim, at_most=False
@@ -49,9 +52,9 @@ def records(folder: Path) -> Iterator[Figure]:
         yield Figure(f"{title}: CPU per record", saw["cpu_s"] * 1e6 / number, "µs")
 
 
-def child(how: str, folder: Path, *profiler: str) -> str:
+def child(how: str, folder: Path, profiler: str = "-", url: str = "") -> str:
     """What a process of its own printed. Raises RuntimeError if it failed."""
-    command = module("benchmarks.record", how, folder, MEASURED_S, *profiler)
+    command = module("benchmarks.record", how, folder, MEASURED_S, profiler, url)
     ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     if ran.returncode != 0:
         raise RuntimeError(f"recording through the {how} failed:\n{ran.stderr[-800:]}")
@@ -72,8 +75,9 @@ def entry(task: int) -> Entry:
     )  # fmt: skip
 
 
-async def through_store(folder: Path, run: Callable[[Book], Awaitable[None]]) -> None:
-    store = open_store(f"sqlite:///{folder / 'store.sqlite'}")
+async def through_store(folder: Path, run: Callable[[Book], Awaitable[None]], url: str = "") -> None:
+    shared = SharedOptions(clock=SystemClock(), journal=folder / "journal")
+    store = open_store(url or f"sqlite:///{folder / 'store.sqlite'}", shared=shared)
     entries = [entry(task) for task in range(TASKS)]
 
     async def book(task: int, number: int) -> None:
@@ -123,15 +127,17 @@ async def measure(book: Book, seconds: float, kind: str | None) -> dict[str, flo
     )
 
 
-async def _main(how: str, folder: Path, seconds: float, kind: str | None) -> None:
-    through = {"store": through_store, "tracker": through_tracker}[how]
+async def _main(how: str, folder: Path, seconds: float, kind: str, url: str) -> None:
+    ways: dict[str, Callable[[Path, Callable[[Book], Awaitable[None]]], Awaitable[None]]] = {
+        "store": through_store, "tracker": through_tracker, "shared": partial(through_store, url=url),
+    }  # fmt: skip
 
     async def run(book: Book) -> None:
-        saw = await measure(book, seconds, kind)
+        saw = await measure(book, seconds, None if kind == "-" else kind)
         sys.stdout.write(msgspec.json.encode(saw).decode() + "\n")
 
-    await through(folder, run)
+    await ways[how](folder, run)
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None))
+    uvloop.run(_main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]))

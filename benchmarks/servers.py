@@ -19,7 +19,8 @@ HERE: Final = Path(__file__).parent
 CONFIG: Final = """
 host = "127.0.0.1"
 port = {port}
-store = "sqlite:///{ledger}"
+store = "{store}"
+journal = "{journal}"
 
 [providers.openai]
 base_url = "http://127.0.0.1:{upstream}/v1"
@@ -82,27 +83,31 @@ def proxy(folder: Path, upstream: int) -> Iterator[Server]:
         yield server
 
 
-def ledger(folder: Path, port: int) -> Path:
-    """The ledger of the gateway on that port."""
-    return folder / f"ledger.{port}.sqlite"
+def ledger(folder: Path, port: int) -> str:
+    """The embedded ledger of the gateway on that port."""
+    return f"sqlite:///{folder}/ledger.{port}.sqlite"
 
 
-def configured(folder: Path, upstream: int) -> tuple[Path, int]:
-    """A gateway's configuration file and its port: three hard budgets on every call, a new ledger on disk."""
+def configured(folder: Path, upstream: int, store: str | None = None) -> tuple[Path, int]:
+    """A gateway's configuration file and its port: three hard budgets on every call, a new ledger on disk or a shared one."""
     port = free_port()
     path = folder / f"gateway.{port}.toml"
     path.write_text(
         CONFIG.format(
-            port=port, ledger=ledger(folder, port), upstream=upstream, hash=hashlib.sha256(KEY.encode()).hexdigest()
+            port=port,
+            store=store or ledger(folder, port),
+            journal=folder / f"journal.{port}",
+            upstream=upstream,
+            hash=hashlib.sha256(KEY.encode()).hexdigest(),
         )
     )
     return path, port
 
 
 @contextmanager
-def gateway(folder: Path, upstream: int, profiler: str | None = None) -> Iterator[Server]:
+def gateway(folder: Path, upstream: int, profiler: str | None = None, store: str | None = None) -> Iterator[Server]:
     """The gateway as its own process: the command that users run, or the same under a profiler."""
-    path, port = configured(folder, upstream)
+    path, port = configured(folder, upstream, store)
     command = serve(path) if profiler is None else module("benchmarks.profiled", path, profiler)
     with started(command, folder, port=port, env=ENVIRONMENT) as process:
         yield Server(process, port)

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import structs
-
 from tests.redis_state import Copy, copy_of, holds_in, problems, put_back
+
 from tollkeeper.book import refusal_of
 from tollkeeper.errors import StoreOwned, StoreUnavailable, TollkeeperError
 from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, expired
 from tollkeeper.stores import SharedOptions
 from tollkeeper.stores.journal import Journal, orphans
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.stores.redis import GRACE_S, RedisStore
-from tollkeeper.stores.redis_flush import BEAT_S
+from tollkeeper.stores.redis import GRACE_MS, RedisStore
+from tollkeeper.stores.redis_flush import BEAT_MS
 from tollkeeper.stores.redis_link import Ask
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.stores.redis_url import parse
@@ -165,7 +165,7 @@ class Many:
             task = asyncio.ensure_future(what)
             until = time.monotonic() + WITHIN_S
             while not (await asyncio.wait([task], timeout=0.02))[0]:
-                self.clock.s += BEAT_S  # it may wait for others
+                self.clock.s += BEAT_MS / 1000  # it may wait for others
                 assert time.monotonic() < until, f"no answer: {[each.state for each in self.stores]}"
             return task.result()
 
@@ -225,7 +225,7 @@ class Many:
         if all(store.state == "ready" and store._flusher.epoch == epoch.decode() for store in self.stores):
             return True
         time.sleep(0.002)
-        self.clock.s += BEAT_S / 2
+        self.clock.s += BEAT_MS / 1000 / 2
         return False
 
     def _drained(self) -> bool:
@@ -382,7 +382,7 @@ class Many:
         """Every store looks; holds of the dead are anyone's after a while."""
         first = self.pick(range(len(self.stores)))
         now_us = self.clock.us
-        before_ms = (now_us - int(GRACE_S * SECOND_US)) // 1000
+        before_ms = (now_us - GRACE_MS * 1000) // 1000
         for number in range(len(self.stores)):
             store = self.stores[(first + number) % len(self.stores)]
             self.sweep(store)
@@ -405,7 +405,7 @@ class Many:
             return
         hold, store = self.a_hold()
         if store is not None:
-            self.clock.us = max(self.clock.us, hold.deadline_us + int(GRACE_S * SECOND_US))
+            self.clock.us = max(self.clock.us, hold.deadline_us + GRACE_MS * 1000)
             self.sweep(self.pick([each for each in self.stores if each is not store]))
             self.do(self.model.settle(expired(hold)))
             self.quiet()
@@ -456,7 +456,7 @@ class Many:
             self._forgotten(set())
         if how not in ("stop", "restart", "emptied quietly"):
             self.raw.client_kill_filter(_type="normal", skipme=True)
-        self.clock.s += 2 * BEAT_S
+        self.clock.s += 2 * BEAT_MS / 1000
         for store in self.stores:
             self._touch(store)
 
@@ -507,8 +507,7 @@ class Many:
     def current(self) -> None:
         """Entries that stand."""
         told, right = (
-            sorted(map(_plain, self.loop.run_until_complete(current(each))))
-            for each in (self.turned(), self.model)
+            sorted(map(_plain, self.loop.run_until_complete(current(each)))) for each in (self.turned(), self.model)
         )
         same(told, right)
 
@@ -525,7 +524,9 @@ def same(told: Any, right: Any) -> None:
     """Or say where they differ."""
     if told != right:
         assert isinstance(told, list), told
-        raise AssertionError(f"not {[each for each in told if each not in right]} but {[each for each in right if each not in told]}")
+        raise AssertionError(
+            f"not {[each for each in told if each not in right]} but {[each for each in right if each not in told]}"
+        )
 
 
 def _plain(entry: Entry) -> tuple[Any, ...]:

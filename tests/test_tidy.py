@@ -35,6 +35,7 @@ MONEY += ("reports", "tracker/*", "importing/*")
 OWNERS = {
     "cli/configured": "unit/cli/test_cli.py",
     "cli/reprice_tables": "unit/cli/test_reprice.py",
+    "cli/store_tables": "unit/cli/test_store.py",
     "testing/conformance": "conformance/test_stores.py",
     "testing/corrections": "conformance/test_stores.py",
     "testing/faults": "integration/test_fake_provider.py",

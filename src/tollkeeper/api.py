@@ -26,6 +26,8 @@ from tollkeeper.errors import (
 from tollkeeper.keys import credential, scopes_for
 from tollkeeper.preview import Draft, aim, check_dialect, document, preview
 from tollkeeper.routing import check_allowed
+from tollkeeper.stores import Condition
+from tollkeeper.values import iso_utc
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -203,8 +205,7 @@ class Api:
             await _answer(send, 200, b'{"status":"ok"}')
         elif path == "/readyz":
             trouble = "the gateway is stopping" if self.draining else gate.store.trouble
-            ready = {"status": "ok"} if trouble is None else {"status": "unavailable", "reason": trouble}
-            await _answer(send, 200 if trouble is None else 503, _encode(ready))
+            await _answer(send, 200 if trouble is None else 503, _encode(_readiness(trouble, gate.store.condition)))
         else:
             fields = dict(scope["headers"])
             name = _reader(path, fields)
@@ -263,6 +264,19 @@ def _listed(names: tuple[str, ...], dialect: str) -> dict[str, Any]:
         return {"models": [{"name": f"models/{each}", "displayName": each} for each in names]}
     data = [{"id": each, "object": "model", "created": 0, "owned_by": "tollkeeper"} for each in names]
     return {"object": "list", "data": data}
+
+
+def _readiness(trouble: str | None, condition: Condition | None) -> dict[str, Any]:
+    """Why calls are refused; else whether what gateways share is as it should be; and how it is."""
+    ready: dict[str, Any] = {"status": "ok"}
+    if trouble is not None:
+        ready = {"status": "unavailable", "reason": trouble}
+    elif condition is not None and condition.state != "ready":
+        ready = {"status": "degraded", "reason": condition.reason or condition.state}
+    if condition is not None:
+        store = msgspec.structs.asdict(condition)
+        ready["store"] = store | {"since": iso_utc(store.pop("since_us"))}
+    return ready
 
 
 def _problem(code: str, message: str) -> bytes:

@@ -24,7 +24,7 @@ from tollkeeper.prices import PriceBook
 from tollkeeper.prices import data as price_data
 from tollkeeper.routing import Table
 from tollkeeper.server import BoundedHttp
-from tollkeeper.stores import open_store
+from tollkeeper.stores import examine, open_store
 from tollkeeper.upstream import HttpUpstream
 
 log = logging.getLogger("tollkeeper")
@@ -122,7 +122,10 @@ def build(config: Config, clock: Clock | None = None) -> App:
     prices.warm(None, "gpt-4o-mini", clock.now_us())  # loads the price data now, not in the first call
     upstream = HttpUpstream(connect_timeout_s=config.connect_timeout_s, allow_hosts=config.allow_hosts)
     table = routes(config, prices)
-    store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap)
+    away = examine(config.store, config.budgets)
+    if away is not None:
+        log.error("store: Redis is not there (%s); calls are refused until it is", away)
+    store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap, shared=config.shared(clock))
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
         limits=limits(config), densities=Densities(round(config.quote_quantile * 10_000)),

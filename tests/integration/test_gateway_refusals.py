@@ -374,6 +374,7 @@ class Failing:
     """A ledger in trouble."""
 
     trouble = "disk full"
+    condition = None
 
 
 async def test_failing_ledger_admits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

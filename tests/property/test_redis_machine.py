@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-
 from tests.redis_machine import Many
+
 from tollkeeper.stores import redis_flush
 from tollkeeper.testing.redis_server import RedisServer
 
@@ -21,8 +21,8 @@ WALK_STEPS = 60
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stores that wait for each other look often."""
-    monkeypatch.setattr(redis_flush, "LOOK_S", 0.002)
-    yield
+    monkeypatch.setattr(redis_flush, "RETRY_MS", 2)
+    return
 
 
 def test_redis_equals_the_model(own_redis: RedisServer, steps: int) -> None:

@@ -14,6 +14,8 @@ from tests.gateway import ASKS, PROVIDERS, budget
 from tollkeeper import api, app, config
 from tollkeeper.api import CALLS, CLOSE, FREE, OPEN, PAGES, QUESTIONS, AsgiReply, dialect_at
 from tollkeeper.dialects import DIALECTS
+from tollkeeper.stores import Condition
+from tollkeeper.stores.memory import MemoryStore
 
 LIMIT = 2000
 GONE = {"type": "http.disconnect"}
@@ -225,6 +227,29 @@ async def test_draining(built: app.App) -> None:
     status, _, document = await ask(built, "/readyz", method="GET")
     assert (status, document["status"]) == (503, "unavailable")
     assert (await ask(built, "/healthz", method="GET"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("trouble", "state", "status", "word"),
+    [
+        (None, "ready", 200, "ok"),
+        (None, "away", 200, "degraded"),
+        (None, "recovering", 200, "degraded"),
+        ("never there", "away", 503, "unavailable"),
+    ],
+)
+async def test_readiness_of_a_shared_ledger(
+    built: app.App, monkeypatch: pytest.MonkeyPatch, trouble: str | None, state: Any, status: int, word: str
+) -> None:
+    """I3: 503 while calls are refused; while Redis is away 200 and why, because recording goes on; and how the store is."""
+    condition = Condition(state=state, since_us=1_700_000_000_000_000, reason="cut off", waiting=7, peers=2)
+    monkeypatch.setattr(MemoryStore, "condition", condition)
+    monkeypatch.setattr(MemoryStore, "trouble", trouble)
+    told, _, document = await ask(built, "/readyz", method="GET")
+    assert (told, document["status"]) == (status, word)
+    assert document.get("reason") == (None if word == "ok" else trouble or "cut off")
+    shown = {"state": state, "since": "2023-11-14T22:13:20Z", "reason": "cut off", "waiting": 7, "peers": 2}
+    assert document["store"] == shown
 
 
 async def test_other_protocols(built: app.App) -> None:

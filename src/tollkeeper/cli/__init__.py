@@ -20,7 +20,8 @@ import typer
 
 from tollkeeper import __version__
 from tollkeeper.cli import imports, prices, reprice
-from tollkeeper.cli.configured import ledger, load, load_without_keys, overlay, reading
+from tollkeeper.cli import store as place
+from tollkeeper.cli.configured import ledger, ledger_of, load, load_without_keys, overlay, reading
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, TollkeeperError
 from tollkeeper.ledger import Period
@@ -41,6 +42,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(prices.app, name="prices")
+app.add_typer(place.app, name="store")
 
 
 def main() -> None:
@@ -232,9 +234,9 @@ def estimate(
         )  # fmt: skip
 
     try:
-        found = reading(settings.store, ask)
+        found = reading(ledger_of(settings), ask)
     except StoreUnavailable:
-        if settings.store_path is not None and settings.store_path.exists():
+        if settings.store_path is None or settings.store_path.exists():
             raise
         found = asyncio.run(ask(None))  # no gateway has run here: nothing is spent
     if as_json:

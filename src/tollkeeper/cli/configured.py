@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tollkeeper.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tollkeeper.config import Config
+    from tollkeeper.config import Config, Ledger
     from tollkeeper.stores import Reader
 
 T = TypeVar("T")
@@ -53,32 +55,53 @@ def load_without_keys(path: Path | None, store: str | None = None) -> Config:
     return load(path, dict.fromkeys(names, "none") | environ)
 
 
-def ledger(path: Path | None, store: str | None) -> str:
-    """The URL of the ledger that a command reads."""
-    from tollkeeper.config import store_url
+def ledger(path: Path | None, store: str | None) -> Ledger:
+    """The ledger that a command looks at."""
+    from tollkeeper import config
+    from tollkeeper.clock import SystemClock
 
     environ = overlay(store=store)
     try:
-        return store_url(path, environ)
+        return config.ledger(path, environ, SystemClock())
     except ConfigError as error:
         raise _blamed(error, environ) from None
 
 
-def reading(url: str, ask: Callable[[Reader], Awaitable[T]]) -> T:
-    """Ask a ledger, beside its owner if one runs."""
+def ledger_of(settings: Config) -> Ledger:
+    """The same of a configuration that is there."""
+    from tollkeeper.clock import SystemClock
+    from tollkeeper.config import Ledger
+
+    return Ledger(settings.store, settings.shared(SystemClock()), settings.scope_cap)
+
+
+def reading(place: Ledger, ask: Callable[[Reader], Awaitable[T]]) -> T:
+    """Ask a ledger, beside whoever owns or shares it."""
     from tollkeeper.stores import open_reader
 
-    if url == "memory:":
+    if place.url == "memory:":
         raise ConfigError("store: a ledger in memory: is its gateway's alone; name a file: sqlite:///path")
 
     async def asked() -> T:
-        reader = open_reader(url)
+        reader = open_reader(place.url, shared=place.shared)
         try:
             return await ask(reader)
         finally:
             await reader.close()
 
     return asyncio.run(asked())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Of the log only what went wrong: a command that writes tells the rest by itself."""
+    log = logging.getLogger("tollkeeper")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _blamed(error: ConfigError, environ: Mapping[str, str]) -> ConfigError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from tollkeeper.cli.configured import load_without_keys
+from tollkeeper.cli.configured import load_without_keys, quiet
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, ConfigError, StoreOwned
 
@@ -73,7 +73,8 @@ def bring(
             )  # fmt: skip
 
     try:
-        summary = uvloop.run(imported())
+        with quiet():
+            summary = uvloop.run(imported())
     except ValueError as error:
         raise BadRequest(f"--{error}") from None
     except StoreOwned as error:

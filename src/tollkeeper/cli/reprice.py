@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tollkeeper.cli.configured import load_without_keys, reading
+from tollkeeper.cli.configured import ledger_of, load_without_keys, quiet, reading
 from tollkeeper.cli.options import AsJson, ConfigFile, StoreUrl
 from tollkeeper.errors import BadRequest, StoreOwned
 
 if TYPE_CHECKING:
+    from tollkeeper.config import Ledger
     from tollkeeper.repricing import Repricing
     from tollkeeper.stores import Reader
     from tollkeeper.tracker.history import Again, Signature, Told
@@ -68,7 +69,7 @@ def again(
 
     if what_if or (not yes and sys.stdin.isatty()):
         with _progress(from_us, to_us) as told:
-            found = reading(settings.store, lambda reader: history.what_if(reader, wanted, told))
+            found = reading(ledger_of(settings), lambda reader: history.what_if(reader, wanted, told))
         if what_if or not found.total.changed:
             show(found)
             return
@@ -76,15 +77,15 @@ def again(
         if not typer.confirm(f"Book these {found.total.changed:,}, signed by {signed.by}?", err=True):
             typer.echo("Nothing was booked.", err=True)
             return
-    show(_book(settings.store, settings.scope_cap, wanted, signed))
+    show(_book(ledger_of(settings), wanted, signed))
 
 
-def _book(url: str, scope_cap: int, wanted: Again, signed: Signature) -> Repricing:
-    """Own the ledger and book. Raises StoreOwned with the pid of a gateway that runs."""
+def _book(place: Ledger, wanted: Again, signed: Signature) -> Repricing:
+    """Own the ledger, or a journal of it, and book. Raises StoreOwned with the pid of a gateway that owns the whole."""
     from tollkeeper.stores import open_store
     from tollkeeper.tracker import history
 
-    reading(url, _is_there)  # booking makes no ledger where there is none
+    reading(place, _is_there)  # booking makes no ledger where there is none
     booked = 0
 
     async def run(told: Told) -> Repricing:
@@ -94,7 +95,7 @@ def _book(url: str, scope_cap: int, wanted: Again, signed: Signature) -> Reprici
             told(entries, changed, at_us)
 
         try:
-            store = open_store(url, budgets=None, scope_cap=scope_cap)
+            store = open_store(place.url, budgets=None, scope_cap=place.scope_cap, shared=place.shared)
         except StoreOwned as error:
             raise StoreOwned(f"{str(error).partition(';')[0]}; stop the gateway, or use --what-if") from None
         try:
@@ -103,7 +104,7 @@ def _book(url: str, scope_cap: int, wanted: Again, signed: Signature) -> Reprici
             await store.close()
 
     try:
-        with _progress(wanted.from_us, wanted.to_us) as told:
+        with _progress(wanted.from_us, wanted.to_us) as told, quiet():
             return asyncio.run(run(told))
     except KeyboardInterrupt:
         typer.echo(f"stopped; corrections booked: at least {booked:,}; run it again to go on", err=True)

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
+from tollkeeper.clock import Clock
 from tollkeeper.config.providers import configured
 from tollkeeper.config.settings import BudgetTable, KeyTable, Settings
 from tollkeeper.config.sources import Loc, Source, read, unknown
@@ -27,7 +28,7 @@ from tollkeeper.money import MAX_NANOS, parse_usd
 from tollkeeper.prices.file import entries
 from tollkeeper.prices.override import Override
 from tollkeeper.routing import is_loopback
-from tollkeeper.stores import Retention
+from tollkeeper.stores import Retention, SharedOptions
 from tollkeeper.stores.redis_url import is_redis, parse, shown
 from tollkeeper.values import Budget, Provider, Route
 
@@ -84,10 +85,25 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """The store's URL without its secrets."""
         return shown(self.store)
 
+    def shared(self, clock: Clock) -> SharedOptions:
+        """What a store that many processes share needs beside its URL."""
+        return SharedOptions(
+            clock=clock, journal=self.journal, prefix=self.redis_prefix, retention=self.retention,
+            dedupe_s=self.redis_dedupe_s,
+        )  # fmt: skip
+
     @property
     def store_path(self) -> Path | None:
         """The ledger's file, None for `memory:` and Redis."""
         return Path(self.store.removeprefix(SQLITE)) if self.store.startswith(SQLITE) else None
+
+
+class Ledger(NamedTuple):
+    """Where the account is kept: what `stores.open_store` and `open_reader` take."""
+
+    url: str
+    shared: SharedOptions
+    scope_cap: int
 
 
 #: Fields that a Config takes from the settings as they are.
@@ -110,23 +126,31 @@ def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> C
     keys = _keys(settings, source)
     resolved = {
         "store": _store(settings, source),
-        "journal": settings.data_dir / settings.journal,
+        "journal": _journal(settings),
         "prices": _prices(settings, source),
         "keys": keys,
         "budgets": _budgets(settings, source, {key.id for key in keys}),
         "providers": providers,
         "routes": _routes(settings, source, providers),
         "allow_hosts": frozenset(settings.allow_hosts),
-        "retention": Retention(**{f"{name}_s": seconds for name, seconds in settings.retention}),
+        "retention": _retention(settings),
         "default_budget_limit_nanos": settings.default_budget_limit,
         "cost_alert_threshold_nanos": settings.cost_alert_threshold,
     }
     return Config(**{name: getattr(settings, name) for name in _PLAIN} | resolved)
 
 
-def store_url(path: Path | None, environ: Mapping[str, str]) -> str:
-    """The ledger alone, without asking for providers' keys: for who only reads it. Raises ConfigError as `load`."""
-    return _store(*read(path, environ))
+def ledger(path: Path | None, environ: Mapping[str, str], clock: Clock) -> Ledger:
+    """The ledger alone, without asking for providers' keys: for who only looks at it. Raises ConfigError as `load`."""
+    settings, source = read(path, environ)
+    return Ledger(
+        _store(settings, source),
+        SharedOptions(
+            clock=clock, journal=_journal(settings), prefix=settings.redis_prefix, retention=_retention(settings),
+            dedupe_s=settings.redis_dedupe_s,
+        ),
+        settings.scope_cap,
+    )  # fmt: skip
 
 
 def check_listen(config: Config) -> None:
@@ -270,6 +294,14 @@ def _named_store(settings: Settings, source: Source) -> tuple[str, str]:
     if "store" in settings.model_fields_set and in_environ[0] == in_environ[1]:
         raise source.error(("redis_url",), "is another name of store, and store is set too; keep one of them")
     return ("store", settings.store) if in_environ[0] else ("redis_url", settings.redis_url)
+
+
+def _journal(settings: Settings) -> Path:
+    return settings.data_dir / settings.journal
+
+
+def _retention(settings: Settings) -> Retention:
+    return Retention(**{f"{name}_s": seconds for name, seconds in settings.retention})
 
 
 def _store(settings: Settings, source: Source) -> str:

@@ -29,7 +29,8 @@ from tollkeeper.importing.records import Format, Given, Record, members
 from tollkeeper.ledger import is_late
 from tollkeeper.money import to_nanos
 from tollkeeper.prices import PriceBook
-from tollkeeper.stores import Reader, Store, horizons, open_reader, sqlite_path
+from tollkeeper.stores import Reader, SharedOptions, Store, horizons, open_reader, sqlite_path
+from tollkeeper.stores.redis_url import is_redis
 from tollkeeper.tracker import arguments
 from tollkeeper.tracker.accounts import Accounts, Settings, configuration
 from tollkeeper.values import Entry, iso_utc
@@ -148,7 +149,7 @@ async def import_files(
     try:
         prices = await accounts.prices()
         if dry_run:
-            reader = _beside(config.store if store is None else store)
+            reader = _beside(config.store if store is None else store, config.shared(clock))
         run = _Run(
             accounts, prices, reader if dry_run else await accounts.store(), given, rejected, progress,
             asyncio.Event() if stop is None else stop, dry_run,
@@ -163,11 +164,13 @@ async def import_files(
             await reader.close()
 
 
-def _beside(store: str | Store) -> Reader | None:
+def _beside(store: str | Store, shared: SharedOptions) -> Reader | None:
     """What a dry run looks into, also beside the ledger's owner; None: there is no ledger yet."""
     if not isinstance(store, str):
         return store
-    return open_reader(store) if store != "memory:" and sqlite_path(store).exists() else None
+    if store == "memory:" or not (is_redis(store) or sqlite_path(store).exists()):
+        return None
+    return open_reader(store, shared=shared)
 
 
 class _Run:

@@ -59,6 +59,16 @@ class Difference(NamedTuple):
     entries: str
 
 
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shared store is just now, for whoever watches it."""
+
+    state: Literal["away", "recovering", "ready", "closed"]
+    since_us: int
+    reason: str | None = None  #: what went wrong last
+    waiting: int | None = None  #: entries that are safe here and not yet there; None: unknown, it was never there
+    peers: int = 0  #: other gateways that are alive
+
+
 class Size(NamedTuple):
     """Rows of each kind."""
 
@@ -138,6 +148,11 @@ class Store(Reader, Protocol):
     @property
     def trouble(self) -> str | None:
         """Why writes fail just now; None: they do not."""
+        ...
+
+    @property
+    def condition(self) -> Condition | None:
+        """How what is shared is; None: this process has all of it, and `trouble` says all."""
         ...
 
     async def reserve(self, hold: Hold) -> Grant:
@@ -232,6 +247,35 @@ def open_reader(url: str, *, shared: SharedOptions | None = None) -> Reader:
     from tollkeeper.stores.sqlite_reader import SqliteReader
 
     return SqliteReader(sqlite_path(url))
+
+
+def examine(url: str, budgets: Iterable[Budget]) -> str | None:
+    """Look at a shared store before a gateway starts on it: why it does not answer now; None: it does, or is not shared.
+
+    Raises ConfigError where a hard budget would not hold in it.
+    """
+    if not is_redis(url):
+        return None
+    from redis.exceptions import RedisError
+
+    from tollkeeper.stores.redis_check import check_all
+    from tollkeeper.stores.redis_servers import Servers
+
+    try:
+        errors = [error for found in check_all(Servers(parse(url))).values() for error in found.errors]
+    except RedisError as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    if errors and any(budget.hard and budget.limit is not None for budget in budgets):
+        raise ConfigError(f"store: {errors[0]}")
+    return None
+
+
+def check_url(url: str) -> None:
+    """Raises ConfigError for a URL that names no store."""
+    if is_redis(url):
+        parse(url)
+    elif url != "memory:":
+        sqlite_path(url)
 
 
 def _given(shared: SharedOptions | None) -> SharedOptions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import randbits
 from typing import Any, Self
@@ -52,7 +53,7 @@ class Journal:
     @classmethod
     def adopt(cls, folder: Path, *, on_booked: Callable[[Placed], None] | None = None) -> Self:
         """Own the first journal in the folder that nobody has, else a new one; what cannot be used is logged and left as it is."""
-        for path in _files(folder):
+        for path in files(folder):
             try:
                 return cls(path, on_booked=on_booked)
             except StoreOwned:
@@ -158,17 +159,38 @@ class Journal:
             reader.close(True)
 
 
-def orphans(folder: Path, own: Path) -> list[Path]:
+def orphans(folder: Path, own: Path | None = None) -> list[Path]:
     """Journals in the folder that nobody has now: of dead processes."""
-    return [path for path in _files(folder) if path != own and not owned(path)]
+    return [path for path in files(folder) if path != own and owned(path) is None]
+
+
+def neighbours(folder: Path) -> list[str]:
+    """Ids of the journals in the folder that a process has now."""
+    return [path.stem for path in files(folder) if owned(path) is not None]
 
 
 def read_journals(folder: Path) -> list[SqliteReader]:
     """A read-only view of each journal in the folder, owned or not. Raises StoreUnavailable, StoreCorrupt for the first bad one."""
-    return [SqliteReader(path) for path in _files(folder)]
+    return [SqliteReader(path) for path in files(folder)]
 
 
-def _files(folder: Path) -> list[Path]:
+@contextmanager
+def looking(path: Path) -> Iterator[SqliteReader]:
+    """A read-only view of one. Raises StoreUnavailable, StoreCorrupt."""
+    reader = SqliteReader(path)
+    try:
+        yield reader
+    finally:
+        reader.let_go()
+
+
+def is_journal(name: str) -> bool:
+    """Whether a name is one that a journal can have."""
+    return _ID.fullmatch(name) is not None
+
+
+def files(folder: Path) -> list[Path]:
+    """Every journal in the folder."""
     return sorted(folder.glob("*.sqlite"))
 
 

@@ -23,7 +23,7 @@ from tollkeeper.ledger import (
     settling,
     spent_by,
 )
-from tollkeeper.stores import Booked, Cell, Corrected, Difference, Kept, Retention, Size, horizons
+from tollkeeper.stores import Booked, Cell, Condition, Corrected, Difference, Kept, Retention, Size, horizons
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
 K = TypeVar("K")
@@ -35,6 +35,7 @@ class MemoryStore:
     """Entries in a list, cells and balances as dictionaries of sums."""
 
     trouble: str | None = None
+    condition: Condition | None = None
 
     def __init__(self, budgets: Iterable[Budget] = (), *, scope_cap: int = 10_000) -> None:
         self._entries: list[Entry] = []

@@ -67,9 +67,9 @@ class News:
         booked = [write for write in writes if write.entries]
         if not booked:
             return
-        self.last = booked[-1].first + len(booked[-1].entries) - 1
         if self._on_booked is not None:
             self._on_booked([pair for write in booked for pair in enumerate(write.entries, write.first)])
+        self.last = booked[-1].first + len(booked[-1].entries) - 1  # last: who sees it may rely on the rest
 
 
 def _resolve(future: asyncio.Future[None], error: Exception | None) -> None:

@@ -8,32 +8,35 @@ entries go on into the journal, and hard budgets refuse or admit what they decla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Final
 
 from msgspec import structs
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
-from tollkeeper.stores import Booked, Corrected, Difference, Retention, SharedOptions, horizons
+from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
-from tollkeeper.stores.redis_holds import Holds
+from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
 from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
-from tollkeeper.stores.redis_link import Ask, Script, Servers, State
+from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
+from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
 log = logging.getLogger("tollkeeper")
 
-#: Seconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
-GRACE_S: Final = 5.0
-#: Seconds that the first calls of a process wait for Redis.
-BEGIN_S: Final = 2.0
-#: Seconds between two looks for the holds of dead gateways, by whichever gateway comes first.
-SWEEP_S: Final = 2.0
+#: Milliseconds past its deadline after which a hold is any gateway's to book: its own books it at the deadline.
+GRACE_MS: Final = 5000
+#: Milliseconds from the start for which calls wait for Redis.
+BEGIN_MS: Final = 2000
+#: Milliseconds between two looks for the holds of dead gateways, by whichever gateway comes first.
+SWEEP_MS: Final = 2000
 _since: Final = Script("since")
 
 
@@ -49,14 +52,14 @@ class RedisStore(RedisReader):
         scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
-        self._uncovered = (
-            0  # the last row that was above its hold, or had none: no balance knows of it until it is applied
-        )
+        self._begin_until_ms = self._shared.ticks_ms() + BEGIN_MS
+        self._since_us = self._shared.now_us()
+        self._reached, self._failure = 0, ""
+        self._watch = Watch(servers)
+        # The last row that was above its hold, or had none: no balance knows of it until it is applied.
+        self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(
-            self._shared, self._journal, folder=options.journal, seconds=options.clock.monotonic_s,
-            reassert=lambda: self._holds.reassert(),
-        )  # fmt: skip
+        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, recovery=self._recovery)
         self._holds = Holds(
             self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
@@ -74,10 +77,27 @@ class RedisStore(RedisReader):
         """Why calls are refused just now; None: they are not, or only those of hard budgets while Redis is away."""
         if self._journal.trouble is not None:
             return self._journal.trouble
-        return None if self._flusher.begun else f"store: Redis has not answered yet ({self._shared.link.reason})"
+        return None if self._flusher.begun else f"store: Redis is not there yet ({self._shared.link.reason})"
+
+    @property
+    def condition(self) -> Condition:
+        link, flusher = self._shared.link, self._flusher
+        self._reached = max(self._reached, flusher.done)
+        return Condition(
+            state=link.state, since_us=self._since_us,
+            reason=(self._failure if link.state == "ready" else link.reason) or None,
+            waiting=max(0, self._journal.last - self._reached) if flusher.begun else None,
+            peers=len(flusher.peers.keys() - {self._journal.id}),
+        )  # fmt: skip
+
+    def _recovery(self) -> HoldsRecovery:
+        self._watch.look(self._shared.link.runs, hard=self._holds.hard)
+        return self._holds.recovery()
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
+        self._reached = max(self._reached, self._flusher.done)
+        self._since_us, self._failure = self._shared.now_us(), reason or self._failure
         if state == "away":
             log.error("store: Redis is away (%s); entries wait in the journal, hard budgets go by when_away", reason)
         elif state == "recovering":
@@ -93,6 +113,8 @@ class RedisStore(RedisReader):
     async def reserve(self, hold: Hold) -> Grant:
         if not self._flusher.begun:
             await self._begun()
+            if not self._flusher.begun:
+                raise StoreUnavailable(str(self.trouble))
         if self._uncovered > self._flusher.done and self.state == "ready":
             await self._current()
         return await self._holds.reserve(hold)
@@ -102,8 +124,12 @@ class RedisStore(RedisReader):
 
     async def settle(self, entry: Entry) -> Booked:
         ends = self._holds.ends(entry)
-        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
-            return "repeated"
+        if not self._flusher.begun and not ends:
+            await self._begun()
+        if not ends and self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # Redis is away: it is found out when it is applied
+                if await self._booked_elsewhere(entry):
+                    return "repeated"
         booked = await self._journal.settle(entry)
         if booked == "repeated" and ends:
             await self._holds.void(entry.id)
@@ -115,7 +141,10 @@ class RedisStore(RedisReader):
         Raises Conflict where it was booked with other contents.
         """
         key = self._shared.keys.ids(tag_of(entry.scopes.project), hour_of(entry.at_us))
-        found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        try:
+            found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+        except StoreUnavailable:  # recording goes on
+            return False
         stands = "" if found is None else found.decode()
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
             return bool(stands) and entry.outcome == "expired"
@@ -124,6 +153,12 @@ class RedisStore(RedisReader):
         return True
 
     async def correct(self, entry: Entry) -> Corrected:
+        try:
+            return await self._correct(entry)
+        except Conflict:  # perhaps with another caller's of this process, which can be read by now
+            return await self._correct(entry)
+
+    async def _correct(self, entry: Entry) -> Corrected:
         await self._current()
         project, id = entry.scopes.project, entry.id
         revisions = (await asyncio.to_thread(self._finder.revisions, project, [id])).get(id, [])
@@ -147,7 +182,10 @@ class RedisStore(RedisReader):
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)
-        dead = await asyncio.to_thread(self._dead, now_us) if self.state == "ready" else []
+        dead: list[Hold] = []
+        if self.state == "ready":
+            with contextlib.suppress(StoreUnavailable):  # it has been said; whoever looks next finds them
+                dead = await asyncio.to_thread(self._dead, now_us)
         booked = await asyncio.gather(*(self.settle(expired(hold)) for hold in (*due, *dead)))
         for hold, told in zip(dead, booked[len(due) :], strict=True):
             if told == "repeated":  # it was booked; only its hold was left
@@ -157,10 +195,10 @@ class RedisStore(RedisReader):
     def _dead(self, now_us: int) -> list[Hold]:
         """Holds of gateways that have died, if it is this one's turn to look."""
         shared = self._shared
-        (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", int(SWEEP_S * 1000))))
+        (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", SWEEP_MS)))
         if mine is None:
             return []
-        return self._holds.dead(self._shared.projects(), now_us - int(GRACE_S * 1_000_000))
+        return self._holds.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
 
     async def verify(self) -> list[Difference]:
         await self._do(lambda: self._holds.keep(self._shared.projects()))
@@ -205,8 +243,10 @@ class RedisStore(RedisReader):
         await super().close()
 
     async def _begun(self) -> None:
-        """Give Redis a moment at the start, before the first call fails."""
-        await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", BEGIN_S)
+        """Give Redis a moment at the start, before the first calls fail or go on without it."""
+        left_ms = self._begin_until_ms - self._shared.ticks_ms()
+        if left_ms > 0:
+            await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_ms)
 
     async def _current(self) -> None:
         """Wait until everything booked here before can be read in Redis. Raises StoreUnavailable."""

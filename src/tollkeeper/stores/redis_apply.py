@@ -27,6 +27,7 @@ from tollkeeper.stores.redis_batch import (
     project_batch,
     units_of,
 )
+from tollkeeper.stores.redis_before import before_of
 from tollkeeper.stores.redis_blocks import Block, unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, shape_of, tag_of
@@ -39,6 +40,8 @@ _CONFLICT: Final = "entry %r of project %r was booked elsewhere with other conte
 _STUCK: Final = "store: the counter %s cannot be counted up; `tollkeeper store verify` says by how much it is off"
 #: Rows in one batch of a project.
 ROWS_MAX: Final = 500
+#: The same where many are applied again: fewer and larger batches cost less, and nobody waits for one of them.
+REPLAY_MAX: Final = 2000
 #: Blocks read at once.
 BLOCKS_PAGE: Final = 64
 _apply: Final = Script("apply")
@@ -58,6 +61,7 @@ class Shared(msgspec.Struct):
     census: SharedCensus
     places: Places
     now_us: Callable[[], int]
+    ticks_ms: Callable[[], int]  #: of a clock that never goes back
     shapes: dict[str, frozenset[Shape]] = {}  #: tag → shapes whose balances are kept there, as last heard
     registered: set[str] = set()  #: projects that this process has listed in Redis
 
@@ -116,6 +120,8 @@ class Applier:
         stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{name}@{tag}")) for tag in tags)) if tags else []
         self.applied = {tag: int(row or 0) for tag, row in zip(tags, cursors, strict=True)}
         self.starred = {tag: int(row or 0) for tag, row in zip(tags, stars, strict=True)}
+        if not link.run(Ask(("HGET", keys.cursor(GLOBAL), f"{name}/before")))[0]:
+            self._begin()
         for tag in tags:
             if self.applied[tag] > self._journal.last:
                 raise StoreUnavailable(
@@ -126,11 +132,23 @@ class Applier:
         at = min((row for tag, row in self.applied.items() if row < newest[tags[tag]]), default=None)
         upto = max(newest.values(), default=0)
         while at is not None and at < upto:
-            rows = self._journal.rows(at, upto, ROWS_MAX)
+            rows = self._journal.rows(at, upto, REPLAY_MAX)
             if rows[-1][1].sign < 0:  # a reversal goes with what comes after it
                 rows += self._journal.rows(rows[-1][0], upto, 1)
             self.apply(rows)
             at = rows[-1][0]
+
+    def _begin(self) -> None:
+        """Redis has never seen this journal, or has lost everything: then it gets the sums of what is pruned here, too, once."""
+        shared, name = self._shared, self._journal.id
+        found = before_of(self._journal.before(), name, shared.keys, shared.deadlines, shared.now_us() // 10**6)
+        cursors = shared.link.run(*(Ask(("HGET", shared.keys.cursor(tag), name)) for tag in found.batches))
+        lost = not any(self.applied.values()) and not any(cursors)
+        batches = found.batches if lost else {}
+        last = batches.pop(GLOBAL, Batch(tag=GLOBAL, cursors=[(f"{name}/before", 0, 1)], shapes=None))
+        shared.register(found.projects if lost else ())
+        for batch in (*batches.values(), last):
+            shared.link.run(shared.ask(batch))  # its cursor refuses it where it was taken before
 
     def _follow(self, tag: str) -> None:
         """Bring the slot that has no project up to what the project's own slot has, from the entries counted there."""
@@ -150,6 +168,7 @@ class Applier:
 
     def apply(self, rows: Iterable[Row]) -> None:
         """Apply rows that follow what has been applied. Raises Doubted, StoreUnavailable."""
+        self._shared.places.forget()
         by_tag: dict[str, list[Unit]] = {}
         for unit in units_of(rows):
             tag = tag_of(unit.entry.scopes.project)

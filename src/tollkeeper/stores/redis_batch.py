@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import compress
+from operator import add
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import structs
 
-from tollkeeper.ledger import CELL_SUMS, BalanceKey, Shape, cells_of, correction, ids_of, sums_of, window_of
+from tollkeeper.ledger import CELL_SUMS, BalanceKey, CellKey, Shape, cells_of, correction, ids_of, sums_of, window_of
 from tollkeeper.stores.redis_blocks import Counted, pack
 from tollkeeper.stores.redis_keys import (
     FOREVER_S,
@@ -30,7 +31,7 @@ from tollkeeper.stores.redis_keys import (
     GLOBAL_SCOPES,
     Deadlines,
     Keys,
-    cell_field,
+    cell_fields,
     digest_of,
     hour_of,
     shape_name,
@@ -39,10 +40,11 @@ from tollkeeper.stores.redis_keys import (
 from tollkeeper.values import TOKEN_KINDS, Entry, Measure, Window
 
 Row = tuple[int, Entry]
-_MINUTE_US: Final = 60_000_000
+MINUTE_US: Final = 60_000_000
 #: Places of each kind that are remembered.
 PLACES_MAX: Final = 20_000
 _json = msgspec.json.Encoder().encode
+_pack = msgspec.msgpack.Encoder().encode
 _entry = msgspec.json.Decoder(Entry)
 _AMOUNT: Final = CELL_SUMS.index("amount_nanos")
 _ATTEMPTS: Final = CELL_SUMS.index("attempts")
@@ -51,12 +53,12 @@ _TOKENS: Final = tuple(CELL_SUMS.index(kind) for kind in TOKEN_KINDS)
 
 @lru_cache(4096)
 def _window(window: Window, timezone: str, minute: int) -> tuple[int, int]:
-    return window_of(window, timezone, minute * _MINUTE_US)
+    return window_of(window, timezone, minute * MINUTE_US)
 
 
 def window_at(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
     """`ledger.window_of`, remembered: no window begins within a minute."""
-    return _window(window, timezone, at_us // _MINUTE_US)
+    return _window(window, timezone, at_us // MINUTE_US)
 
 
 # ── which rows count ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +147,9 @@ def _revise(unit: Unit, settled: str) -> Verdict:
     if under and (old.outcome == "expired" or (own and digest_of(old) != under)):
         return Verdict((), "", settled, True)
     if not under and own:
-        settled = OWES_ESTIMATE + _json(entry).decode() if old.outcome == "expired" else OWES_SETTLEMENT + digest_of(old)
+        settled = (
+            OWES_ESTIMATE + _json(entry).decode() if old.outcome == "expired" else OWES_SETTLEMENT + digest_of(old)
+        )
     return Verdict((old, entry), mark, settled)
 
 
@@ -188,22 +192,19 @@ def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[st
 # ── what they add ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Sums(msgspec.Struct):
-    """What is added to one key."""
+class Place(msgspec.Struct, frozen=True, eq=False):
+    """Where an entry counts: the fields of hashes that are counted up alike, as those of one id in its hour, day and month."""
 
-    deadline_s: int
-    name: str  #: in the index
-    start_s: int
-    amounts: dict[str, int]
+    keys: tuple[str, ...]
+    deadlines: tuple[int, ...]  #: of the keys
+    fields: tuple[str, ...]
 
 
-class Place(NamedTuple):
-    """Where an entry counts: the fields of one hash that begin with `before`."""
+class Sums(NamedTuple):
+    """What is added to the fields of a place."""
 
-    key: str
-    deadline_s: int
-    start_s: int
-    before: str
+    place: Place
+    amounts: list[int]
 
 
 class Group(NamedTuple):
@@ -218,85 +219,83 @@ class Places:
 
     def __init__(self, keys: Keys, deadlines: Deadlines) -> None:
         self.keys, self.deadlines = keys, deadlines
-        self._cells: dict[tuple[Any, ...], tuple[Place, ...]] = {}
-        self._balances: dict[tuple[Any, ...], Place] = {}
+        self._found: dict[tuple[Any, ...], tuple[Place, ...]] = {}
+        self._places: dict[tuple[tuple[str, ...], tuple[str, ...]], Place] = {}  # one of each, whoever counts there
 
     def cells(self, entry: Entry) -> tuple[Place, ...]:
         name = (entry.scopes, entry.provider, entry.served, entry.other, hour_of(entry.at_us))
-        places = self._cells.get(name)
+        places = self._found.get(name)
         if places is None:
-            tag, keys = tag_of(entry.scopes.project), self.keys
-            places = tuple(
-                Place(
-                    keys.cells(tag, cell), self.deadlines.cells(cell.period, cell.start_us), cell.start_us // 10**6,
-                    cell_field(cell),
-                )
-                for cell, _ in cells_of(entry)
-            )  # fmt: skip
-            if len(self._cells) >= PLACES_MAX:
-                self._cells.clear()
-            self._cells[name] = places
+            tag = tag_of(entry.scopes.project)
+            alike: dict[tuple[str, str, str], list[CellKey]] = {}
+            for cell, _ in cells_of(entry):
+                alike.setdefault((cell.scope, cell.project, cell.id), []).append(cell)
+            places = self._found[name] = tuple(self._cells(tag, cells) for cells in alike.values())
         return places
 
-    def balance(self, key: BalanceKey, end_us: int) -> Place:
-        place = self._balances.get(key)
+    def _cells(self, tag: str, cells: Sequence[CellKey]) -> Place:
+        keys, fields = tuple(self.keys.cells(tag, cell) for cell in cells), cell_fields(cells[0])
+        place = self._places.get((keys, fields))
         if place is None:
-            place = Place(self.keys.balance(key), self.deadlines.balance(end_us), key.start_us // 10**6, "")
-            if len(self._balances) >= PLACES_MAX:
-                self._balances.clear()
-            self._balances[key] = place
+            deadlines = tuple(self.deadlines.cells(cell.period, cell.start_us) for cell in cells)
+            place = self._places[keys, fields] = Place(keys, deadlines, fields)
         return place
+
+    def balance(self, key: BalanceKey, end_us: int) -> Place:
+        found = self._found.get(key)
+        if found is None:
+            place = Place((self.keys.balance(key),), (self.deadlines.balance(end_us),), ("spent",))
+            found = self._found[key] = (place,)
+        return found[0]
+
+    def forget(self) -> None:
+        """Between two batches: remember no more than PLACES_MAX."""
+        if len(self._found) >= PLACES_MAX:
+            self._found.clear()
+            self._places.clear()
 
 
 def groups_of(entries: Iterable[Entry]) -> list[Group]:
     """Many entries become few groups here, and only then many cells."""
     groups: dict[tuple[Any, ...], Group] = {}
     for entry in entries:
-        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // _MINUTE_US)
+        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // MINUTE_US)
         group = groups.get(name)
         if group is None:
             groups[name] = Group(entry, sums_of(entry))
         else:
-            group.sums[:] = map(int.__add__, group.sums, sums_of(entry))
+            group.sums[:] = map(add, group.sums, sums_of(entry))
     return list(groups.values())
 
 
-def cell_sums(groups: Iterable[Group], places: Places) -> dict[str, Sums]:
-    """Redis key → what the groups add to the cells in it."""
-    found: dict[str, Sums] = {}
+def cell_sums(groups: Iterable[Group], places: Places) -> list[Sums]:
+    """What the groups add to cells."""
+    found: dict[Place, list[int]] = {}
     for first, sums in groups:
-        some = [(name, amount) for name, amount in zip(CELL_SUMS, sums, strict=True) if amount]
-        for key, deadline_s, start_s, before in places.cells(first):
-            added = found.get(key)
-            if added is None:
-                added = found[key] = Sums(deadline_s, key.rpartition("}:")[2], start_s, {})
-            amounts = added.amounts
-            for name, amount in some:
-                field = before + name
-                amounts[field] = amounts.get(field, 0) + amount
-    return found
+        for place in places.cells(first):
+            mine = found.get(place)
+            found[place] = sums if mine is None else list(map(add, mine, sums))
+    return [Sums(place, amounts) for place, amounts in found.items()]
 
 
-def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Places) -> dict[str, Sums]:
-    """Redis key → what the groups add to the balances of the shapes."""
-    found: dict[str, Sums] = {}
+def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Places) -> list[Sums]:
+    """What the groups add to the balances of the shapes."""
+    found: dict[Place, int] = {}
     shapes = tuple(shapes)
     for first, sums in groups:
         for shape in shapes:
-            amount = _measured(shape.measure, sums)
+            amount = measured(shape.measure, sums)
             if not amount:
                 continue
             start_us, end_us = window_at(shape.window, shape.timezone, first.at_us)
             for project, id in ids_of(shape.scope, first.scopes, first.model):
-                key, deadline_s, start_s, _ = places.balance(BalanceKey(shape, project, id, start_us), end_us)
-                added = found.get(key)
-                if added is None:
-                    added = found[key] = Sums(deadline_s, key.rpartition("}:")[2], start_s, {"spent": 0})
-                added.amounts["spent"] += amount
-    return found
+                place = places.balance(BalanceKey(shape, project, id, start_us), end_us)
+                found[place] = found.get(place, 0) + amount
+    return [Sums(place, [amount]) for place, amount in found.items()]
 
 
-def _measured(measure: Measure, sums: Sequence[int]) -> int:
+def measured(measure: Measure, sums: Sequence[int]) -> int:
+    """What a cell's sums come to in a budget's measure."""
     if measure == "usd":
         return sums[_AMOUNT]
     return sum(sums[kind] for kind in _TOKENS) if measure == "tokens" else sums[_ATTEMPTS]
@@ -314,48 +313,35 @@ class Batch(msgspec.Struct):
     names: dict[tuple[str, str], tuple[str, str]] = {}
     names_until_s: int = 0
     ended: list[str] = []
-    sums: dict[str, Sums] = {}
-    blocks: list[tuple[str, int, int, bytes]] = []  #: key, deadline, month's start in s, data
+    sums: list[Sums] = []
+    blocks: list[tuple[str, int, bytes]] = []  #: key, deadline, data
 
     def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
-        tag = self.tag
-        every = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
-        numbers: dict[str, int] = {}
-
-        def number(key: str) -> int:
-            if key not in numbers:
-                every.append(key)
-                numbers[key] = len(every)
-            return numbers[key]
-
-        keep = max(
-            [
-                self.names_until_s,
-                *(each.deadline_s for each in self.sums.values()),
-                *(deadline for _, deadline, _, _ in self.blocks),
-            ],
-            default=0,
-        )
-        args: list[Any] = [keep or FOREVER_S, len(self.cursors)]
-        for cursor in self.cursors:
-            args += cursor
-        args += ["*"] if self.shapes is None else [len(self.shapes), *self.shapes]
-        by_key: dict[str, list[tuple[str, str, str]]] = {}
+        every = list(keys.slot(self.tag))
+        names: dict[str, tuple[list[str], list[str], list[str]]] = {}
         for (key, field), (old, new) in self.names.items():
-            by_key.setdefault(key, []).append((field, old, new))
-        args += (len(by_key), self.names_until_s)
-        for key, names in by_key.items():
-            args += (number(key), len(names), *chain(*zip(*names, strict=True)))
-        args += (len(self.ended), *self.ended)
-        args.append(len(self.sums))
-        for key, sums in self.sums.items():
-            args += (number(key), sums.deadline_s, sums.name, sums.start_s, len(sums.amounts))
-            args += sums.amounts
-            args += sums.amounts.values()
-        args.append(len(self.blocks))
-        for key, deadline_s, start_s, data in self.blocks:
-            args += (number(key), deadline_s, key.rpartition("}:")[2], start_s, data)
-        return every, args
+            fields, stand, marks = names.setdefault(key, ([], [], []))
+            fields.append(field)
+            stand.append(old)
+            marks.append(new)
+        every += names
+        alike: dict[tuple[str, ...], list[Sums]] = {}
+        for place, amounts in self.sums:
+            alike.setdefault(tuple(compress(place.fields, amounts)), []).append(Sums(place, amounts))
+        alike.pop((), None)
+        every += (key for some in alike.values() for place, _ in some for key in place.keys)
+        every += (key for key, _, _ in self.blocks)
+        until_s = [deadline_s for _, deadline_s, _ in self.blocks]
+        keep_s = max((self.names_until_s, *(max(place.deadlines) for place, _ in self.sums), *until_s))
+        batch = (
+            keep_s or FOREVER_S, self.cursors, self.shapes, self.names_until_s, tuple(names.values()), self.ended,
+            [
+                (fields, [(tuple(filter(None, amounts)), place.deadlines) for place, amounts in some])
+                for fields, some in alike.items()
+            ],
+            until_s,
+        )  # fmt: skip
+        return every, [_pack(batch), *(data for _, _, data in self.blocks)]
 
 
 def project_batch(
@@ -371,9 +357,9 @@ def project_batch(
     return Batch(
         tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)), names=decision.names,
         names_until_s=deadlines.ids(now_us), ended=list(ended),
-        sums=cell_sums(groups, places) | balance_sums(groups, shapes, places),
+        sums=cell_sums(groups, places) + balance_sums(groups, shapes, places),
         blocks=[
-            (keys.entries(tag, month_us), deadlines.entries(month_us), month_us // 10**6, pack(now_us // 1000, journal, rows))
+            (keys.entries(tag, month_us), deadlines.entries(month_us), pack(now_us // 1000, journal, rows))
             for month_us, rows in by_month.items()
         ],
     )  # fmt: skip

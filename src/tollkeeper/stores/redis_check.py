@@ -6,15 +6,20 @@ said to be.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from tollkeeper.errors import StoreUnavailable
+from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.stores.redis_url import Kind
+
+log = logging.getLogger("tollkeeper")
 
 #: Names of CONFIG GET that `check` asks for.
 ASKED: Final = ("maxmemory", "maxmemory-policy", "appendonly", "appendfsync", "no-appendfsync-on-rewrite", "save")
@@ -53,6 +58,42 @@ def check(client: Redis, kind: Kind | None = None) -> Findings:
     except ResponseError:
         forbidden.append("CONFIG GET")
     return judge(info, config, kind, forbidden)
+
+
+def check_all(servers: Servers) -> dict[str, Findings]:
+    """The same of every server that takes writes, by its name. Raises redis.RedisError if one is away."""
+    found = {}
+    for node in servers.nodes():
+        with node.connect() as client:
+            found[node.name] = check(client, servers.place.kind)
+    return found
+
+
+class Watch:
+    """Looks at each server process once, and tells what is new."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._seen: Mapping[str, str] = {}
+        self._told: set[str] = set()
+
+    def look(self, runs: Mapping[str, str], *, hard: bool) -> None:
+        """`runs`: server → its run id. Raises StoreUnavailable where `hard` budgets would not hold, until that is put right."""
+        if runs and runs == self._seen:
+            return
+        try:
+            found = check_all(self._servers).values()
+        except RedisError as error:
+            raise StoreUnavailable(f"store: Redis cannot be looked at ({error})") from None
+        errors = [error for each in found for error in each.errors]
+        lines = dict.fromkeys([*errors, *(warning for each in found for warning in each.warnings)])
+        for line in lines:
+            if line not in self._told:
+                log.log(logging.ERROR if line in errors else logging.WARNING, "store: %s", line)
+        self._told = set(lines)
+        if errors and hard:
+            raise StoreUnavailable(f"store: {errors[0]}")
+        self._seen = dict(runs)
 
 
 def judge(

@@ -4,14 +4,15 @@
       ▲                      ▲  │ lost                 │ doubted, lost
       └──────────────────────┴──┴──────────────────────┘          (redis_link.LINK_LIFE)
 
-Recovering: read the cursors, apply what they do not cover, assert the live holds again, and wait until the other gateways have
-done the same; only then is anything admitted again. Others that were alive and do not come back within LEARN_S are given up:
-what is in their journals counts again when somebody adopts them.
+Recovering: read the cursors, apply what they do not cover (also from the journals of this host's dead), assert the live holds
+again, and wait until the other gateways have done the same; only then is anything admitted again. Others that were alive and do
+not come back within LEARN_MS are given up: what is in their journals counts again when somebody adopts them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import zlib
@@ -20,42 +21,55 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Final
+from typing import Final, Protocol
 
 from tollkeeper.errors import StoreError, StoreUnavailable
-from tollkeeper.stores.journal import Journal, orphans
+from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_link import Ask
 
 log = logging.getLogger("tollkeeper")
 
-#: Seconds that rows wait for others to come, so that they travel together.
-FLUSH_S: Final = 0.025
-#: Seconds between two signs of life, and after which a silent gateway is not waited for any more.
-BEAT_S: Final = 0.5
-SILENT_S: Final = 5.0
-#: Seconds that a recovery waits for the gateways that were alive before.
-LEARN_S: Final = 3.0
-#: Seconds between two looks for them.
-LOOK_S: Final = 0.05
-#: Seconds between two looks for journals of dead processes.
-ORPHANS_S: Final = 5.0
+#: What a gateway says while everything is dropped: it applies nothing.
+STOPPED: Final = "stopped"
+
+#: Milliseconds that rows wait for others to come, so that they travel together.
+FLUSH_MS: Final = 25
+#: Milliseconds between two signs of life, and after which a silent gateway is not waited for any more.
+BEAT_MS: Final = 500
+SILENT_MS: Final = 5000
+#: Milliseconds that a recovery waits for the gateways that were alive before.
+LEARN_MS: Final = 3000
+#: Milliseconds between two looks whether the others are back.
+RETRY_MS: Final = 50
+#: Milliseconds between two looks for journals of dead processes.
+ORPHANS_MS: Final = 5000
 #: Rows that wait in memory; beyond it they are read from the journal again.
 WAITING_MAX: Final = 20_000
+
+
+class Recovery(Protocol):
+    """Holds from the beginning of a recovery, before the journal is read, to its end."""
+
+    def reassert(self) -> None:
+        """The journal is applied: make every live hold stand in Redis again, and no other one of this process."""
+        ...
+
+    def late(self) -> None:
+        """Redis is ready: the same for what was admitted meanwhile."""
+        ...
 
 
 class Flusher:
     """`push` rows as they become safe; `flushed` to wait until they are applied.
 
-    `reassert()` is called while recovering, on this thread: it must make every live hold stand in Redis again.
+    `recovery()` is what of a recovery is about holds; its methods are called on this thread.
     """
 
-    def __init__(
-        self, shared: Shared, journal: Journal, *, folder: Path, seconds: Callable[[], float],
-        reassert: Callable[[], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, recovery: Callable[[], Recovery]) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
-        self._seconds, self._reassert = seconds, reassert
+        self._recovery = recovery
         self._applier = Applier(shared, journal)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
@@ -66,7 +80,7 @@ class Flusher:
         self.done = 0  #: every row up to this one is applied
         self.begun = False  #: Redis has been ready once
         self.epoch = ""  #: in which this process has recovered last
-        self._next_beat = self._next_orphans = 0.0
+        self._next_beat = self._next_orphans = 0
         self._thread = Thread(target=self._work, name="tollkeeper-flush", daemon=True)
 
     def start(self) -> None:
@@ -146,6 +160,9 @@ class Flusher:
             except Exception:  # a mistake of ours must not end the way to Redis for good
                 log.exception("store: rows cannot be applied to Redis")
                 self._refused(StoreUnavailable("store: a mistake inside Tollkeeper; see the log"))
+        if self._shared.link.state == "ready":  # who has left in good order is not waited for
+            with contextlib.suppress(StoreError):
+                self._shared.link.run(Ask(("HDEL", self._shared.keys.members, self._journal.id)))
         with self._lock:
             self._collects = False
             self._give_up()
@@ -153,9 +170,9 @@ class Flusher:
     def _await(self) -> None:
         """Wait until enough rows are here, or somebody waits for them, or it is time for the next sign of life."""
         if not self._rows and not self._waiting and not self._closing:
-            self._lock.wait(max(0.0, self._next_beat - self._seconds()))
+            self._lock.wait(max(0, self._next_beat - self._shared.ticks_ms()) / 1000)
         if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing:
-            self._lock.wait(FLUSH_S)
+            self._lock.wait(FLUSH_MS / 1000)
 
     def _refused(self, error: StoreError) -> None:
         """Redis does not do what it is asked although it answers (full, read-only): look again in a moment."""
@@ -166,7 +183,7 @@ class Flusher:
         self._shared.link.tell("doubted", str(error))
         with self._lock:
             if not self._closing:
-                self._lock.wait(BEAT_S)
+                self._lock.wait(BEAT_MS / 1000)
 
     def _give_up(self, error: Exception | None = None) -> None:
         waiting, self._waiting = self._waiting, []
@@ -188,20 +205,24 @@ class Flusher:
                         self._rows.popleft()
         last = self._journal.last
         with self._lock:
-            upto = self.done = self._rows[0][0] - 1 if self._rows else last
+            if self._rows:
+                last = self._rows[0][0] - 1
+            elif not self._collects:  # nobody has told of the rows that came since
+                last = rows[-1][0] if rows else self.done
+            upto = self.done = last
             done = [told for row, told in self._waiting if row <= upto]
             self._waiting = [each for each in self._waiting if each[0] > upto]
         for told in done:
             told.set_result(None)
         if overflowed and not self._rows:
             raise Doubted("store: more rows waited than fit in memory; the rest is read from the journal")
-        now = self._seconds()
+        now = self._shared.ticks_ms()
         if now >= self._next_beat:
-            self._next_beat = now + BEAT_S
+            self._next_beat = now + BEAT_MS
             if self._say("ready") != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
         if now >= self._next_orphans:
-            self._next_orphans = now + ORPHANS_S
+            self._next_orphans = now + ORPHANS_MS
             self._adopt_orphans()
 
     # ── recovery ──
@@ -216,35 +237,44 @@ class Flusher:
         shared.shapes.clear()
         shared.registered.clear()
         known, before = self.epoch, set(self.peers)
+        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:
+            self._say(STOPPED)
+            raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
-        before = (before | set(self.peers)) - {self._journal.id}
+        before |= set(self.peers)
         if known and known != self.epoch:
             log.error("store: Redis was emptied; it is filled again from the journals")
         shared.register(self._journal.projects())
+        recovery = self._recovery()
         self._applier.catch_up()
-        self._reassert()
-        until = self._seconds() + LEARN_S
-        while not self._all_back(before):
-            if self._seconds() >= until:
-                log.warning("store: %d gateways that were alive have not come back yet", len(before))
+        before -= self._adopt_orphans()
+        recovery.reassert()
+        self._say("replayed")
+        until = shared.ticks_ms() + LEARN_MS
+        while missing := self._missing(before):
+            if shared.ticks_ms() >= until:
+                log.warning("store: %d gateways that were alive have not come back yet", len(missing))
                 break
             with self._lock:
                 if self._closing:
                     break
-                self._lock.wait(LOOK_S)
+                self._lock.wait(RETRY_MS / 1000)
             self._say("replayed")
         self._say("ready")
-        self._next_beat = self._seconds() + BEAT_S
+        self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        shared.link.tell("recovered")
+        if shared.link.tell("recovered") == "ready":
+            recovery.late()
 
-    def _all_back(self, before: Iterable[str]) -> bool:
-        """Whether every gateway that was alive has replayed its journal into this very Redis."""
+    def _missing(self, before: Iterable[str]) -> list[str]:
+        """Gateways that were alive, or are on this host, and have not replayed their journals into this very Redis."""
         here = f" {self.epoch} {self._where()} "
-        return all(
-            here in said and said.rpartition(" ")[2] in ("replayed", "ready")
-            for said in (self.peers.get(name, "") for name in before)
-        )
+        told = {name: self.peers.get(name, "") for name in (*before, *neighbours(self._folder))}
+        return [
+            name
+            for name, said in told.items()
+            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in ("replayed", "ready"))
+        ]
 
     def _where(self) -> str:
         """Which server processes we are connected to."""
@@ -255,12 +285,14 @@ class Flusher:
         """Give a sign of life, and hear the others'. The epoch that Redis is in."""
         epoch = secrets.token_hex(8) if begin else ""
         said = f"{self.epoch} {self._where()} {state}"
-        found = self._shared.beat(epoch, self._journal.id, said, int(SILENT_S * 1000))
-        self.peers = dict(zip(found[1::2], found[2::2], strict=True))
+        found = self._shared.beat(epoch, self._journal.id, said, SILENT_MS)
+        if found[0] == self.epoch or begin:  # one that was emptied has forgotten who was there
+            self.peers = dict(zip(found[1::2], found[2::2], strict=True))
         return found[0]
 
-    def _adopt_orphans(self) -> None:
-        """Drain the journals of processes that have died."""
+    def _adopt_orphans(self) -> set[str]:
+        """Drain the journals of this host's dead, and say which. Raises StoreUnavailable where Redis does not answer."""
+        drained = set()
         for path in orphans(self._folder, self._journal.path):
             try:
                 journal = Journal.open(path)
@@ -270,5 +302,11 @@ class Flusher:
             try:
                 self._shared.register(journal.projects())
                 Applier(self._shared, journal).catch_up()
+                drained.add(journal.id)
+            except StoreError as error:
+                if self._shared.link.state not in ("recovering", "ready"):
+                    raise
+                log.warning("store: the journal %s is left alone: %s", path.name, error)
             finally:
                 asyncio.run(journal.close())
+        return drained

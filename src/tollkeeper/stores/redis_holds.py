@@ -7,20 +7,31 @@ budget may go on by what it declares (`when_away`) while Redis is away.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Set as AbstractSet
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.book import Balance, Budgets, asked_of, grant_of, refused, standing_of
+from tollkeeper.book import Budgets, asked_of, grant_of, refused, standing_of
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import BalanceKey, Shape
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Doubted, Shared
-from tollkeeper.stores.redis_batch import window_at
+from tollkeeper.stores.redis_apply import Doubted, Shared, pairs
+from tollkeeper.stores.redis_batch import MINUTE_US, window_at
 from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, shape_name, tag_of
+from tollkeeper.stores.redis_legs import (
+    Covering,
+    Held,
+    Leg,
+    Numbers,
+    balances_of,
+    hold_in,
+    legs_of,
+    numbers_of,
+)
 from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
@@ -29,43 +40,12 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 AMOUNT_MAX: Final = 2**53 - 1
 #: How often a reservation opens its slots and tries again.
 OPENINGS_MAX: Final = 5
-#: Holds given up that are remembered: a Redis that comes back as it was some time ago may have them.
-GONE_MAX: Final = 10_000
 PAGE: Final = 500
+#: Calls whose budgets are remembered.
+COVERING_MAX: Final = 10_000
 _reserve: Final = Script("reserve")
 _void: Final = Script("void")
 _json: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Hold).decode
-
-Numbers = dict[BalanceKey, tuple[int, int]]
-"""(spent, held) of balances."""
-Covering = list[tuple[Budget, BalanceKey, int]]
-"""Budgets that cover a call, each with its balance and the end of its window."""
-
-
-class Leg(NamedTuple):
-    """What a hold takes of one balance."""
-
-    key: BalanceKey
-    end_us: int
-    asked: int | None
-    limit: int | None  #: None: it never refuses
-
-
-class Held(NamedTuple):
-    """A hold of this process that stands. Without `legs` no budget covers it, and only the journal knows of it."""
-
-    hold: Hold
-    legs: tuple[Leg, ...]
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """The slots that have a part of it."""
-        return tuple(dict.fromkeys(balance_tag(leg.key) for leg in self.legs))
-
-    def field(self, tag: str) -> str:
-        """Its name in a slot; in the one without a project it says whose it is."""
-        return f"{tag_of(self.hold.scopes.project)}/{self.hold.id}" if tag == GLOBAL else self.hold.id
 
 
 class Holds:
@@ -76,15 +56,23 @@ class Holds:
     ) -> None:
         self._shared, self._journal = shared, journal
         self._epoch, self._applied = epoch, applied
-        self._budgets = Budgets()
+        self._rules: tuple[Budgets, dict[tuple[Scopes, str, int], Covering]] = Budgets(), {}  # replaced together
+        self._hard = False
         self._lock = Lock()
+        self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
         self._held: dict[str, Held] = {}
-        self._gone: dict[str, Held] = {}  # must not stand in Redis
-        self._away: dict[BalanceKey, int] = {}  # admitted while it was away
+        self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
+        self._late: dict[str, Held] = {}  # admitted while it was away, and not told to it yet
+        self._away: dict[BalanceKey, int] = {}  # how much that is
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        return self._budgets.shapes
+        return self._rules[0].shapes
+
+    @property
+    def hard(self) -> bool:
+        """Whether any budget refuses calls."""
+        return self._hard
 
     def take(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
@@ -95,7 +83,8 @@ class Holds:
                     f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
-        self._budgets = Budgets(budgets)
+        self._rules = Budgets(budgets), {}
+        self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
 
@@ -105,41 +94,41 @@ class Holds:
         if lived is not None and lived.hold != hold:
             raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
         covering = self.covering(hold.scopes, hold.model, hold.at_us)
-        held = lived if lived is not None else Held(hold, _legs(covering, hold))
+        held = lived if lived is not None else Held(hold, legs_of(covering, hold))
         if not held.legs:
             await self._intend(held)
             return grant_of([])
-        if self._shared.link.state != "ready":
-            return await self._reserve_away(held, covering)
+        if self._shared.link.state != "ready" and (away := await self._reserve_away(held, covering)) is not None:
+            return away
         self._held[hold.id] = held
-        self._gone.pop(hold.id, None)
         try:
             numbers = await self._reserve_in_all(held)
         except StoreUnavailable:
             self._held.pop(hold.id, None)
-            self._give_up(held)
+            self._gone[hold.id] = held
             raise
         except Exception:
             if lived is None:
                 self._held.pop(hold.id, None)
             raise
-        return grant_of(_balances(covering, numbers))
+        return grant_of(balances_of(covering, numbers))
 
     async def _reserve_in_all(self, held: Held) -> Numbers:
         """Reserve in every slot, or in none. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
-        link, tags = self._shared.link, held.tags
+        link, slots = self._shared.link, held.slots
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self._ask(held, tag) for tag in tags])
+            answers = await link.asks([self._ask(held, tag, legs) for tag, legs in slots.items()])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
-            for tag, answer in zip(tags, answers, strict=True):
-                legs = _in(held, tag)
+            for (tag, legs), answer in zip(slots.items(), answers, strict=True):
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
-                        numbers |= _numbers(legs, answer[1:])
+                        numbers |= numbers_of(legs, answer[1:])
                     case b"refused":
-                        failures.append(self._refusal(held.hold, legs[int(answer[1]) - 1], _numbers(legs, answer[2:])))
+                        failures.append(
+                            self._refusal(held.hold, legs[int(answer[1]) - 1], numbers_of(legs, answer[2:]))
+                        )
                     case b"conflict":
                         failures.append(Conflict(f"hold {held.hold.id!r} exists with other contents; use a new id"))
                     case b"behind":
@@ -151,66 +140,70 @@ class Holds:
             if (failures or closed) and granted:
                 await link.asks([self._release(held, tag) for tag in granted])
             if failures:
-                if granted:
-                    self._give_up(held)
                 raise failures[0]
             if not closed:
                 return numbers
-            await asyncio.to_thread(self._open, held, closed)
+            await asyncio.to_thread(self._open, held.hold.scopes.project, {tag: slots[tag] for tag in closed})
         raise StoreUnavailable("store: the slots of this call's budgets cannot be opened just now; try again")
 
     def _doubted(self, reason: str) -> Doubted:
         self._shared.link.tell("doubted", reason)
         return Doubted(f"store: {reason}; it is checked before anything else is admitted")
 
-    def _open(self, held: Held, tags: Iterable[str]) -> None:
-        self._shared.register([held.hold.scopes.project])
-        for tag in tags:
+    def _open(self, project: str, slots: dict[str, list[Leg]]) -> None:
+        self._shared.register([project])
+        for tag, legs in slots.items():
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in _in(held, tag)])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
 
-    def _ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
-        hold, keys = held.hold, self._shared.keys
-        names = [keys.cursor(tag), keys.shapes(tag), keys.holds(tag), keys.due(tag), keys.index(tag)]
+    def _ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
+        hold, shared = held.hold, self._shared
+        names = list(shared.keys.slot(tag))
         args: list[Any] = [
             self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
-            hold.deadline_us // 1000, self._shared.deadlines.hold(hold.deadline_us), "1" if whatever else "",
+            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
-        for leg in _in(held, tag):
-            name = keys.balance(leg.key)
-            names.append(name)
+        for leg in legs:
+            place = shared.places.balance(leg.key, leg.end_us)
+            names += place.keys
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
-            limit = "" if leg.limit is None else leg.limit
-            args += (
-                shape_name(leg.key.shape), asked, limit, self._shared.deadlines.balance(leg.end_us),
-                name.rpartition("}:")[2], leg.key.start_us // 10**6,
-            )  # fmt: skip
+            args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
         return _reserve(names, args)
 
     def _release(self, held: Held, tag: str) -> Ask:
         return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], [held.field(tag)])
 
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
-        found = []
-        for budget, shape, project, id in self._budgets.covering(scopes, model):
-            start_us, end_us = window_at(shape.window, shape.timezone, at_us)
-            found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+        """Remembered: no window begins within a minute."""
+        budgets, remembered = self._rules
+        name = (scopes, model, at_us // MINUTE_US)
+        found = remembered.get(name)
+        if found is None:
+            found = []
+            for budget, shape, project, id in budgets.covering(scopes, model):
+                start_us, end_us = window_at(shape.window, shape.timezone, at_us)
+                found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+            if len(remembered) >= COVERING_MAX:
+                remembered.clear()
+            remembered[name] = found
         return found
 
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
-        for budget, balance in _balances(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
+        for budget, balance in balances_of(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
             if balance.key == leg.key and budget.hard:
                 return refused(standing_of(budget, balance), leg.asked, hold)
         return StoreUnavailable("store: the budgets have changed meanwhile; try again")
 
     # ── while Redis is away ──
 
-    async def _reserve_away(self, held: Held, covering: Covering) -> Grant:
-        """Admit what every hard budget lets each gateway admit now. Raises StoreUnavailable."""
+    async def _reserve_away(self, held: Held, covering: Covering) -> Grant | None:
+        """Admit what every hard budget lets each gateway admit now. Raises StoreUnavailable. None: Redis is there again."""
         with self._lock:
+            if self._shared.link.state == "ready":
+                return None
             if held.hold.id not in self._held:
                 for budget, key, _ in covering:
                     if budget.hard and budget.limit is not None:
@@ -223,8 +216,9 @@ class Holds:
                             )
                 for leg in held.legs:
                     self._away[leg.key] = self._away.get(leg.key, 0) + (leg.asked or 0)
+                self._held[held.hold.id] = self._late[held.hold.id] = held
         await self._intend(held)
-        return grant_of(_balances(covering, {leg.key: (0, self._away.get(leg.key, 0)) for leg in held.legs}))
+        return grant_of(balances_of(covering, {leg.key: (0, self._away.get(leg.key, 0)) for leg in held.legs}))
 
     async def _intend(self, held: Held) -> None:
         """Make a hold that Redis does not know safe in the journal."""
@@ -244,14 +238,12 @@ class Holds:
             return
         await self._journal.void(hold_id)
         if held.legs:
-            self._give_up(held)
-            with suppress(StoreUnavailable):
-                await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
-
-    def _give_up(self, held: Held) -> None:
-        self._gone[held.hold.id] = held
-        if len(self._gone) > GONE_MAX:
-            del self._gone[next(iter(self._gone))]
+            if self._shared.link.state != "ready" or hold_id in self._late:  # it may be asserted again just now
+                self._gone[hold_id] = held
+            try:
+                await self._shared.link.asks([self._release(held, tag) for tag in held.slots])
+            except StoreUnavailable:
+                self._gone[hold_id] = held
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""
@@ -291,7 +283,7 @@ class Holds:
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
         )
         numbers = {key: (int(spent or 0), int(held or 0)) for key, (spent, held) in zip(keys, answers, strict=True)}
-        return [standing_of(budget, balance) for budget, balance in _balances(covering, numbers)]
+        return [standing_of(budget, balance) for budget, balance in balances_of(covering, numbers)]
 
     def keep(self, tags: Iterable[str]) -> None:
         """Open slots for every shape that is limited; on a thread."""
@@ -319,7 +311,7 @@ class Holds:
         """Holds that stand in Redis, of all gateways; on a thread."""
         keys = self._shared.keys
         answers = self._shared.link.run(*(Ask(("HVALS", keys.holds(tag))) for tag in (*tags, GLOBAL)))
-        holds = {hold.id: hold for found in answers for hold in map(_hold_in, found)}
+        holds = {hold.id: hold for found in answers for hold in map(hold_in, found)}
         return list(holds.values())
 
     def dead(self, tags: Iterable[str], before_us: int) -> list[Hold]:
@@ -333,56 +325,89 @@ class Holds:
         for tag, fields in zip(tags, due, strict=True):
             if fields:
                 (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
-                found |= {hold.id: hold for hold in (_hold_in(text) for text in texts if text is not None)}
+                found |= {hold.id: hold for hold in (hold_in(text) for text in texts if text is not None)}
         return list(found.values())
 
     # ── after Redis was away ──
 
-    def reassert(self) -> None:
-        """Make every hold of this process stand in Redis, and none that it has given up; on a thread."""
+    def recovery(self) -> HoldsRecovery:
+        """To be begun before the journal is read."""
+        return HoldsRecovery(self, set(self._held))
+
+    def reassert(self, before: AbstractSet[str]) -> None:
+        """Make every hold of this process stand in Redis, and none that it has given up; on a thread.
+
+        `before`: ids of those that stood before the journal was read. An old Redis may have others: they have ended since.
+        """
         held = [each for each in list(self._held.values()) if each.legs]
         self._shared.register({each.hold.scopes.project for each in held})
-        self.keep(self._shared.projects())
+        tags = self._shared.projects()
+        self.keep(tags)
+        found = self._own(tags)
         for each in held:
             self._keep_all(each)
-        asks = [self._release(each, tag) for each in list(self._gone.values()) for tag in each.tags]
-        asks += [self._ask(each, tag, whatever=True) for each in held for tag in each.tags]
+        standing = before | {each.hold.id for each in held}
+        self._run(
+            [
+                _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], fields)
+                for tag, ids in found.items()
+                if (fields := [field for field, id in ids.items() if id not in standing])
+            ]
+        )
+        self._run([self._ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
+        self._let_go()
+
+    def late(self) -> None:
+        """The same for what was admitted until Redis was ready; on a thread."""
+        with self._lock:
+            late = [held for id, held in self._late.items() if held.legs and id in self._held]
+            self._away.clear()
+        for each in late:
+            self._keep_all(each)
+        self._run([self._ask(each, *slot, whatever=True) for each in late for slot in each.slots.items()])
+        self._late.clear()
+        self._let_go()
+
+    def _own(self, tags: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What Redis has of this process: slot → field → the hold's id."""
+        keys, tags = self._shared.keys, [*tags, GLOBAL]
+        found: dict[str, dict[str, str]] = {}
+        answers = self._shared.link.run(*(Ask(("HGETALL", keys.holds(tag))) for tag in tags))
+        for tag, texts in zip(tags, answers, strict=True):
+            found[tag] = {
+                field.decode(): hold_in(text).id
+                for field, text in pairs(texts).items()
+                if text.partition(b"\n")[0].endswith(self._owner.encode())
+            }
+        return found
+
+    def _let_go(self) -> None:
+        """Have Redis forget what was given up while it did not answer, or was told again."""
+        gone, self._gone = self._gone, {}
+        try:
+            self._run(
+                [self._release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.slots]
+            )
+        except StoreUnavailable:
+            self._gone = gone | self._gone
+            raise
+
+    def _run(self, asks: Sequence[Ask]) -> None:
         for at in range(0, len(asks), PAGE):
             self._shared.link.run(*asks[at : at + PAGE])
-        self._away.clear()
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in _in(held, tag)] for tag in held.tags})
+        self._keep({tag: [leg.key.shape for leg in legs] for tag, legs in held.slots.items()})
 
 
-def _legs(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
-    """One for each balance; where a hard and a soft budget share it, the hard one limits."""
-    legs: dict[BalanceKey, Leg] = {}
-    for budget, key, end_us in covering:
-        limit = budget.limit if budget.hard else None
-        if key not in legs or limit is not None:
-            legs[key] = Leg(key, end_us, asked_of(budget, hold), limit)
-    return tuple(legs.values())
+class HoldsRecovery:
+    """`redis_flush.Recovery`."""
 
+    def __init__(self, holds: Holds, before: AbstractSet[str]) -> None:
+        self._holds, self._before = holds, before
 
-def _in(held: Held, tag: str) -> list[Leg]:
-    return [leg for leg in held.legs if (leg.key.shape.scope in GLOBAL_SCOPES) == (tag == GLOBAL)]
+    def reassert(self) -> None:
+        self._holds.reassert(self._before)
 
-
-def _numbers(legs: Sequence[Leg], answer: Sequence[Any]) -> Numbers:
-    return {leg.key: (int(answer[at * 2]), int(answer[at * 2 + 1])) for at, leg in enumerate(legs)}
-
-
-def _balances(covering: Covering, numbers: Numbers) -> list[tuple[Budget, Balance]]:
-    found = []
-    for budget, key, end_us in covering:
-        if key in numbers:
-            balance = Balance(key, end_us, numbers[key][0])
-            balance.held = numbers[key][1]
-            found.append((budget, balance))
-    return found
-
-
-def _hold_in(text: bytes) -> Hold:
-    """What stands behind the legs."""
-    return _decode(text.partition(b"\n")[2])
+    def late(self) -> None:
+        self._holds.late()

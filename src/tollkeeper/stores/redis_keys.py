@@ -7,6 +7,7 @@ never stands in one, and no two ids meet. Budgets of scope `all`, `key` and `mod
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 from functools import lru_cache
 from typing import Final
@@ -14,7 +15,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from tollkeeper.ledger import BalanceKey, CellKey, Period, Shape, window_of
+from tollkeeper.ledger import CELL_SUMS, BalanceKey, CellKey, Period, Shape, window_of
 from tollkeeper.stores import Retention
 from tollkeeper.values import OTHER, Entry, ScopeKind
 
@@ -26,6 +27,8 @@ GLOBAL_SCOPES: Final = frozenset({"all", "key", "model"})
 FOREVER_S: Final = 253_402_300_799
 #: A balance is kept so long after its window's end: as the embedded store does.
 BALANCE_KEEP_S: Final = 62 * 86400
+#: Slots and shapes whose names are remembered.
+SLOTS_MAX: Final = 10_000
 _US: Final = 1_000_000
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -46,6 +49,7 @@ def decode(text: str) -> str:
     return unquote(text, errors="surrogatepass")
 
 
+@lru_cache(SLOTS_MAX)
 def shape_name(shape: Shape) -> str:
     """A shape as it stands in keys: scope:measure:window:zone."""
     return f"{shape.scope}:{shape.measure}:{shape.window}:{encode(shape.timezone)}"
@@ -65,10 +69,18 @@ class Keys:
         self.members = self.of(GLOBAL, "members")  #: hash: journal → when and where its gateway was last alive
         self.projects = self.of(GLOBAL, "projects")  #: hash: tag → the project's name
         self.since = self.of(GLOBAL, "since")  #: hash: kind of row → pruned before this instant, UTC microseconds
+        self.rebuild = self.of(
+            GLOBAL, "rebuild"
+        )  #: string: everything is dropped just now; no gateway begins until it is gone
         self.sweeper = self.of(GLOBAL, "sweeper")  #: string: who looks for dead gateways' holds just now
+
+        self.slot = lru_cache(SLOTS_MAX)(self._slot)  #: tag → the keys that each script on a slot begins with
 
     def of(self, tag: str, what: str) -> str:
         return f"{self.prefix}:{{{tag}}}:{what}"
+
+    def _slot(self, tag: str) -> tuple[str, ...]:
+        return self.cursor(tag), self.shapes(tag), self.holds(tag), self.due(tag), self.index(tag)
 
     def cursor(self, tag: str) -> str:
         """Hash: journal → last row applied here; and `epoch`, the epoch in which the slot was opened."""
@@ -79,7 +91,7 @@ class Keys:
         return self.of(tag, "shapes")
 
     def holds(self, tag: str) -> str:
-        """Hash: hold's id → what it holds of which balance, then the hold as JSON."""
+        """Hash: hold's id → what it holds of which balance and for which process, then the hold as JSON."""
         return self.of(tag, "holds")
 
     def due(self, tag: str) -> str:
@@ -114,6 +126,10 @@ class Keys:
         """List of blocks: entries as they were counted, in the order in which they were (redis_blocks.py)."""
         return self.of(tag, f"entries:{month_us}")
 
+    def before(self, tag: str) -> str:
+        """Hash: scope:id:measure → what pruned entries had spent, which a refilled slot cannot read any more."""
+        return self.of(tag, "before")
+
     def ids(self, tag: str, hour_us: int) -> str:
         """Hash: entry's id → what was booked under it, for those who book it again."""
         return self.of(tag, f"ids:{hour_us}")
@@ -128,9 +144,10 @@ def balance_tag(key: BalanceKey) -> str:
     return GLOBAL if key.shape.scope in GLOBAL_SCOPES else tag_of(key.project)
 
 
-def cell_field(key: CellKey) -> str:
-    """What stands before a sum's name in a cell's fields."""
-    return f"{encode(key.provider)}|{encode(key.model)}|"
+def cell_fields(key: CellKey) -> tuple[str, ...]:
+    """The fields of a cell in its hash, one for each of CELL_SUMS."""
+    before = f"{encode(key.provider)}|{encode(key.model)}|"
+    return tuple(before + name for name in CELL_SUMS)
 
 
 def hour_of(at_us: int) -> int:
@@ -143,6 +160,7 @@ class Deadlines:
     """
 
     def __init__(self, retention: Retention, dedupe_s: int = 86400, ahead_s: int = 0) -> None:
+        self.retention = retention
         self._keeps = {"hour": retention.hour_s, "day": retention.day_s, "month": retention.month_s}
         self._entries_s = retention.entries_s
         self._dedupe_s, self._ahead_s = dedupe_s, ahead_s
@@ -173,4 +191,4 @@ def digest_of(entry: Entry) -> str:
     parts = (
         entry.scopes, entry.dialect, entry.provider, entry.model, entry.served, entry.usage, entry.charge.amount_nanos
     )  # fmt: skip
-    return base64.urlsafe_b64encode(hashlib.blake2b(_encode(parts), digest_size=9).digest()).decode()
+    return binascii.b2a_base64(hashlib.blake2b(_encode(parts), digest_size=9).digest(), newline=False).decode()

@@ -13,12 +13,13 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from importlib.resources import files
 from threading import Condition, Thread
 from typing import Any, Final, Literal, Protocol
 
 import redis
+from hiredis import pack_command
 from redis.exceptions import (
     AskError,
     ClusterDownError,
@@ -53,8 +54,8 @@ LINK_LIFE: Final[dict[tuple[State, Event], State]] = {
     ("recovering", "close"): "closed",
     ("ready", "close"): "closed",
 }
-#: Seconds between two tries to connect.
-RETRY_S: Final = 0.25
+#: Milliseconds between two tries to connect.
+RETRY_MS: Final = 250
 #: Redirections that one ask may take, each after a look at the cluster's map.
 REDIRECTS_MAX: Final = 8
 #: A server that answers so cannot serve just now, whatever it is asked.
@@ -109,6 +110,8 @@ class Servers(Protocol):
 
     def node_of(self, key: str) -> Any: ...
 
+    def at(self, host: str, port: int) -> Any: ...
+
     def refresh(self) -> None: ...
 
 
@@ -126,6 +129,7 @@ class Link:
         self._asks: deque[Ask] = deque()
         self._lock = Condition()
         self._wires: dict[str, _Wire] = {}
+        self._moved = False  # a server has said that the map of the cluster is an old one
         self.state: State = "away"
         self.reason = "not connected yet"
         self.runs: dict[str, str] = {}  #: server → its run id: another one has another memory
@@ -139,26 +143,22 @@ class Link:
 
     async def ask(self, ask: Ask) -> Any:
         """The answer. Raises StoreUnavailable: Redis refused it, or does not answer and what it did is not known."""
-        ask.waiter = asyncio.get_running_loop().create_future()
-        self._queue((ask,))
-        return await ask.waiter
+        return (await self.asks((ask,)))[0]
 
     async def asks(self, asks: Sequence[Ask]) -> list[Any]:
-        """The answers of several."""
+        """The answers of several, once each has its own. Raises as `ask`, the first failure."""
         loop = asyncio.get_running_loop()
         for ask in asks:
             ask.waiter = loop.create_future()
         self._queue(asks)
-        return list(await asyncio.gather(*(ask.waiter for ask in asks)))  # type: ignore[arg-type]
+        return _given([await ask.waiter for ask in asks])  # type: ignore[misc]
 
     def run(self, *asks: Ask) -> list[Any]:
         """The same for a thread that may wait."""
         for ask in asks:
             ask.waiter = Future()
         self._queue(asks)
-        answers = [ask.waiter for ask in asks]
-        wait(answers)  # type: ignore[arg-type]
-        return [answer.result() for answer in answers]
+        return _given([ask.waiter.result() for ask in asks])
 
     def tell(self, event: Event, reason: str = "") -> State:
         """Something happened that may change the state; the state that it is now."""
@@ -173,10 +173,10 @@ class Link:
             self._changed(state, reason)
         return state
 
-    def wait(self, wanted: Callable[[State], bool], seconds: float) -> bool:
+    def wait(self, wanted: Callable[[State], bool], within_ms: int) -> bool:
         """Wait until the state is one that is wanted; whether it is. For a thread that may wait."""
         with self._lock:
-            return self._lock.wait_for(lambda: wanted(self.state), seconds)
+            return self._lock.wait_for(lambda: wanted(self.state), within_ms / 1000)
 
     def close(self) -> None:
         self.tell("close", "closed")
@@ -211,7 +211,7 @@ class Link:
                 if not self._connect():
                     with self._lock:
                         if self.state == "away":
-                            self._lock.wait(RETRY_S)
+                            self._lock.wait(RETRY_MS / 1000)
             elif asks:
                 self._send(asks)
         for wire in self._wires.values():
@@ -245,13 +245,15 @@ class Link:
                     by_wire.setdefault(self._wire(ask), []).append(ask)
                 for wire, its in by_wire.items():
                     wire.send(its)
-                again = []
-                for wire, its in by_wire.items():
-                    for ask in its:
-                        if self._answered(ask, wire.read()):
-                            continue
-                        again.append(ask)
+                again = [ask for wire, its in by_wire.items() for ask in its if not self._answered(ask, wire.read())]
+                if self._moved:
+                    self._moved = False
+                    self._servers.refresh()
             except (*_LOST, OSError) as error:
+                self._lose(asks, error)
+                return
+            except Exception as error:  # a mistake of ours: whoever waits must hear of it, and the thread go on
+                log.exception("store: a command could not be sent to Redis")
                 self._lose(asks, error)
                 return
             _tell(ask for ask in asks if ask.answer is not _NONE_YET)
@@ -275,12 +277,9 @@ class Link:
                 assert ask.script is not None
                 ask.command = ("EVAL", ask.script.text, *ask.command[2:])
             elif isinstance(answer, MovedError):
-                ask.node = None
-                self._servers.refresh()
+                ask.node, self._moved = None, True
             elif isinstance(answer, AskError):
-                ask.node = next(
-                    (node for node in self._servers.nodes() if node.name == f"{answer.host}:{answer.port}"), None
-                )
+                ask.node = self._servers.at(answer.host, answer.port)
                 self._wire(ask).asking.add(ask)
             return False
         if isinstance(answer, RedisError):
@@ -296,10 +295,9 @@ class Link:
         with self._lock:
             asks = [*asks, *self._asks]
             self._asks.clear()
-        failure = self.unavailable()
         for ask in asks:
             if ask.answer is _NONE_YET:
-                ask.answer = failure
+                ask.answer = self.unavailable()
         _tell(asks)
 
 
@@ -331,7 +329,7 @@ class _Wire:
                 self._owed.append(True)
             commands.append(ask.command)
             self._owed.append(False)
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
+        self._connection.send_packed_command([b"".join(map(pack_command, commands))])
 
     def read(self) -> Any:
         """The next answer; a refusal is answered, not raised."""
@@ -364,12 +362,17 @@ def _tell(asks: Iterable[Ask]) -> None:
 
 
 def _resolve(asks: list[Ask]) -> None:
+    """Failures are results, too: nobody need fetch each of them."""
     for ask in asks:
         if not ask.waiter.done():
-            if isinstance(ask.answer, Exception):
-                ask.waiter.set_exception(ask.answer)
-            else:
-                ask.waiter.set_result(ask.answer)
+            ask.waiter.set_result(ask.answer)
+
+
+def _given(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 def _said(error: Exception) -> str:

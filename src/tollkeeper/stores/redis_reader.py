@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
+from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
-from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size
+from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, horizons
 from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
 from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
@@ -24,8 +25,8 @@ T = TypeVar("T")
 K = TypeVar("K")
 _SUM: Final = {name: number for number, name in enumerate(CELL_SUMS)}
 _ZERO: Final = (0,) * len(CELL_SUMS)
-#: Seconds that a reader waits for its first connection.
-CONNECT_S: Final = 5.0
+#: Milliseconds that a reader waits for its first connection.
+CONNECT_MS: Final = 5000
 _PAGE: Final = 500
 _TO_THE_END: Final = 2**62
 _SECOND_US: Final = 1_000_000
@@ -41,14 +42,7 @@ class RedisReader:
     @classmethod
     def open(cls, servers: Servers, options: SharedOptions) -> RedisReader:
         """A reader that is connected. Raises StoreUnavailable."""
-        reader = cls(shared_of(servers, options, lambda state, reason: None, 0))
-        link = reader._shared.link
-        link.start()
-        if not link.wait(lambda state: state != "away", CONNECT_S):
-            error = link.unavailable()
-            link.close()
-            raise error
-        return reader
+        return cls(connected(servers, options))
 
     async def _current(self) -> None:
         """What has to happen before anything is read: nothing, for who only reads."""
@@ -171,8 +165,14 @@ class RedisReader:
         return None if project in (None, "", OTHER) or scope == "key" else [tag_of(project)]
 
     def _since(self) -> dict[str, int]:
+        """Before which instants rows may be gone: pruned, or past their deadline."""
         (found,) = self._shared.link.run(Ask(("HGETALL", self._shared.keys.since)))
-        return dict.fromkeys((*PERIODS, "entry"), 0) | {what.decode(): int(at) for what, at in pairs(found).items()}
+        since = dict.fromkeys((*PERIODS, "entry"), 0) | horizons(
+            self._shared.now_us(), self._shared.deadlines.retention
+        )
+        for what, at_us in pairs(found).items():
+            since[what.decode()] = max(since[what.decode()], int(at_us))
+        return since
 
     def _dated(self, tag: str, from_us: int | None = None, to_us: int = _TO_THE_END) -> list[bytes]:
         """Names of the dated keys of a slot whose period begins in a time."""
@@ -255,10 +255,7 @@ class RedisReader:
         deadlines = self._shared.deadlines
 
         def whole(key: CellKey) -> bool:
-            return (
-                key.start_us >= max(since[key.period], since["entry"])
-                and deadlines.cells(key.period, key.start_us) > now_s
-            )
+            return key.start_us >= max(since[key.period], since["entry"])
 
         kept = {key: spent_ for key, spent_ in self._balances(projects).items() if key.start_us >= since["entry"]}
         right = {
@@ -298,7 +295,27 @@ def shared_of(
     keys = Keys(options.prefix)
     deadlines = Deadlines(options.retention, options.dedupe_s, options.ahead_s)
     census = SharedCensus(scope_cap, keys, deadlines)
-    return Shared(Link(servers, changed), keys, deadlines, census, Places(keys, deadlines), options.clock.now_us)
+    return Shared(
+        Link(servers, changed),
+        keys,
+        deadlines,
+        census,
+        Places(keys, deadlines),
+        options.clock.now_us,
+        lambda: int(options.clock.monotonic_s() * 1000),
+    )
+
+
+def connected(servers: Servers, options: SharedOptions, scope_cap: int = 0) -> Shared:
+    """The same with a link that is up; the cap is for who writes. Raises StoreUnavailable."""
+    shared = shared_of(servers, options, lambda state, reason: None, scope_cap)
+    link = shared.link
+    link.start()
+    if not link.wait(lambda state: state != "away", CONNECT_MS):
+        reason = link.reason
+        link.close()
+        raise StoreUnavailable(f"store: Redis is not there ({reason}); start it, or name another one")
+    return shared
 
 
 async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:

@@ -62,6 +62,11 @@ class Servers:
             raise Lost(f"no server of the cluster {self.place.shown} has slot {slot}")
         return node
 
+    def at(self, host: str, port: int) -> Node:
+        """The server of a cluster at an address that another one has told: it may have no slots yet."""
+        address = Address(host, port)
+        return Node(str(address), partial(_client, self.place, address))
+
     def nodes(self) -> list[Node]:
         """Every server that takes writes. Raises as `node_of`."""
         if self._one is not None:
@@ -96,7 +101,7 @@ class Servers:
                 client.get_connection_kwargs()["host"]
             )  # a server may leave out what it does not know: its own name
             address = Address(_text(host) or here, int(port))
-            node = Node(str(address), partial(_client, self.place, address))
+            node = self.at(address.host, address.port)
             slots[first : last + 1] = [node] * (last + 1 - first)
         return slots
 

@@ -12,7 +12,8 @@ from typing import Final
 from tollkeeper.ledger import BalanceKey, Shape, spent_by
 from tollkeeper.stores.redis_apply import Doubted, Shared, blocks_of, pairs
 from tollkeeper.stores.redis_batch import window_at
-from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, shape_name
+from tollkeeper.stores.redis_before import begins_with
+from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, decode, shape_name
 from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.values import Entry
 
@@ -43,6 +44,10 @@ def _fill_once(shared: Shared, tag: str, epoch: str, shape: Shape | None) -> boo
     (batch,) = link.run(Ask(("HGET", keys.cursor(tag), "batch")))
     spent: dict[BalanceKey, int] = {}
     if shape is not None:
+        (found,) = link.run(Ask(("HGETALL", keys.before(tag))))
+        project = "" if tag == GLOBAL else shared.projects().get(tag, "")
+        for id, amount in begins_with(shape, pairs(found)):
+            spent[BalanceKey(shape, project, decode(id), 0)] = amount
         for entry in _entries(shared, tag):
             for key, amount in spent_by((shape,), entry):
                 spent[key] = spent.get(key, 0) + amount

@@ -24,7 +24,7 @@ from msgspec import structs
 from tollkeeper.book import Book
 from tollkeeper.errors import Conflict, StoreError, StoreUnavailable
 from tollkeeper.ledger import Census, Shape, correcting, expired, settling
-from tollkeeper.stores import Booked, Corrected, Retention
+from tollkeeper.stores import Booked, Condition, Corrected, Retention
 from tollkeeper.stores.lookups import Lookups
 from tollkeeper.stores.news import News, Placed
 from tollkeeper.stores.sqlite_file import encode, own, unusable
@@ -95,6 +95,11 @@ class SqliteStore(SqliteReader):
             raise
         self._thread = Thread(target=self._run, name="tollkeeper-ledger", daemon=True)
         self._thread.start()
+
+    @property
+    def condition(self) -> Condition | None:
+        """A ledger of one process shares nothing."""
+        return None
 
     @property
     def trouble(self) -> str | None:

@@ -166,19 +166,20 @@ def own(path: Path) -> int:
     return owner
 
 
-def owned(path: Path) -> bool:
-    """Whether a process has the ledger now. Whoever asks for it in the same moment may be told that it is in use."""
+def owned(path: Path) -> int | None:
+    """The pid of the process that has the ledger now. Whoever asks for it in the same moment may be told that it is in use."""
     try:
         owner = os.open(f"{path.resolve()}.owner", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return None
     try:
         fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        pid = os.read(owner, 20).strip()
+        return int(pid) if pid.isdigit() else 0
     finally:
         os.close(owner)
-    return False
+    return None
 
 
 def open_writer(path: Path) -> apsw.Connection:

@@ -164,6 +164,10 @@ class SqliteReader:
         return self.query("spent", scope=shape.scope, measure=shape.measure, start_us=start_us, end_us=end_us)
 
     async def close(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the connection that reads."""
         with self._reading:
             self._reader.close(True)
 

@@ -25,7 +25,7 @@ from tollkeeper.config.settings import PREFIX
 from tollkeeper.errors import ConfigError, StoreError, StoreUnavailable
 from tollkeeper.money import to_usd
 from tollkeeper.prices import PriceBook
-from tollkeeper.stores import Booked, Store, open_store, sqlite_path
+from tollkeeper.stores import Booked, Store, check_url, open_store
 from tollkeeper.values import ChargeStatus, Entry, Provider
 
 log = logging.getLogger("tollkeeper")
@@ -76,10 +76,12 @@ class Accounts:
     def __init__(self, store: str | Store | None, config: Config, clock: Clock) -> None:
         self.config, self.clock = config, clock
         self._url = config.store if store is None else store if isinstance(store, str) else None
-        if self._url not in (None, "memory:"):
-            sqlite_path(self._url)  # a wrong URL is told at once
+        if self._url is not None:
+            check_url(self._url)  # a wrong one is told at once
         if self._url is None and not hasattr(store, "settle"):
-            raise ConfigError(f"store: expected 'sqlite:///path', 'memory:' or a Store, got {store!r}")
+            raise ConfigError(
+                f"store: expected 'sqlite:///path', 'redis://host:6379/0', 'memory:' or a Store, got {store!r}"
+            )
         self._store = None if store is None or isinstance(store, str) else store
         self._prices: PriceBook | None = None
         self._opening = Lock()
@@ -142,7 +144,9 @@ class Accounts:
             if self._store is None:
                 assert self._url is not None
                 config = self.config
-                self._store = open_store(self._url, budgets=config.budgets, scope_cap=config.scope_cap)
+                self._store = open_store(
+                    self._url, budgets=config.budgets, scope_cap=config.scope_cap, shared=config.shared(self.clock)
+                )
             return self._store
 
     async def _tend(self, store: Store, now_us: int) -> None:

@@ -9,7 +9,11 @@ from redis import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as TooLate
 
-from tollkeeper.stores.redis_check import ASKED, check, judge
+from tollkeeper.errors import StoreUnavailable
+from tollkeeper.stores.redis_check import ASKED, Watch, check, check_all, judge
+from tollkeeper.stores.redis_servers import Servers
+from tollkeeper.stores.redis_url import parse
+from tollkeeper.testing.redis_server import RedisServer
 
 INFO: dict[str, Any] = {
     "redis_version": "7.0.15",
@@ -139,3 +143,33 @@ def test_a_server_that_is_away() -> None:
     """Nobody answering is no finding."""
     with pytest.raises(TooLate):
         check(cast("Redis", Server(TooLate(), {})))
+
+
+# ── every server of a place ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_all_servers(redis_server: RedisServer) -> None:
+    """Each server that takes writes is looked at, by its name."""
+    found = check_all(Servers(parse(redis_server.url)))
+    assert [(name, each.errors) for name, each in found.items()] == [(f"127.0.0.1:{redis_server.port}", ())]
+
+
+def test_watch(own_redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """F2, I2: a server process is looked at once and what is found is said once; hard budgets wait until an error is gone."""
+    watch = Watch(Servers(parse(own_redis.url)))
+    watch.look({"a": "1"}, hard=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with own_redis.client() as client:
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        watch.look({"a": "1"}, hard=True)  # the same process
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="set it to noeviction"):
+                watch.look({"a": "2"}, hard=True)
+        watch.look({"a": "2"}, hard=False)
+        assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+        client.config_set("maxmemory-policy", "noeviction")
+    watch.look({"a": "3"}, hard=True)
+    own_redis.stop()
+    with pytest.raises(StoreUnavailable, match="cannot be looked at"):
+        watch.look({"a": "4"}, hard=True)

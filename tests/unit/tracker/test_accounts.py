@@ -13,7 +13,8 @@ from tollkeeper.errors import ConfigError, StoreOwned, StoreUnavailable
 from tollkeeper.stores import Retention
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.testing.clock import ManualClock
-from tollkeeper.tracker import accounts
+from tollkeeper.testing.redis_server import RedisServer
+from tollkeeper.tracker import CostTracker, accounts
 
 
 class Watched(MemoryStore):
@@ -94,3 +95,25 @@ async def test_providers() -> None:
     ]
     assert named == ["openai", "mine", "unknown"]
     await books.close()
+
+
+async def test_shared_ledger(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Two trackers on one Redis, by its URL, are one account; each has a journal where the settings say."""
+    settings = {"data_dir": str(tmp_path), "journal": "here", "redis_prefix": "mine"}
+    async with (
+        CostTracker(store=redis_server.url, settings=settings) as one,
+        CostTracker(store=redis_server.url, settings=settings) as other,
+    ):
+        for each in (one, other):
+            await each.record_usage("shop", "writer", "gpt-4o-mini", prompt_tokens=1000, completion_tokens=0)
+        await one.get_project_usage("shop")  # what each has booked is there as soon as it asks
+        assert (await other.get_project_usage("shop")).total_requests == 2
+        assert len(list((tmp_path / "here").glob("*.sqlite"))) == 2
+    with redis_server.client() as client:
+        assert {key.partition(b":")[0] for key in client.keys("*")} == {b"mine"}
+
+
+def test_wrong_store() -> None:
+    """A URL that names no store is told at once, without a part of it."""
+    with pytest.raises(ConfigError, match="names several hosts"):
+        accounts.Accounts("redis://:canary@a,b/0", load({}, {}), ManualClock())

@@ -318,7 +318,7 @@ async def test_settings_from_everywhere(surroundings: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"store": "postgres://x"}, r"^store: expected 'sqlite:///path/to/file' or 'memory:'$"),
+        ({"store": "postgres://x"}, r"^store: expected 'sqlite:///path/to/file', 'redis://host:6379/0' or 'memory:'$"),
         ({"store": 5}, r"^store: expected 'sqlite:///path'"),
         ({"settings": {"stor": "memory:"}}, r"^settings: stor: is not known; did you mean store\?$"),
         (

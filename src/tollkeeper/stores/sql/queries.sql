@@ -18,6 +18,9 @@ SELECT seq, {columns} FROM entry WHERE seq > :after AND seq <= :upto ORDER BY se
 -- By place, not by project (+): all pages of one project together read the table once, with no index that every entry pays for.
 SELECT seq, {columns} FROM entry WHERE seq > :after AND seq <= :upto AND +project = :project ORDER BY seq LIMIT :most;
 
+-- name: behind
+SELECT count(*) FROM entry WHERE seq > :after AND +project = :project;
+
 -- name: projects
 SELECT project, max(seq) FROM entry GROUP BY project;
 

@@ -1,0 +1,277 @@
+"""Gateways that share a ledger, in processes of their own; what they have acknowledged; and a watcher of their budgets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from redis.exceptions import RedisError
+from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, QUOTE, SESSION_LIMIT, SESSIONS_OF_KEY
+
+import tollkeeper
+from tollkeeper.ledger import BalanceKey, Shape, window_of
+from tollkeeper.stores.redis_keys import Keys
+
+ROOT: Final = Path(__file__).parents[2]
+#: Bounds failures only.
+PATIENCE_S: Final = 60.0
+
+
+def until(true: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> None:
+    """Poll until it is true. Raises TimeoutError that says what was waited for."""
+    end = time.monotonic() + within_s
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {within_s:g} s")
+        time.sleep(0.005)
+
+
+class Notes:
+    """The oracle: what the gateways of a folder have been told, read as it grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        self.settled: set[str] = set()
+        self.others: dict[str, set[str]] = {"voided": set(), "unheld": set(), "left": set()}
+        self.newest = dict.fromkeys(PROJECTS, 0)  #: the newest session in which something was settled
+        self.started: set[str] = set()
+
+    def read(self) -> int:
+        """Read what is new; how many records have been acknowledged."""
+        with self._lock:
+            for path in self._folder.glob("*.notes"):
+                with path.open("rb") as file:
+                    file.seek(self._read.get(path, 0))
+                    lines, _, _ = file.read().rpartition(b"\n")
+                if lines:
+                    self._read[path] = self._read.get(path, 0) + len(lines) + 1
+                    for line in lines.decode().split("\n"):
+                        self._take(path, *line.split())
+            return len(self.settled)
+
+    def _take(self, path: Path, what: str, *words: str) -> None:
+        if what == "started":
+            self.started.add(path.stem)
+        elif what == "settled":
+            id, project, session = words
+            assert id not in self.settled, f"{id} was acknowledged twice"
+            self.settled.add(id)
+            self.newest[project] = max(self.newest[project], int(session))
+        else:
+            self.others[what].add(words[0])
+
+
+class Gateways:
+    """Processes on one ledger: their journals, notes and logs are in one folder."""
+
+    def __init__(
+        self, url: str, folder: Path, *options: str, env: dict[str, str] | None = None, journals: Path | None = None
+    ) -> None:
+        folder.mkdir(exist_ok=True, parents=True)
+        self.url, self.folder, self.options = url, folder, options
+        self.notes = Notes(folder)
+        self.env = env or {}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.died: dict[str, float] = {}
+        self._names = count()
+
+    def start(self) -> str:
+        """One more gateway; its name."""
+        name = f"g{next(self._names)}"
+        self.notes.read()
+        session = max(self.notes.newest.values())
+        source = Path(tollkeeper.__file__).parents[1]
+        with (self.folder / f"{name}.err").open("wb") as errors:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "tests.crash.shared_gateway", self.url, self.folder, name, str(session), *self.options],
+                cwd=ROOT, stderr=errors, stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": f"{source}"} | self.env,
+            )  # fmt: skip
+        return name
+
+    def kill(self, name: str) -> None:
+        """SIGKILL."""
+        self._alive()
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+        self.died[name] = time.time()
+
+    def recovering(self, *begins: str) -> list[tuple[float, float]]:
+        """When some gateway was without Redis, or compared what that has with its journal: from, to.
+
+        `begins`: with what lines of its log that begins.
+        """
+        begins = begins or ("store: Redis is away", "store: Redis is checked")
+        found = []
+        for path in self.folder.glob("*.log"):
+            since = None
+            for line in path.read_text().splitlines():
+                at, _, said = line.partition(" ")
+                if said.startswith(begins) and since is None:
+                    since = float(at)
+                elif said.startswith("store: Redis is ready") and since is not None:
+                    found.append((since, float(at)))
+                    since = None
+            if since is not None:
+                found.append((since, self.died.get(path.stem, time.time())))
+        return found
+
+    def stop(self) -> None:
+        """SIGTERM to all, and wait: what is under way is finished."""
+        for name in self.running:
+            self.up(name)
+        for process in self.running.values():
+            process.terminate()
+        for name, process in self.running.items():
+            process.wait(PATIENCE_S)
+            assert process.returncode == 0, self._said(name)
+        self.running.clear()
+        self.notes.read()
+
+    def more(self, records: int, within_s: float = PATIENCE_S) -> None:
+        """Wait until so many more records are acknowledged."""
+        goal = self.notes.read() + records
+        until(lambda: self._alive() and self.notes.read() >= goal, f"{records} more records", within_s)
+
+    def up(self, name: str) -> None:
+        """Wait until a gateway works."""
+        until(lambda: self._alive() and self.notes.read() >= 0 and name in self.notes.started, f"the start of {name}")
+
+    def busy(self) -> None:
+        """Wait until records of hard budgets are acknowledged again: Redis is back."""
+        if "--naive" in self.options:
+            self.more(20)
+            return
+        sessions = dict(self.notes.newest)
+        until(
+            lambda: (
+                self._alive()
+                and self.notes.read() >= 0
+                and any(self.notes.newest[each] > sessions[each] for each in PROJECTS if each != FREE)
+            ),
+            "sessions that go on",
+        )
+
+    def _alive(self) -> bool:
+        for name, process in self.running.items():
+            assert process.poll() is None, f"{name} ended with {process.returncode}: {self._said(name)}"
+        return True
+
+    def _said(self, name: str) -> str:
+        return (self.folder / f"{name}.err").read_text()[-3000:]
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for process in self.running.values():
+            process.kill()
+            process.wait()
+        self.running.clear()
+
+
+#: A sample so shortly before a gateway has noticed, or after it has recovered, is not yet what it goes by.
+MARGIN_S: Final = 0.1
+
+
+class Watcher:
+    """Samples the budgets in which the gateways spend just now."""
+
+    def __init__(self, gateways: Gateways, direct: Callable[[], Any]) -> None:
+        self._notes, self._died, self._direct = gateways.notes, gateways.died, direct
+        self._over: list[tuple[float, str]] = []
+        self.samples = 0
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
+        self._client: Any = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            self._thread.join()
+
+    def _work(self) -> None:
+        while not self._ending.wait(0.02):
+            try:
+                self._sample()
+            except (RedisError, OSError):
+                self._client = None  # it is away, or another server now
+
+    def _sample(self) -> None:
+        if self._client is None:
+            self._client = self._direct()
+        self._notes.read()
+        names = dict(self._names())
+        with self._client.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hmget(name, "spent", "held")
+            for (name, limit), (spent, held) in zip(names.items(), pipeline.execute(), strict=True):
+                self.samples += spent is not None
+                if int(spent or 0) + int(held or 0) > limit:
+                    self._look_again(name, limit)
+
+    def _look_again(self, name: str, limit: int) -> None:
+        """At the balance and its holds at one instant.
+
+        A hold that a dead gateway had let go of may come back with an old Redis: nobody is left who knows better, and it stands
+        until its deadline. It is not held against the budget.
+        """
+        holds = name.partition("}")[0] + "}:holds"
+        with self._client.pipeline(transaction=True) as pipeline:
+            pipeline.hmget(name, "spent", "held")
+            pipeline.hgetall(holds)
+            (spent, held), standing = pipeline.execute()
+        let_go = self._notes.others["voided"] | self._notes.others["unheld"]
+        back = [
+            field
+            for field, text in standing.items()
+            if name.encode() in text and (id := field.decode().partition("/")[2] if "{*}" in name else field.decode()) in let_go
+            and id.partition("-")[0] in self._died
+        ]  # fmt: skip
+        sum_nanos = int(spent or 0) + int(held or 0) - len(back) * QUOTE
+        if sum_nanos > limit:
+            told = f"{name}: {spent} spent + {held} held > {limit} ({len(back)} are back from the dead)"
+            self._over.append((time.time(), told))
+
+    def over(self, recovering: list[tuple[float, float]]) -> list[str]:
+        """Balances above their limit while all gateways admitted by them.
+
+        A Redis that has gone back has old holds beside new spending, until the gateways have put that right.
+        """
+        return [
+            said
+            for at, said in self._over
+            if not any(since - MARGIN_S <= at <= to + MARGIN_S for since, to in recovering)
+        ]
+
+    def _names(self) -> Iterator[tuple[str, int]]:
+        keys = Keys()
+        start_us, _ = window_of("month", "UTC", time.time_ns() // 1000)
+        for project in PROJECTS:
+            if project == FREE:
+                continue
+            newest = self._notes.newest[project]
+            for session in range(max(0, newest - 2), newest + 3):
+                shape = Shape("session", "usd", "month", "UTC")
+                yield keys.balance(BalanceKey(shape, project, f"s{session}", start_us)), SESSION_LIMIT
+                shape, key = Shape("key", "usd", "month", "UTC"), f"k{session // SESSIONS_OF_KEY}"
+                yield keys.balance(BalanceKey(shape, "", key, start_us)), KEY_LIMIT
+
+
+def redis_of(url: str) -> redis.Redis:
+    """A client that waits for nobody long."""
+    return redis.Redis.from_url(url.partition("?")[0], socket_timeout=2, socket_connect_timeout=1)

@@ -119,7 +119,7 @@ def decide(unit: Unit, stands: str, settled: str = "") -> Verdict:
         return _revise(unit, settled)
     if not stands:
         return Verdict((entry,) if unit.reversal is None else (unit.reversal, entry), mark, mark)
-    owes, under = _parted(stands)
+    owes, under = parted(stands)
     estimate = entry.outcome == "expired"
     if owes == OWES_ESTIMATE and estimate:
         return Verdict((entry,), under, under)
@@ -135,7 +135,7 @@ def _revise(unit: Unit, settled: str) -> Verdict:
     entry, old, mark = unit.entry, unit.reversal, digest_of(unit.entry)
     if old is None:
         return Verdict((entry,), mark, settled)
-    owes, under = _parted(settled)
+    owes, under = parted(settled)
     own = old.by is None  # it corrects what a gateway has booked
     if under.startswith("{"):
         estimate = _entry.decode(under)
@@ -153,7 +153,8 @@ def _revise(unit: Unit, settled: str) -> Verdict:
     return Verdict((old, entry), mark, settled)
 
 
-def _parted(settled: str) -> tuple[str, str]:
+def parted(settled: str) -> tuple[str, str]:
+    """What is still to come, and what stands."""
     return (settled[:1], settled[1:]) if settled[:1] in (OWES_ESTIMATE, OWES_SETTLEMENT) else ("", settled)
 
 

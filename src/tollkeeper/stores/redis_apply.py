@@ -156,7 +156,9 @@ class Applier:
         if from_seq >= to_seq:  # above it: only the project's slot has forgotten; its rows will count there, not here
             return
         counted = [entry for seq, entry in self._counted(tag) if from_seq < seq <= to_seq]
-        self._star([(tag, from_seq, to_seq)], counted, [])
+        (live,) = self._shared.link.run(Ask(("HKEYS", self._shared.keys.holds(GLOBAL))))
+        ended = {f"{tag}/{entry.id}" for entry in counted if entry.by is None}
+        self._star([(tag, from_seq, to_seq)], counted, [id for id in map(bytes.decode, live) if id in ended])
 
     def _counted(self, tag: str) -> Iterator[tuple[int, Entry]]:
         """This journal's entries as a project's slot has counted them."""

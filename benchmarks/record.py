@@ -1,8 +1,8 @@
 """Durable records without the gateway: `python -m benchmarks.record tracker|store|shared FOLDER SECONDS [samples|calls|-]`.
 
 64 tasks, each booking one call after the other; a call counts once the ledger says that it is synced. `tracker` is
-`CostTracker.record_usage`, priced; `store` hands the ledger entries that are made beforehand but for their id; `shared` is the same with the Redis of a URL, which
-follows as one more argument. No budgets.
+`CostTracker.record_usage`, priced; `store` hands the ledger entries that are made beforehand but for their id; `shared` is the
+same with the Redis of a URL, which follows as one more argument. No budgets.
 The process prints one JSON line: records, seconds, CPU seconds (its writer's thread included).
 """
 
@@ -128,13 +128,15 @@ async def measure(book: Book, seconds: float, kind: str | None) -> dict[str, flo
 
 
 async def _main(how: str, folder: Path, seconds: float, kind: str, url: str) -> None:
-    through = {"store": through_store, "tracker": through_tracker, "shared": partial(through_store, url=url)}[how]
+    ways: dict[str, Callable[[Path, Callable[[Book], Awaitable[None]]], Awaitable[None]]] = {
+        "store": through_store, "tracker": through_tracker, "shared": partial(through_store, url=url),
+    }  # fmt: skip
 
     async def run(book: Book) -> None:
         saw = await measure(book, seconds, None if kind == "-" else kind)
         sys.stdout.write(msgspec.json.encode(saw).decode() + "\n")
 
-    await through(folder, run)
+    await ways[how](folder, run)
 
 
 if __name__ == "__main__":

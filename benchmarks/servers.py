@@ -99,7 +99,7 @@ def configured(folder: Path, upstream: int, store: str | None = None) -> tuple[P
             journal=folder / f"journal.{port}",
             upstream=upstream,
             hash=hashlib.sha256(KEY.encode()).hexdigest(),
-        )  # fmt: skip
+        )
     )
     return path, port
 

@@ -27,7 +27,7 @@ from benchmarks.figures import Figure
 from benchmarks.load import load
 from benchmarks.processes import environment, module
 from tollkeeper.clock import SystemClock
-from tollkeeper.ledger import BalanceKey, Shape, cells_of, sums_of
+from tollkeeper.ledger import BalanceKey, Shape, sums_of
 from tollkeeper.stores import SharedOptions, open_store
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_apply import Applier, Shared
@@ -76,19 +76,14 @@ def _batches(server: RedisServer) -> Iterator[Figure]:
                         applier.apply(rows[at : at + size])
 
                 redis_us, client_us = _spent_us(server, apply, RECORDS)
-            yield Figure(
-                f"a record in batches of {size}, {title}: Redis CPU",
-                redis_us,
-                "µs",
-                None,
-                12 if (size, sessions) == (100, 10) else None,
-            )
-            yield Figure(f"a record in batches of {size}, {title}: our CPU", client_us, "µs")
+            aim = 12 if (size, title) == (100, "few sessions") else None
+            yield Figure(f"record, batches of {size}, {title}: Redis CPU", redis_us, "µs", None, aim)
+            yield Figure(f"record, batches of {size}, {title}: our CPU", client_us, "µs")
         with _slot(server) as shared:
             entries = _entries(NAIVE_RECORDS, sessions)
             redis_us, client_us = _spent_us(server, lambda: _naive(server, shared, entries), NAIVE_RECORDS)  # noqa: B023
-        yield Figure(f"a record as a pipeline of increments, {title}: Redis CPU", redis_us, "µs")
-        yield Figure(f"a record as a pipeline of increments, {title}: our CPU", client_us, "µs")
+        yield Figure(f"record, increments, {title}: Redis CPU", redis_us, "µs")
+        yield Figure(f"record, increments, {title}: our CPU", client_us, "µs")
 
 
 class _Rows:
@@ -116,12 +111,13 @@ def _slot(server: RedisServer) -> Iterator[Shared]:
 def _entries(number: int, sessions: int) -> list[Entry]:
     """Calls with five cells in each period: of a project, an agent of five, a session, a user of five and a key."""
     choose, like = random.Random(1), record.entry(0)
+
+    def scopes(at: int) -> Scopes:
+        session = f"s{choose.randrange(sessions)}"
+        return Scopes(project=PROJECT, agent=f"a{at % 5}", session=session, user=f"u{at % 5}", key="k")
+
     return [
-        structs.replace(
-            like, id=f"{at:032x}/1", call=f"{at:032x}",
-            scopes=Scopes(project=PROJECT, agent=f"a{at % 5}", session=f"s{choose.randrange(sessions)}", user=f"u{at % 5}", key="k"),
-        )
-        for at in range(number)
+        structs.replace(like, id=f"{at:032x}/1", call=f"{at:032x}", scopes=scopes(at)) for at in range(number)
     ]  # fmt: skip
 
 
@@ -221,10 +217,10 @@ def _records(server: RedisServer, folder: Path) -> Iterator[Figure]:
     before_s = _redis_s(server)
     saw = json.loads(record.child("shared", folder, url=server.url).splitlines()[-1])
     booked.check(server.url, saw["records"])
-    yield Figure(f"settling with Redis: durable records/s, {record.TASKS} tasks", saw["records"] / saw["seconds"], "/s")
-    yield Figure("settling with Redis: our CPU per record", saw["cpu_s"] * 1e6 / saw["records"], "µs")
+    yield Figure(f"settling: durable records/s, {record.TASKS} tasks", saw["records"] / saw["seconds"], "/s")
+    yield Figure("settling: our CPU per record", saw["cpu_s"] * 1e6 / saw["records"], "µs")
     number = booked.calls(server.url)
-    yield Figure("settling with Redis: Redis CPU per record", (_redis_s(server) - before_s) * 1e6 / number, "µs")
+    yield Figure("settling: Redis CPU per record", (_redis_s(server) - before_s) * 1e6 / number, "µs")
 
 
 def _calls(server: RedisServer, folder: Path) -> Iterator[Figure]:
@@ -247,7 +243,7 @@ def _calls(server: RedisServer, folder: Path) -> Iterator[Figure]:
         redis_us = (_redis_s(server) - before_s) * 1e6 / booked.calls(server.url)
     cpu_us, embedded_us = (sum(each) / len(each) for each in (spent["here"], spent["embedded"]))
     yield Figure("call with Redis: the gateway's CPU", cpu_us, "µs", beside.cpu_us, 450)
-    yield Figure("call with the embedded ledger, in turns: CPU", embedded_us, "µs", beside.cpu_us)
+    yield Figure("call with the embedded ledger: the gateway's CPU", embedded_us, "µs", beside.cpu_us)
     yield Figure("call with Redis: Redis CPU", redis_us, "µs")
 
 

@@ -16,6 +16,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seeds", type=int, default=2000, help="seeds that the simulation plays (tests/simulation)")
     parser.addoption("--first-seed", type=int, default=0, help="the first of them: with --seeds 1 it replays one")
     parser.addoption("--rounds", type=int, default=3, help="times that a process is killed (tests/crash)")
+    parser.addoption("--steps", type=int, default=400, help="steps of the Redis stores and the model side by side")
+
+
+@pytest.fixture(scope="session")
+def steps(pytestconfig: pytest.Config) -> int:
+    """How many steps the Redis machine takes: make crash STEPS=200000."""
+    count: int = pytestconfig.getoption("--steps")
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ class Verdict:
     over: list[str] = field(default_factory=list)  #: budgets above their limit, at any sample or in the end
     phantoms: set[str] = field(default_factory=set)  #: booked at the estimate although they never were, or were voided
     wrong: list[str] = field(default_factory=list)
+    slowest_s: float = 0.0  #: the longest recovery, from the connection on
 
     def add(self, other: Self) -> None:
         self.faults += other.faults
@@ -42,6 +43,7 @@ class Verdict:
         self.over += other.over
         self.phantoms |= other.phantoms
         self.wrong += other.wrong
+        self.slowest_s = max(self.slowest_s, other.slowest_s)
 
     @property
     def good(self) -> bool:
@@ -50,7 +52,7 @@ class Verdict:
     def line(self, kind: str) -> str:
         return (
             f"{kind:24} {self.faults:4} {self.records:7} {len(self.lost):5} {len(self.doubled):5} {len(self.over):5} "
-            f"{len(self.phantoms):5}  {'; '.join(self.wrong)[:200]}"
+            f"{len(self.phantoms):5} {self.slowest_s:5.1f}  {'; '.join(self.wrong)[:200]}"
         )
 
 

@@ -13,26 +13,25 @@ from tests.crash.rig import Gateways, Watcher, redis_of
 GATEWAYS = 2
 
 
-def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, *, naive: bool = False) -> Verdict:
-    """So many faults of a kind on one ledger."""
+def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, *options: str) -> Verdict:
+    """So many faults of a kind on one ledger. `options` are the gateways'."""
     random = Random(seed)
     folder.mkdir()
     with kind(folder / "ground", executable) as ground:
-        options = ["--naive"] if naive else []
         gateways = Gateways(ground.url, ground.journals or folder / "journals", *options, env=ground.env)
-        watcher = Watcher(gateways.notes, ground.direct)
+        watcher = Watcher(gateways, ground.direct)
         try:
             for name in [gateways.start() for _ in range(GATEWAYS)]:
                 gateways.up(name)
             with watcher.watching():
-                for _ in range(faults):
+                for number in range(faults):
                     gateways.more(random.randint(50, 250))
-                    ground.strike(gateways, random)
+                    ground.strikes[number % len(ground.strikes)](gateways, random)
                 gateways.more(50)
                 gateways.stop()
         finally:
             gateways.end()
-        if naive:
+        if "--naive" in options:
             with redis_of(ground.url) as client:
                 verdict = audit_naive(client, gateways.notes)
         else:
@@ -40,4 +39,5 @@ def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, 
             assert watcher.samples > 0
     verdict.over += watcher.over(gateways.recovering())
     verdict.faults = faults
+    verdict.slowest_s = max((to - since for since, to in gateways.recovering("store: Redis is checked")), default=0.0)
     return verdict

@@ -1,15 +1,10 @@
-"""Ways in which Redis and gateways fail: each kind makes its servers and knows how to strike them once.
-
-A kind is a context manager: (folder, executable) → Ground. Its `strike` returns when the fault is over and all is up again; what
-the gateways do meanwhile is theirs.
-"""
+"""Where gateways play: servers, and how they are struck. A kind is a context manager: (folder, redis-server) → Ground."""
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +12,9 @@ from random import Random
 from typing import Any, Final
 
 from redis.exceptions import RedisError
+from tests.crash import strikes
 from tests.crash.rig import Gateways, until
+from tests.crash.strikes import Stage, Strike
 from tests.disks import SlowDisk, full, small_disk
 
 from tollkeeper.testing.fault_proxy import FaultProxy
@@ -25,119 +22,40 @@ from tollkeeper.testing.redis_cluster import Cluster
 from tollkeeper.testing.redis_sentinel import NAME, Sentinels
 from tollkeeper.testing.redis_server import RedisServer
 
-Strike = Callable[[Gateways, Random], None]
+Struck = Callable[[Gateways, Random], None]
 
 
 @dataclass
 class Ground:
-    """Where gateways play: their URL, a client that sees the true Redis, and the fault."""
+    """The gateways' URL, a client that sees the true Redis, and what strikes in turn."""
 
     url: str
-    strike: Strike
+    strikes: Sequence[Struck]
     direct: Callable[[], Any]
     env: dict[str, str] = field(default_factory=dict)
     journals: Path | None = None
 
 
-Kind = Callable[[Path, str], Any]
+Kind = Callable[[Path, str], AbstractContextManager[Ground]]
 
 
-def nothing() -> None:
-    """For who has nothing to do in between."""
+def on_server(*faults: Strike, slow: bool = False, **config: str) -> Kind:
+    """One server behind a network that may fail; a `slow` disk says what was synced."""
 
+    @contextmanager
+    def kind(folder: Path, executable: str) -> Iterator[Ground]:
+        disk = SlowDisk(folder.parent) if slow else None
+        env = {} if disk is None else disk.env
+        settings = {"auto-aof-rewrite-percentage": "0", **config}
+        with (
+            RedisServer(folder, executable=executable, config=settings, env=env) as server,
+            FaultProxy(server.port) as proxy,
+        ):
+            stage = Stage(server, proxy, disk)
+            url = f"redis://127.0.0.1:{proxy.port}/0?timeout=0.3"
+            yield Ground(url, [partial(fault, stage) for fault in faults], server.client, env)
 
-def gateway_dies(gateways: Gateways, random: Random) -> None:
-    """kill -9 of one gateway at any moment; another one starts in its place."""
-    gateways.kill(random.choice(sorted(gateways.running)))
-    gateways.up(gateways.start())
-
-
-@contextmanager
-def gateway_killed(folder: Path, executable: str) -> Iterator[Ground]:
-    with RedisServer(folder, executable=executable) as server:
-        yield Ground(server.url, gateway_dies, server.client)
-
-
-def dies(server: RedisServer, while_down: Callable[[], object], gateways: Gateways, random: Random) -> None:
-    """kill -9 of Redis, which is down for a moment or for many records."""
-    server.kill()
-    while_down()
-    gateways.more(random.choice((1, 1, 40)))
-    server.start()
-    gateways.busy()
-
-
-@contextmanager
-def redis_killed(folder: Path, executable: str, **config: str) -> Iterator[Ground]:
-    with RedisServer(folder, executable=executable, config=config) as server:
-        yield Ground(server.url, partial(dies, server, nothing), server.client)
-
-
-@contextmanager
-def both_killed(folder: Path, executable: str, **config: str) -> Iterator[Ground]:
-    """One gateway and Redis at once, back in any order."""
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        steps: list[Callable[[], object]] = [server.kill, lambda: gateways.kill(min(gateways.running))]
-        random.shuffle(steps)
-        for step in steps:
-            step()
-        steps = [server.start, gateways.start]
-        random.shuffle(steps)
-        for step in steps:
-            step()
-        gateways.busy()
-
-    with RedisServer(folder, executable=executable, config=config) as server:
-        yield Ground(server.url, strike, server.client)
-
-
-@contextmanager
-def power_cut(folder: Path, executable: str) -> Iterator[Ground]:
-    """Redis syncs slowly and is killed; what it had not synced is gone."""
-    disk = SlowDisk(folder.parent)
-    config = {"appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        disk.syncs(ms=random.choice((20, 200)))
-        gateways.more(random.randint(20, 300))
-        server.kill()
-        disk.cut_power(*server.folder.glob("appendonlydir/*.incr.aof"))
-        server.start()
-        gateways.busy()
-
-    with RedisServer(folder, executable=executable, config=config, env=disk.env) as server:
-        yield Ground(server.url, strike, server.client)
-
-
-@contextmanager
-def flushed(folder: Path, executable: str) -> Iterator[Ground]:
-    """FLUSHALL under load."""
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        gateways.more(random.randint(1, 200))
-        with server.client() as client:
-            client.flushall()
-        gateways.busy()
-
-    with RedisServer(folder, executable=executable) as server:
-        yield Ground(server.url, strike, server.client)
-
-
-@contextmanager
-def old_copy(folder: Path, executable: str) -> Iterator[Ground]:
-    """An older snapshot is put back while Redis is down."""
-    dump, copy = folder / "dump.rdb", folder / "copy.rdb"
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        with server.client() as client:
-            client.save()
-        shutil.copy(dump, copy)
-        gateways.more(random.randint(50, 400))
-        dies(server, lambda: shutil.copy(copy, dump), gateways, random)
-
-    with RedisServer(folder, executable=executable, config={"appendonly": "no"}) as server:
-        yield Ground(server.url, strike, server.client)
+    return kind
 
 
 @contextmanager
@@ -149,8 +67,7 @@ def failed_over(folder: Path, executable: str) -> Iterator[Ground]:
         master, replica = pair
         replica.replica_of(None)  # detached: from here on it lags
         gateways.more(random.randint(1, 300))
-        proxy.refuse()
-        proxy.cut()
+        proxy.away()
         proxy.server = replica.port
         master.kill()
         gateways.more(1)
@@ -164,7 +81,7 @@ def failed_over(folder: Path, executable: str) -> Iterator[Ground]:
             stack.enter_context(server)
         pair[1].replica_of(pair[0])
         proxy = stack.enter_context(FaultProxy(pair[0].port))
-        yield Ground(f"redis://127.0.0.1:{proxy.port}/0", strike, lambda: pair[0].client())
+        yield Ground(f"redis://127.0.0.1:{proxy.port}/0", [strike], lambda: pair[0].client())
 
 
 @contextmanager
@@ -185,7 +102,7 @@ def sentinels(folder: Path, executable: str) -> Iterator[Ground]:
 
     with Sentinels(folder, executable=executable) as group:
         addresses = ",".join(f"{host}:{port}" for host, port in group.addresses)
-        yield Ground(f"redis+sentinel://{addresses}/{NAME}/0", strike, lambda: group.master.client())
+        yield Ground(f"redis+sentinel://{addresses}/{NAME}/0", [strike], lambda: group.master.client())
 
 
 def _master(group: Sentinels) -> RedisServer | None:
@@ -205,35 +122,6 @@ def _follows(server: RedisServer, master: RedisServer) -> bool:
     return bool(told["role"] == "slave" and told["master_port"] == master.port and told["master_link_status"] == "up")
 
 
-NETWORK: Final = ("away", "stall", "lose_reply", "tear_reply", "cut_before_command", "cut_after_reply", "silence")
-
-
-@contextmanager
-def partition(folder: Path, executable: str, *faults: str) -> Iterator[Ground]:
-    """The network fails: cut off, stalled, half-open; or a reply is lost after the server has done what was asked."""
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        fault = random.choice(faults)
-        if fault == "away":
-            proxy.away()
-            gateways.more(random.choice((1, 60)))
-            proxy.pass_all()
-        elif fault == "stall":
-            proxy.stall(*random.choice(((), ("to_client",), ("to_server",))))
-            gateways.more(random.choice((1, 60)))
-            proxy.pass_all()
-        elif fault == "silence":
-            proxy.cut("silence")
-        else:
-            struck = proxy.struck
-            getattr(proxy, fault)(random.randint(1, 60))
-            until(lambda: proxy.struck > struck, f"{fault} to strike")
-        gateways.busy()
-
-    with RedisServer(folder, executable=executable) as server, FaultProxy(server.port) as proxy:
-        yield Ground(f"redis://127.0.0.1:{proxy.port}/0?timeout=0.3", strike, server.client)
-
-
 @contextmanager
 def redis_disk_full(folder: Path, executable: str) -> Iterator[Ground]:
     """No room for Redis's append-only file: it refuses to write, and may be killed in that state."""
@@ -248,11 +136,11 @@ def redis_disk_full(folder: Path, executable: str) -> Iterator[Ground]:
         gateways.busy()
 
     with small_disk(folder, 512) as small, RedisServer(small, executable=executable) as server:
-        yield Ground(server.url, strike, server.client)
+        yield Ground(server.url, [strike], server.client)
 
 
 @contextmanager
-def journal_disk_full(folder: Path, executable: str) -> Iterator[Ground]:
+def journals_disk_full(folder: Path, executable: str) -> Iterator[Ground]:
     """No room for journals: nothing is acknowledged until there is."""
 
     def strike(gateways: Gateways, random: Random) -> None:
@@ -261,104 +149,62 @@ def journal_disk_full(folder: Path, executable: str) -> Iterator[Ground]:
         gateways.busy()
 
     with small_disk(folder / "journals", 512) as small, RedisServer(folder / "redis", executable=executable) as server:
-        yield Ground(server.url, strike, server.client, journals=small)
+        yield Ground(server.url, [strike], server.client, journals=small)
 
 
 @contextmanager
 def cluster(folder: Path, executable: str) -> Iterator[Ground]:
     """Slots move between three masters under load; one of them dies."""
 
-    def strike(gateways: Gateways, random: Random) -> None:
+    def moved(gateways: Gateways, random: Random) -> None:
         with group.client() as client:
             tags = sorted({key.partition(b"}")[0] + b"}" for key in client.scan_iter(b"tollkeeper:*", count=1000)})
-        if random.random() < 0.3:
-            random.choice(group.nodes).restart(kill=True)
-        else:
-            key = random.choice(tags).decode() + ":cursor"
-            others = [node for node in group.nodes if node is not group.node_of(key)]
-            to = random.choice(others)
-            group.begin_move(key, to)
-            while group.move_keys(key, to, 5):
-                gateways.more(1)
-            group.end_move(key, to)
+        key = random.choice(tags).decode() + ":cursor"
+        to = random.choice([node for node in group.nodes if node is not group.node_of(key)])
+        group.begin_move(key, to)
+        while group.move_keys(key, to, 5):
+            gateways.more(1)
+        group.end_move(key, to)
+        gateways.busy()
+
+    def died(gateways: Gateways, random: Random) -> None:
+        random.choice(group.nodes).restart(kill=True)
         gateways.busy()
 
     with Cluster(folder, executable=executable) as group:
         nodes = ",".join(f"127.0.0.1:{node.port}" for node in group.nodes)
-        yield Ground(f"redis+cluster://{nodes}", strike, group.client)
-
-
-@contextmanager
-def paused(folder: Path, executable: str) -> Iterator[Ground]:
-    """Redis is stopped for a while, and goes on with all that was sent to it."""
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        server.pause()
-        gateways.more(random.choice((1, 100)))
-        server.resume()
-        gateways.busy()
-
-    with RedisServer(folder, executable=executable) as server:
-        yield Ground(f"{server.url}?timeout=0.3", strike, server.client)
-
-
-@contextmanager
-def several(folder: Path, executable: str) -> Iterator[Ground]:
-    """Two faults, or three, before anybody has recovered from the first."""
-
-    def strike(gateways: Gateways, random: Random) -> None:
-        def gateway() -> None:
-            gateways.kill(random.choice(sorted(gateways.running)))
-            gateways.start()
-
-        def emptied() -> None:
-            with server.client() as client:
-                client.flushall()
-
-        def lost() -> None:
-            proxy.lose_reply(random.randint(1, 20))
-
-        def back() -> None:
-            shutil.copy(copy, dump)
-            server.restart(kill=True)
-
-        faults = [gateway, gateway, emptied, proxy.cut, lost, back, partial(server.restart, kill=True)]
-        with server.client() as client:
-            client.save()
-        shutil.copy(dump, copy)
-        for fault in random.sample(faults, random.randint(2, 3)):
-            fault()
-            gateways.more(random.choice((0, 0, 1, 30)))
-        gateways.busy()
-        proxy.pass_all()
-
-    dump, copy = folder / "dump.rdb", folder / "copy.rdb"
-    with (
-        RedisServer(folder, executable=executable, config={"appendonly": "no"}) as server,
-        FaultProxy(server.port) as proxy,
-    ):
-        yield Ground(f"redis://127.0.0.1:{proxy.port}/0?timeout=0.3", strike, server.client)
+        yield Ground(f"redis+cluster://{nodes}", [moved, moved, died], group.client)
 
 
 KINDS: Final[dict[str, Kind]] = {
-    "gateway": gateway_killed,
-    "redis, everysec": partial(redis_killed, appendfsync="everysec"),
-    "redis, always": partial(redis_killed, appendfsync="always"),
-    "redis, no file": partial(redis_killed, appendonly="no"),
-    "both": partial(both_killed, appendfsync="everysec"),
-    "both, no file": partial(both_killed, appendonly="no"),
-    "slow sync, power cut": power_cut,
+    "gateway": on_server(strikes.gateway_dies),
+    "redis, everysec": on_server(strikes.redis_dies, appendfsync="everysec"),
+    "redis, always": on_server(strikes.redis_dies, appendfsync="always"),
+    "redis, no file": on_server(strikes.redis_dies, appendonly="no"),
+    "both": on_server(strikes.both_die),
+    "both, no file": on_server(strikes.both_die, appendonly="no"),
+    "slow sync, power cut": on_server(strikes.power_cut, slow=True),
+    "power cut of all": on_server(strikes.all_lose_power, slow=True),
     "lagging replica": failed_over,
     "sentinels": sentinels,
-    "FLUSHALL": flushed,
-    "old copy": old_copy,
-    "partition": lambda folder, executable: partition(folder, executable, "away", "stall", "silence"),
-    "lost replies": lambda folder, executable: partition(
-        folder, executable, "lose_reply", "tear_reply", "cut_before_command", "cut_after_reply"
-    ),
+    "FLUSHALL": on_server(strikes.emptied),
+    "old copy": on_server(strikes.older, appendonly="no"),
+    "partition": on_server(strikes.cut_off, strikes.stalled, strikes.half_open),
+    "lost replies": on_server(strikes.reply_lost),
     "redis' disk full": redis_disk_full,
-    "journals' disk full": journal_disk_full,
+    "journals' disk full": journals_disk_full,
     "cluster": cluster,
-    "paused": paused,
-    "several": several,
+    "paused": on_server(strikes.paused),
+    "several": on_server(strikes.several, appendonly="no"),
 }
+SLICES: Final[dict[str, tuple[Kind, int]]] = {
+    "on a file": (on_server(*strikes.ON_A_FILE), len(strikes.ON_A_FILE)),
+    "in memory": (on_server(*strikes.IN_MEMORY, appendonly="no"), len(strikes.IN_MEMORY)),
+    "power cut": (on_server(strikes.power_cut, strikes.all_lose_power, slow=True), 2),
+    "lagging replica": (failed_over, 1),
+    "sentinels": (sentinels, 1),
+    "redis' disk full": (redis_disk_full, 1),
+    "journals' disk full": (journals_disk_full, 1),
+    "cluster": (cluster, 2),
+}
+"""The same faults, few of each and as many as fit on one server: what `make test` has time for."""

@@ -18,7 +18,7 @@ class NaiveStore:
     """One pipeline of increments for each record; nothing is safe before it has gone out, nothing says what was counted."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.asyncio.Redis.from_url(url, socket_timeout=1)
+        self._client = redis.asyncio.Redis.from_url(url.partition("?")[0], socket_timeout=1)
         self._waiting: deque[Entry] = deque()
         self._task = asyncio.get_running_loop().create_task(self._send())
         self._closing = False

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import redis
 from redis.exceptions import RedisError
-from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, SESSION_LIMIT, SESSIONS_OF_KEY
+from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, QUOTE, SESSION_LIMIT, SESSIONS_OF_KEY
 
 import tollkeeper
 from tollkeeper.ledger import BalanceKey, Shape, window_of
@@ -108,14 +108,18 @@ class Gateways:
         process.wait()
         self.died[name] = time.time()
 
-    def recovering(self) -> list[tuple[float, float]]:
-        """When some gateway was without Redis, or compared what that has with its journal: from, to."""
+    def recovering(self, *begins: str) -> list[tuple[float, float]]:
+        """When some gateway was without Redis, or compared what that has with its journal: from, to.
+
+        `begins`: with what lines of its log that begins.
+        """
+        begins = begins or ("store: Redis is away", "store: Redis is checked")
         found = []
         for path in self.folder.glob("*.log"):
             since = None
             for line in path.read_text().splitlines():
                 at, _, said = line.partition(" ")
-                if said.startswith(("store: Redis is away", "store: Redis is checked")) and since is None:
+                if said.startswith(begins) and since is None:
                     since = float(at)
                 elif said.startswith("store: Redis is ready") and since is not None:
                     found.append((since, float(at)))
@@ -147,6 +151,9 @@ class Gateways:
 
     def busy(self) -> None:
         """Wait until records of hard budgets are acknowledged again: Redis is back."""
+        if "--naive" in self.options:
+            self.more(20)
+            return
         sessions = dict(self.notes.newest)
         until(
             lambda: (
@@ -180,8 +187,8 @@ MARGIN_S: Final = 0.1
 class Watcher:
     """Samples the budgets in which the gateways spend just now."""
 
-    def __init__(self, notes: Notes, direct: Callable[[], Any]) -> None:
-        self._notes, self._direct = notes, direct
+    def __init__(self, gateways: Gateways, direct: Callable[[], Any]) -> None:
+        self._notes, self._died, self._direct = gateways.notes, gateways.died, direct
         self._over: list[tuple[float, str]] = []
         self.samples = 0
         self._ending = threading.Event()
@@ -215,7 +222,30 @@ class Watcher:
             for (name, limit), (spent, held) in zip(names.items(), pipeline.execute(), strict=True):
                 self.samples += spent is not None
                 if int(spent or 0) + int(held or 0) > limit:
-                    self._over.append((time.time(), f"{name}: {int(spent)} spent + {int(held)} held > {limit}"))
+                    self._look_again(name, limit)
+
+    def _look_again(self, name: str, limit: int) -> None:
+        """At the balance and its holds at one instant.
+
+        A hold that a dead gateway had let go of may come back with an old Redis: nobody is left who knows better, and it stands
+        until its deadline. It is not held against the budget.
+        """
+        holds = name.partition("}")[0] + "}:holds"
+        with self._client.pipeline(transaction=True) as pipeline:
+            pipeline.hmget(name, "spent", "held")
+            pipeline.hgetall(holds)
+            (spent, held), standing = pipeline.execute()
+        let_go = self._notes.others["voided"] | self._notes.others["unheld"]
+        back = [
+            field
+            for field, text in standing.items()
+            if name.encode() in text and (id := field.decode().partition("/")[2] if "{*}" in name else field.decode()) in let_go
+            and id.partition("-")[0] in self._died
+        ]  # fmt: skip
+        sum_nanos = int(spent or 0) + int(held or 0) - len(back) * QUOTE
+        if sum_nanos > limit:
+            told = f"{name}: {spent} spent + {held} held > {limit} ({len(back)} are back from the dead)"
+            self._over.append((time.time(), told))
 
     def over(self, recovering: list[tuple[float, float]]) -> list[str]:
         """Balances above their limit while all gateways admitted by them.
@@ -244,4 +274,4 @@ class Watcher:
 
 def redis_of(url: str) -> redis.Redis:
     """A client that waits for nobody long."""
-    return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=1)
+    return redis.Redis.from_url(url.partition("?")[0], socket_timeout=2, socket_connect_timeout=1)

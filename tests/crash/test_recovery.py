@@ -42,7 +42,7 @@ def entry(id: str) -> Entry:
 @pytest.fixture(autouse=True)
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits long for who will not come."""
-    monkeypatch.setattr(redis_flush, "LEARN_S", 1.0)
+    monkeypatch.setattr(redis_flush, "LEARN_MS", 1000)
 
 
 @asynccontextmanager
@@ -124,7 +124,7 @@ async def test_an_orphan_that_is_an_old_copy(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B4: a dead gateway's journal that cannot be used is told of, and stops nobody."""
-    monkeypatch.setattr(redis_flush, "ORPHANS_S", 0.05)
+    monkeypatch.setattr(redis_flush, "ORPHANS_MS", 50)
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
     async with opened(own_redis.url, elsewhere) as store:
         await store.settle(entry("a/1"))

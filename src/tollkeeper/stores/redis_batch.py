@@ -8,6 +8,8 @@ the batch if something else stands there by then. What counts is summed per cell
     an estimate, hold expired    replaces it; another estimate: no    counts, and is what a settlement replaces now
     a settlement, the same       does not count                       does not count (its own revision stands there)
     a settlement, another        conflict: does not count, is told    conflict: does not count, is told
+
+A revision that somebody asked for has a name of its own, and looks at what stands under the id as well (`_revise`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from operator import add
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec import structs
 
 from tollkeeper.ledger import CELL_SUMS, BalanceKey, CellKey, Shape, cells_of, correction, ids_of, sums_of, window_of
 from tollkeeper.stores.redis_blocks import Counted, pack
@@ -37,7 +40,7 @@ from tollkeeper.stores.redis_keys import (
 from tollkeeper.values import TOKEN_KINDS, Entry, Measure, Window
 
 Row = tuple[int, Entry]
-_MINUTE_US: Final = 60_000_000
+MINUTE_US: Final = 60_000_000
 #: Places of each kind that are remembered.
 PLACES_MAX: Final = 20_000
 _json = msgspec.json.Encoder().encode
@@ -50,12 +53,12 @@ _TOKENS: Final = tuple(CELL_SUMS.index(kind) for kind in TOKEN_KINDS)
 
 @lru_cache(4096)
 def _window(window: Window, timezone: str, minute: int) -> tuple[int, int]:
-    return window_of(window, timezone, minute * _MINUTE_US)
+    return window_of(window, timezone, minute * MINUTE_US)
 
 
 def window_at(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
     """`ledger.window_of`, remembered: no window begins within a minute."""
-    return _window(window, timezone, at_us // _MINUTE_US)
+    return _window(window, timezone, at_us // MINUTE_US)
 
 
 # ── which rows count ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -87,24 +90,54 @@ def units_of(rows: Iterable[Row]) -> list[Unit]:
     return units
 
 
+class Verdict(NamedTuple):
+    """What a unit counts as, what stands under its name and under its id then, and whether it contradicts what stood there."""
+
+    adds: tuple[Entry, ...]
+    mark: str
+    settled: str
+    conflict: bool = False
+
+
 def mark_of(entry: Entry) -> str:
     """What is to stand under an id: all of an estimate, for whoever replaces it; a digest of a settlement."""
     return _json(entry).decode() if entry.outcome == "expired" else digest_of(entry)
 
 
-def decide(unit: Unit, stands: str) -> tuple[tuple[Entry, ...], str, bool]:
-    """What a unit counts as, what stands under its id then, and whether it contradicts what stood there."""
+def decide(unit: Unit, stands: str, settled: str = "") -> Verdict:
+    """`stands`: under the unit's name. `settled`: under its id, for a revision that somebody asked for."""
     entry = unit.entry
-    if not stands:
-        pair = (entry,) if unit.reversal is None else (unit.reversal, entry)
-        return pair, mark_of(entry), False
     if entry.by is not None:
-        return (), stands, stands != mark_of(entry)
-    if stands.startswith("{"):
-        if entry.outcome == "expired":
-            return (), stands, False
-        return correction(_entry.decode(stands), entry), digest_of(entry), False
-    return (), stands, entry.outcome != "expired" and stands != digest_of(entry)
+        if stands:
+            return Verdict((), stands, settled, stands != digest_of(entry))
+        return _revise(unit, settled)
+    if not stands:
+        mark = mark_of(entry)
+        return Verdict((entry,) if unit.reversal is None else (unit.reversal, entry), mark, mark)
+    if not stands.startswith("{"):
+        return Verdict((), stands, stands, entry.outcome != "expired" and stands != digest_of(entry))
+    if entry.outcome == "expired":
+        return Verdict((), stands, stands)
+    mark = digest_of(entry)
+    return Verdict(correction(_entry.decode(stands), entry), mark, mark)
+
+
+def _revise(unit: Unit, settled: str) -> Verdict:
+    """A revision that somebody asked for counts unless what it was computed from is known not to stand."""
+    entry, old = unit.entry, unit.reversal
+    mark = digest_of(entry)
+    if old is None:
+        return Verdict((entry,), mark, settled)
+    if settled.startswith("{"):
+        estimate = _entry.decode(settled)
+        if old.by is None and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
+            replaced = correction(estimate, structs.replace(old, sign=1))
+            return Verdict((*replaced, old, entry), mark, digest_of(old))
+        newer = entry.revision > estimate.revision
+        return Verdict((old, entry), mark, _json(entry).decode() if newer else settled)
+    if settled and (old.outcome == "expired" or (old.by is None and digest_of(old) != settled)):
+        return Verdict((), "", settled, True)
+    return Verdict((old, entry), mark, settled)
 
 
 class Decision(msgspec.Struct):
@@ -128,20 +161,13 @@ def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[st
     for unit in units:
         key = keys.ids(tag, hour_of(unit.entry.at_us))
         name = (key, unit.name)
-        stands = now.get(name, stand.get(name, ""))
-        adds, mark, conflict = decide(unit, stands)
-        if unit.reversal is not None and unit.entry.by is not None and adds:
-            settled = (key, f"0={unit.entry.id}")
-            under = now.setdefault(settled, stand.get(settled, ""))
-            if under.startswith("{"):
-                now[settled] = _json(unit.entry).decode()
-            elif (
-                under and unit.reversal.outcome == "expired"
-            ):  # the estimate that it corrects has been replaced meanwhile
-                adds, mark, conflict = (), stands, True
-        now[name] = mark
-        counted += (Counted(unit.seq, each) for each in adds)
-        if conflict:
+        settled = (key, f"0={unit.entry.id}")
+        found = [now.setdefault(each, stand.get(each, "")) for each in (name, settled)]
+        verdict = decide(unit, *found)
+        now[settled] = verdict.settled
+        now[name] = verdict.mark
+        counted += (Counted(unit.seq, each) for each in verdict.adds)
+        if verdict.conflict:
             conflicts.append(unit.entry)
     return Decision(counted, {name: (stand.get(name, ""), mark) for name, mark in now.items()}, conflicts)
 
@@ -216,7 +242,7 @@ def groups_of(entries: Iterable[Entry]) -> list[Group]:
     """Many entries become few groups here, and only then many cells."""
     groups: dict[tuple[Any, ...], Group] = {}
     for entry in entries:
-        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // _MINUTE_US)
+        name = (entry.scopes, entry.provider, entry.served, entry.model, entry.other, entry.at_us // MINUTE_US)
         group = groups.get(name)
         if group is None:
             groups[name] = Group(entry, sums_of(entry))

@@ -18,8 +18,10 @@ from tollkeeper.values import Entry
 
 
 class _Index(msgspec.Struct):
-    """One project's."""
+    """One project's, in one memory of Redis: what was read of another one says nothing about this."""
 
+    epoch: bytes | None
+    runs: dict[str, str]  #: the link's very own: another one after each time that the connection was lost
     read: dict[str, int] = {}  #: list → blocks read
     places: dict[str, list[tuple[str, int]]] = {}  #: entry's id → (list, block) of each of its entries
 
@@ -44,17 +46,23 @@ class Finder:
             for _, entry in unpack(data).rows if data is not None else ():
                 if entry.sign > 0 and entry.id in places and entry.scopes.project == project:
                     found.setdefault(entry.id, []).append(entry)
-        return {id: sorted(entries, key=lambda entry: entry.revision) for id, entries in found.items()}
+        return {id: sorted(entries, key=_order) for id, entries in found.items()}
 
     def _grown(self, tag: str) -> _Index:
         """The index of a project, with what has come since the last time."""
         link, keys = self._shared.link, self._shared.keys
-        (names,) = link.run(Ask(("ZRANGE", keys.index(tag), 0, -1)))
+        epoch, names = link.run(Ask(("GET", keys.epoch)), Ask(("ZRANGE", keys.index(tag), 0, -1)))
+        runs = link.runs
         lists = [keys.of(tag, name.decode()) for name in names if name.startswith(b"entries:")]
         lengths = dict(zip(lists, link.run(*(Ask(("LLEN", key)) for key in lists)), strict=True))
         index = self._of.get(tag)
-        if index is None or any(lengths.get(key, 0) < read for key, read in index.read.items()):
-            index = self._of[tag] = _Index()  # the first time, or Redis has forgotten some
+        if (
+            index is None
+            or index.epoch != epoch
+            or index.runs is not runs
+            or any(lengths.get(key, 0) < read for key, read in index.read.items())
+        ):
+            index = self._of[tag] = _Index(epoch, runs)  # the first time, or Redis has forgotten some
         for key, length in lengths.items():
             for at in range(index.read.get(key, 0), length, BLOCKS_PAGE):
                 (some,) = link.run(Ask(("LRANGE", key, at, min(length, at + BLOCKS_PAGE) - 1)))
@@ -63,3 +71,8 @@ class Finder:
                         index.places.setdefault(id, []).append((key, number))
             index.read[key] = length
         return index
+
+
+def _order(entry: Entry) -> tuple[int, bool]:
+    """Revisions as they followed each other; a settlement before what somebody asked for, where two journals counted alike."""
+    return entry.revision, entry.by is not None

@@ -20,7 +20,7 @@ from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import BalanceKey, Shape
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_apply import Doubted, Shared, pairs
-from tollkeeper.stores.redis_batch import window_at
+from tollkeeper.stores.redis_batch import MINUTE_US, window_at
 from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, shape_name, tag_of
 from tollkeeper.stores.redis_legs import (
     Covering,
@@ -29,7 +29,6 @@ from tollkeeper.stores.redis_legs import (
     Numbers,
     balances_of,
     hold_in,
-    legs_in,
     legs_of,
     numbers_of,
 )
@@ -42,6 +41,8 @@ AMOUNT_MAX: Final = 2**53 - 1
 #: How often a reservation opens its slots and tries again.
 OPENINGS_MAX: Final = 5
 PAGE: Final = 500
+#: Calls whose budgets are remembered.
+COVERING_MAX: Final = 10_000
 _reserve: Final = Script("reserve")
 _void: Final = Script("void")
 _json: Final = msgspec.json.Encoder().encode
@@ -55,7 +56,8 @@ class Holds:
     ) -> None:
         self._shared, self._journal = shared, journal
         self._epoch, self._applied = epoch, applied
-        self._budgets, self._hard = Budgets(), False
+        self._rules: tuple[Budgets, dict[tuple[Scopes, str, int], Covering]] = Budgets(), {}  # replaced together
+        self._hard = False
         self._lock = Lock()
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
         self._held: dict[str, Held] = {}
@@ -65,7 +67,7 @@ class Holds:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        return self._budgets.shapes
+        return self._rules[0].shapes
 
     @property
     def hard(self) -> bool:
@@ -81,7 +83,7 @@ class Holds:
                     f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
-        self._budgets = Budgets(budgets)
+        self._rules = Budgets(budgets), {}
         self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
@@ -113,13 +115,12 @@ class Holds:
 
     async def _reserve_in_all(self, held: Held) -> Numbers:
         """Reserve in every slot, or in none. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
-        link, tags = self._shared.link, held.tags
+        link, slots = self._shared.link, held.slots
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self._ask(held, tag) for tag in tags])
+            answers = await link.asks([self._ask(held, tag, legs) for tag, legs in slots.items()])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
-            for tag, answer in zip(tags, answers, strict=True):
-                legs = legs_in(held, tag)
+            for (tag, legs), answer in zip(slots.items(), answers, strict=True):
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
@@ -142,30 +143,30 @@ class Holds:
                 raise failures[0]
             if not closed:
                 return numbers
-            await asyncio.to_thread(self._open, held, closed)
+            await asyncio.to_thread(self._open, held.hold.scopes.project, {tag: slots[tag] for tag in closed})
         raise StoreUnavailable("store: the slots of this call's budgets cannot be opened just now; try again")
 
     def _doubted(self, reason: str) -> Doubted:
         self._shared.link.tell("doubted", reason)
         return Doubted(f"store: {reason}; it is checked before anything else is admitted")
 
-    def _open(self, held: Held, tags: Iterable[str]) -> None:
-        self._shared.register([held.hold.scopes.project])
-        for tag in tags:
+    def _open(self, project: str, slots: dict[str, list[Leg]]) -> None:
+        self._shared.register([project])
+        for tag, legs in slots.items():
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs_in(held, tag)])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
 
-    def _ask(self, held: Held, tag: str, *, whatever: bool = False) -> Ask:
+    def _ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
         hold, shared = held.hold, self._shared
         names = list(shared.keys.slot(tag))
         args: list[Any] = [
             self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
             hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
-        for leg in legs_in(held, tag):
+        for leg in legs:
             place = shared.places.balance(leg.key, leg.end_us)
             names += place.keys
             asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
@@ -176,10 +177,18 @@ class Holds:
         return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], [held.field(tag)])
 
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
-        found = []
-        for budget, shape, project, id in self._budgets.covering(scopes, model):
-            start_us, end_us = window_at(shape.window, shape.timezone, at_us)
-            found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+        """Remembered: no window begins within a minute."""
+        budgets, remembered = self._rules
+        name = (scopes, model, at_us // MINUTE_US)
+        found = remembered.get(name)
+        if found is None:
+            found = []
+            for budget, shape, project, id in budgets.covering(scopes, model):
+                start_us, end_us = window_at(shape.window, shape.timezone, at_us)
+                found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+            if len(remembered) >= COVERING_MAX:
+                remembered.clear()
+            remembered[name] = found
         return found
 
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
@@ -232,7 +241,7 @@ class Holds:
             if self._shared.link.state != "ready" or hold_id in self._late:  # it may be asserted again just now
                 self._gone[hold_id] = held
             try:
-                await self._shared.link.asks([self._release(held, tag) for tag in held.tags])
+                await self._shared.link.asks([self._release(held, tag) for tag in held.slots])
             except StoreUnavailable:
                 self._gone[hold_id] = held
 
@@ -268,7 +277,7 @@ class Holds:
         slots: dict[str, list[Shape]] = {}
         for _, key, _ in covering:
             slots.setdefault(balance_tag(key), []).append(key.shape)
-        await asyncio.to_thread(self._keep, slots)
+        await asyncio.to_thread(self._list_and_keep, [scopes.project], slots)
         keys = [key for _, key, _ in covering]
         answers = await self._shared.link.asks(
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
@@ -281,6 +290,11 @@ class Holds:
         own = [shape for shape in self.shapes if shape.scope not in GLOBAL_SCOPES]
         rest = [shape for shape in self.shapes if shape.scope in GLOBAL_SCOPES]
         self._keep(dict.fromkeys(tags, own) | {GLOBAL: rest})
+
+    def _list_and_keep(self, projects: Iterable[str], slots: dict[str, list[Shape]]) -> None:
+        """A slot that is open is one of a project that is listed: holds in it are found."""
+        self._shared.register(projects)
+        self._keep(slots)
 
     def _keep(self, slots: dict[str, list[Shape]]) -> None:
         """Open slots for shapes that they do not keep yet."""
@@ -325,10 +339,11 @@ class Holds:
 
         `before`: ids of those that stood before the journal was read. An old Redis may have others: they have ended since.
         """
+        held = [each for each in list(self._held.values()) if each.legs]
+        self._shared.register({each.hold.scopes.project for each in held})
         tags = self._shared.projects()
         self.keep(tags)
         found = self._own(tags)
-        held = [each for each in list(self._held.values()) if each.legs]
         for each in held:
             self._keep_all(each)
         standing = before | {each.hold.id for each in held}
@@ -339,7 +354,7 @@ class Holds:
                 if (fields := [field for field, id in ids.items() if id not in standing])
             ]
         )
-        self._run([self._ask(each, tag, whatever=True) for each in held for tag in each.tags])
+        self._run([self._ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
         self._let_go()
 
     def late(self) -> None:
@@ -349,7 +364,7 @@ class Holds:
             self._away.clear()
         for each in late:
             self._keep_all(each)
-        self._run([self._ask(each, tag, whatever=True) for each in late for tag in each.tags])
+        self._run([self._ask(each, *slot, whatever=True) for each in late for slot in each.slots.items()])
         self._late.clear()
         self._let_go()
 
@@ -371,7 +386,7 @@ class Holds:
         gone, self._gone = self._gone, {}
         try:
             self._run(
-                [self._release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.tags]
+                [self._release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.slots]
             )
         except StoreUnavailable:
             self._gone = gone | self._gone
@@ -382,7 +397,7 @@ class Holds:
             self._shared.link.run(*asks[at : at + PAGE])
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in legs_in(held, tag)] for tag in held.tags})
+        self._keep({tag: [leg.key.shape for leg in legs] for tag, legs in held.slots.items()})
 
 
 class HoldsRecovery:

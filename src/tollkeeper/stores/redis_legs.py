@@ -9,7 +9,7 @@ import msgspec
 
 from tollkeeper.book import Balance, asked_of
 from tollkeeper.ledger import BalanceKey
-from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, tag_of
+from tollkeeper.stores.redis_keys import GLOBAL, balance_tag, tag_of
 from tollkeeper.values import Budget, Hold
 
 _decode: Final = msgspec.json.Decoder(Hold).decode
@@ -36,9 +36,12 @@ class Held(NamedTuple):
     legs: tuple[Leg, ...]
 
     @property
-    def tags(self) -> tuple[str, ...]:
-        """The slots that have a part of it."""
-        return tuple(dict.fromkeys(balance_tag(leg.key) for leg in self.legs))
+    def slots(self) -> dict[str, list[Leg]]:
+        """The slots that have a part of it, and which."""
+        found: dict[str, list[Leg]] = {}
+        for leg in self.legs:
+            found.setdefault(balance_tag(leg.key), []).append(leg)
+        return found
 
     def field(self, tag: str) -> str:
         """Its name in a slot; in the one without a project it says whose it is."""
@@ -53,10 +56,6 @@ def legs_of(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
         if key not in legs or limit is not None:
             legs[key] = Leg(key, end_us, asked_of(budget, hold), limit)
     return tuple(legs.values())
-
-
-def legs_in(held: Held, tag: str) -> list[Leg]:
-    return [leg for leg in held.legs if (leg.key.shape.scope in GLOBAL_SCOPES) == (tag == GLOBAL)]
 
 
 def numbers_of(legs: Sequence[Leg], answer: Sequence[Any]) -> Numbers:

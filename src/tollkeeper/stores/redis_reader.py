@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -16,7 +17,7 @@ from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_finder import Finder
-from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, shape_of, tag_of
+from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, digest_of, shape_of, tag_of
 from tollkeeper.stores.redis_link import Ask, Link, Servers, State
 from tollkeeper.values import OTHER, Entry, ScopeKind
 
@@ -88,14 +89,19 @@ class RedisReader:
         await self._current()
         tags = None if project is None else [tag_of(project)]
 
-        def begin() -> tuple[set[tuple[str, str, int]], Iterator[Entry]]:
+        def begin() -> tuple[Counter[tuple[str, str, str]], Iterator[Entry]]:
             lists = self._lists(tags, from_us, to_us)  # as long as they are now, both times
-            gone = {_name(entry) for entry in self._over(lists, from_us, to_us) if entry.sign < 0}
+            gone = Counter(_name(entry) for entry in self._over(lists, from_us, to_us) if entry.sign < 0)
             return gone, self._over(lists, from_us, to_us)
 
         gone, walk = await asyncio.to_thread(begin)
+        ids = {name[:2] for name in gone}
         async for entry in _paged(walk):
-            if entry.sign > 0 and _name(entry) not in gone:
+            if entry.sign < 0:
+                continue
+            if (entry.scopes.project, entry.id) in ids and gone[_name(entry)]:
+                gone[_name(entry)] -= 1
+            else:
                 yield entry
 
     async def entry(self, project: str, id: str) -> Entry | None:
@@ -323,8 +329,9 @@ async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:
             yield entry
 
 
-def _name(entry: Entry) -> tuple[str, str, int]:
-    return entry.scopes.project, entry.id, entry.revision
+def _name(entry: Entry) -> tuple[str, str, str]:
+    """Whose entry it is and what it says: journals that come in another order may count an id's revisions otherwise."""
+    return entry.scopes.project, entry.id, digest_of(entry)
 
 
 def _named(key: CellKey, project: str | None, id: str | None) -> bool:

@@ -64,7 +64,7 @@ if #wrong > 0 then return {'ids', unpack(wrong)} end
 
 for _, alike in ipairs(sums) do
   for _, sum in ipairs(alike[2]) do
-    for _, amount in ipairs(sum[1]) do whole(amount) end
+    for number = 1, #alike[1] do whole(sum[1][number]) end
     for _, deadline in ipairs(sum[2]) do whole(deadline) end
   end
 end
@@ -119,8 +119,8 @@ end
 local failed = {}
 local function count_up(key, fields, amounts, deadline)
   local had, set, last = pcall('HMGET', key, unpack(fields)), {}, 0
-  for number, add in ipairs(amounts) do
-    local old, total = had[number], nil
+  for number = 1, #fields do
+    local add, old, total = amounts[number], had[number], nil
     if not old and not had.err then
       total = add
     elseif old and #old < 16 and find(old, '^%-?%d+$') then

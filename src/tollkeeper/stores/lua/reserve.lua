@@ -21,10 +21,10 @@ local function amount(value)
 end
 
 -- Everything is read and checked before the first write: a script that ends early keeps what it has written.
-local epoch = redis.call('HGET', cursor, 'epoch')
+local epoch, row = unpack(redis.call('HMGET', cursor, 'epoch', ARGV[2]))
 if epoch ~= ARGV[1] then return {'epoch', epoch or ''} end
-local row = redis.call('HGET', cursor, ARGV[2]) or '0'
-if tonumber(row) < amount(ARGV[3]) then return {'behind', row} end
+if tonumber(row or '0') < amount(ARGV[3]) then return {'behind', row or '0'} end
+local due_ms, keep = amount(ARGV[6]), amount(ARGV[7])
 
 local legs, numbers, refused = {}, {}, nil
 for number = 1, #KEYS - 5 do
@@ -39,7 +39,7 @@ for number = 1, #KEYS - 5 do
   if limit ~= '' and wanted ~= 0 and not refused then
     if not wanted or not (tonumber(spent) + tonumber(held) + wanted <= amount(limit)) then refused = number end
   end
-  legs[number] = {KEYS[5 + number], asked ~= '' and asked or '0', amount(ARGV[at + 3])}
+  legs[number] = {KEYS[5 + number], asked ~= '' and asked or '0', amount(ARGV[at + 3]), not found[1] and not found[2]}
 end
 
 local lived = redis.call('HGET', holds, id)
@@ -54,7 +54,8 @@ local held = {}
 for number, leg in ipairs(legs) do
   if leg[2] ~= '0' then
     numbers[number * 2] = string.format('%.0f', redis.call('HINCRBY', leg[1], 'held', leg[2]))
-    if redis.call('EXPIREAT', leg[1], leg[3], 'NX') == 1 then -- new: listed by its name, under its window's start
+    if leg[4] then -- new: listed by its name, under its window's start
+      redis.call('EXPIREAT', leg[1], leg[3])
       redis.call('ZADD', index, leg[1]:match(':(%d+)$') / 1000000, leg[1]:match('^.*}:(.*)$'))
     end
     held[#held + 1] = leg[1] .. ' ' .. leg[2]
@@ -62,8 +63,9 @@ for number, leg in ipairs(legs) do
 end
 held[#held + 1] = ARGV[9]
 redis.call('HSET', holds, id, table.concat(held, ' ') .. '\n' .. text)
-redis.call('ZADD', due, ARGV[6], id)
+redis.call('ZADD', due, due_ms, id)
+-- A day longer than asked for, so that the next ones need not change it.
 for _, key in ipairs({holds, due, index}) do
-  if redis.call('EXPIREAT', key, ARGV[7], 'NX') == 0 then redis.call('EXPIREAT', key, ARGV[7], 'GT') end
+  if redis.call('EXPIRETIME', key) < keep then redis.call('EXPIREAT', key, keep + 86400) end
 end
 return {'held', unpack(numbers)}

@@ -312,9 +312,9 @@ class Many:
     def book(self, store: RedisStore, entry: Entry) -> Any:
         """Settle in a store and in the model: what the model says. An estimate that it replaces may be another process's."""
         project, id = entry.scopes.project, entry.id
-        if self.away and (known := self.of_model("entry", project, id)) is not None and known.outcome != "expired":
-            if self.do(store._journal.entry(project, id)) is None:
-                return None  # which of them counts is found out later
+        known = self.of_model("entry", project, id) if self.away else None
+        if known is not None and known.outcome != "expired" and self.do(store._journal.entry(project, id)) is None:
+            return None  # which of them counts is found out later
         told, right = self.do(store.settle(entry)), self.do(self.model.settle(entry))
         if isinstance(right, TollkeeperError):
             assert isinstance(told, type(right)), (told, right)
@@ -340,6 +340,9 @@ class Many:
             "note": "why", "by": self.pick(["ann", "bob"]),
         }  # fmt: skip
         step, answers = self.pick([1, 1, 1, 0, 2]), []
+        standing = self.of_model("entry", each.scopes.project, each.id)
+        if self.fails and standing is not None and standing.outcome == "expired" and standing.by is not None:
+            return  # once: in which order its revisions come back after Redis was emptied is not known then
         for ledger in (self.any(), self.model):
             old = self.do(ledger.entry(each.scopes.project, each.id))
             if not isinstance(old, Entry):
@@ -490,12 +493,12 @@ class Many:
             same(problems(self.raw), [])
             self.standings(WHO[self.turn % len(WHO)], self.clock.us)
             self.cells(CELL_SCOPES[self.turn % len(CELL_SCOPES)])
-            (self.live, self.current, self.live, self.verify)[self.turn % 4]()
+            if self.turn % 2 == 0:
+                (self.live, self.current, self.verify)[self.turn // 2 % 3]()
 
     def standings(self, scopes: Scopes, at_us: int) -> None:
-        for store in self.stores:
-            told = self.do(store.standings(scopes, "m", at_us))
-            same(told, self.of_model("standings", scopes, "m", at_us))
+        told = self.do(self.turned().standings(scopes, "m", at_us))
+        same(told, self.of_model("standings", scopes, "m", at_us))
 
     def live(self) -> None:
         told: Any = [self.do(each.live()) for each in self.stores]

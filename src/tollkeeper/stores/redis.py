@@ -19,7 +19,7 @@ from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_batch import Row, parted
 from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
 from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
@@ -151,7 +151,7 @@ class RedisStore(RedisReader):
             found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
         except StoreUnavailable:  # recording goes on
             return False
-        stands = "" if found is None else found.decode()
+        _, stands = parted("" if found is None else found.decode())
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
             return bool(stands) and entry.outcome == "expired"
         if stands != digest_of(entry):

@@ -203,7 +203,10 @@ class Applier:
             for seq, entry in block.rows
             if from_seq < seq <= to_seq
         ]
-        self._star([(f"{journal}@{tag}", from_seq, to_seq)], counted, [], {})
+        (live,) = self._shared.link.run(Ask(("HKEYS", self._shared.keys.holds(GLOBAL))))
+        ended = {f"{tag}/{entry.id}" for entry in counted if entry.by is None}
+        holds = [id for id in map(bytes.decode, live) if id in ended]  # of who died between this slot and the project's
+        self._star([(f"{journal}@{tag}", from_seq, to_seq)], counted, holds, {})
 
     def look(self) -> None:
         """Look whether some cursors are where they were left, others the next time. Raises Doubted, StoreUnavailable."""

@@ -104,40 +104,58 @@ def mark_of(entry: Entry) -> str:
     return _json(entry).decode() if entry.outcome == "expired" else digest_of(entry)
 
 
+#: Before what stands under an id: the estimate, or the settlement, that a revision has reversed is still to come. After Redis was
+#: emptied journals are applied in any order. Once it has come the sums are what they would have been.
+OWES_ESTIMATE: Final = "?"
+OWES_SETTLEMENT: Final = "!"
+
+
 def decide(unit: Unit, stands: str, settled: str = "") -> Verdict:
     """`stands`: under the unit's name. `settled`: under its id, for a revision that somebody asked for."""
-    entry = unit.entry
+    entry, mark = unit.entry, mark_of(unit.entry)
     if entry.by is not None:
         if stands:
             return Verdict((), stands, settled, stands != digest_of(entry))
         return _revise(unit, settled)
     if not stands:
-        mark = mark_of(entry)
         return Verdict((entry,) if unit.reversal is None else (unit.reversal, entry), mark, mark)
-    if not stands.startswith("{"):
-        return Verdict((), stands, stands, entry.outcome != "expired" and stands != digest_of(entry))
-    if entry.outcome == "expired":
-        return Verdict((), stands, stands)
-    mark = digest_of(entry)
-    return Verdict(correction(_entry.decode(stands), entry), mark, mark)
+    owes, under = parted(stands)
+    estimate = entry.outcome == "expired"
+    if owes == OWES_ESTIMATE and estimate:
+        return Verdict((entry,), under, under)
+    if owes == OWES_SETTLEMENT and mark == under:
+        return Verdict((entry,), mark, mark)
+    if estimate or not under.startswith("{"):
+        return Verdict((), stands, stands, not estimate and under != mark)
+    return Verdict(correction(_entry.decode(under), entry), owes + mark, owes + mark)
 
 
 def _revise(unit: Unit, settled: str) -> Verdict:
     """A revision that somebody asked for counts unless what it was computed from is known not to stand."""
-    entry, old = unit.entry, unit.reversal
-    mark = digest_of(entry)
+    entry, old, mark = unit.entry, unit.reversal, digest_of(unit.entry)
     if old is None:
         return Verdict((entry,), mark, settled)
-    if settled.startswith("{"):
-        estimate = _entry.decode(settled)
-        if old.by is None and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
+    owes, under = parted(settled)
+    own = old.by is None  # it corrects what a gateway has booked
+    if under.startswith("{"):
+        estimate = _entry.decode(under)
+        if own and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
             replaced = correction(estimate, structs.replace(old, sign=1))
-            return Verdict((*replaced, old, entry), mark, digest_of(old))
+            return Verdict((*replaced, old, entry), mark, owes + digest_of(old))
         newer = entry.revision > estimate.revision
-        return Verdict((old, entry), mark, _json(entry).decode() if newer else settled)
-    if settled and (old.outcome == "expired" or (old.by is None and digest_of(old) != settled)):
+        return Verdict((old, entry), mark, owes + _json(entry).decode() if newer else settled)
+    if under and (old.outcome == "expired" or (own and digest_of(old) != under)):
         return Verdict((), "", settled, True)
+    if not under and own:
+        settled = (
+            OWES_ESTIMATE + _json(entry).decode() if old.outcome == "expired" else OWES_SETTLEMENT + digest_of(old)
+        )
     return Verdict((old, entry), mark, settled)
+
+
+def parted(settled: str) -> tuple[str, str]:
+    """What is still to come, and what stands."""
+    return (settled[:1], settled[1:]) if settled[:1] in (OWES_ESTIMATE, OWES_SETTLEMENT) else ("", settled)
 
 
 class Decision(msgspec.Struct):

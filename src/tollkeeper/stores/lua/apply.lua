@@ -123,7 +123,7 @@ for _, lease in ipairs(leased) do
   local has = tonumber(call('HGET', leases, field) or '0')
   local part = format('%.0f', math.min(has, lease[3]))
   if part ~= '0' then
-    call('HINCRBY', leases, field, '-' .. part)
+    if call('HINCRBY', leases, field, '-' .. part) == 0 then call('HDEL', leases, field) end
     call('HINCRBY', balance, 'held', '-' .. part)
   end
 end

@@ -25,8 +25,8 @@ from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, expired
 from tollkeeper.stores import SharedOptions
 from tollkeeper.stores.journal import Journal, orphans
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.stores.redis import GRACE_S, RedisStore
-from tollkeeper.stores.redis_flush import BEAT_S
+from tollkeeper.stores.redis import GRACE_MS, RedisStore
+from tollkeeper.stores.redis_flush import BEAT_MS
 from tollkeeper.stores.redis_link import Ask
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.stores.redis_url import parse
@@ -165,7 +165,7 @@ class Many:
             task = asyncio.ensure_future(what)
             until = time.monotonic() + WITHIN_S
             while not (await asyncio.wait([task], timeout=0.02))[0]:
-                self.clock.s += BEAT_S  # it may wait for others
+                self.clock.s += BEAT_MS / 1000  # it may wait for others
                 assert time.monotonic() < until, f"no answer: {[each.state for each in self.stores]}"
             return task.result()
 
@@ -225,7 +225,7 @@ class Many:
         if all(store.state == "ready" and store._flusher.epoch == epoch.decode() for store in self.stores):
             return True
         time.sleep(0.002)
-        self.clock.s += BEAT_S / 2
+        self.clock.s += BEAT_MS / 1000 / 2
         return False
 
     def _drained(self) -> bool:
@@ -312,9 +312,9 @@ class Many:
     def book(self, store: RedisStore, entry: Entry) -> Any:
         """Settle in a store and in the model: what the model says. An estimate that it replaces may be another process's."""
         project, id = entry.scopes.project, entry.id
-        if self.away and (known := self.of_model("entry", project, id)) is not None and known.outcome != "expired":
-            if self.do(store._journal.entry(project, id)) is None:
-                return None  # which of them counts is found out later
+        known = self.of_model("entry", project, id) if self.away else None
+        if known is not None and known.outcome != "expired" and self.do(store._journal.entry(project, id)) is None:
+            return None  # which of them counts is found out later
         told, right = self.do(store.settle(entry)), self.do(self.model.settle(entry))
         if isinstance(right, TollkeeperError):
             assert isinstance(told, type(right)), (told, right)
@@ -340,6 +340,9 @@ class Many:
             "note": "why", "by": self.pick(["ann", "bob"]),
         }  # fmt: skip
         step, answers = self.pick([1, 1, 1, 0, 2]), []
+        standing = self.of_model("entry", each.scopes.project, each.id)
+        if self.fails and standing is not None and standing.outcome == "expired" and standing.by is not None:
+            return  # once: in which order its revisions come back after Redis was emptied is not known then
         for ledger in (self.any(), self.model):
             old = self.do(ledger.entry(each.scopes.project, each.id))
             if not isinstance(old, Entry):
@@ -379,7 +382,7 @@ class Many:
         """Every store looks; holds of the dead are anyone's after a while."""
         first = self.pick(range(len(self.stores)))
         now_us = self.clock.us
-        before_ms = (now_us - int(GRACE_S * SECOND_US)) // 1000
+        before_ms = (now_us - GRACE_MS * 1000) // 1000
         for number in range(len(self.stores)):
             store = self.stores[(first + number) % len(self.stores)]
             self.sweep(store)
@@ -402,7 +405,7 @@ class Many:
             return
         hold, store = self.a_hold()
         if store is not None:
-            self.clock.us = max(self.clock.us, hold.deadline_us + int(GRACE_S * SECOND_US))
+            self.clock.us = max(self.clock.us, hold.deadline_us + GRACE_MS * 1000)
             self.sweep(self.pick([each for each in self.stores if each is not store]))
             self.do(self.model.settle(expired(hold)))
             self.quiet()
@@ -453,7 +456,7 @@ class Many:
             self._forgotten(set())
         if how not in ("stop", "restart", "emptied quietly"):
             self.raw.client_kill_filter(_type="normal", skipme=True)
-        self.clock.s += 2 * BEAT_S
+        self.clock.s += 2 * BEAT_MS / 1000
         for store in self.stores:
             self._touch(store)
 
@@ -490,12 +493,12 @@ class Many:
             same(problems(self.raw), [])
             self.standings(WHO[self.turn % len(WHO)], self.clock.us)
             self.cells(CELL_SCOPES[self.turn % len(CELL_SCOPES)])
-            (self.live, self.current, self.live, self.verify)[self.turn % 4]()
+            if self.turn % 2 == 0:
+                (self.live, self.current, self.verify)[self.turn // 2 % 3]()
 
     def standings(self, scopes: Scopes, at_us: int) -> None:
-        for store in self.stores:
-            told = self.do(store.standings(scopes, "m", at_us))
-            same(told, self.of_model("standings", scopes, "m", at_us))
+        told = self.do(self.turned().standings(scopes, "m", at_us))
+        same(told, self.of_model("standings", scopes, "m", at_us))
 
     def live(self) -> None:
         told: Any = [self.do(each.live()) for each in self.stores]

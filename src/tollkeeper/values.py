@@ -275,6 +275,7 @@ class Budget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     timezone: str = "UTC"
     hard: bool = True  #: False: counted and shown, never refused
     when_away: int = 0  #: what each gateway may admit while a shared ledger is away, in the limit's unit
+    lease: int = 0  #: what a gateway may hold of a shared ledger's budget in advance, in the limit's unit; 0: nothing
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False, kw_only=True):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 import redis
+from msgspec import structs
 from tests.crash.rig import until
 
 from tollkeeper.clock import SystemClock
@@ -24,7 +25,7 @@ from tollkeeper.stores.redis_keys import Keys
 from tollkeeper.testing.fault_proxy import FaultProxy
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD, a_hold, an_entry, standing, usd
-from tollkeeper.values import Budget, Entry, Hold
+from tollkeeper.values import Budget, Entry, Hold, Scopes
 
 KEYS = Keys()
 CLOCK = SystemClock()
@@ -40,9 +41,10 @@ def entry(id: str) -> Entry:
 
 
 @pytest.fixture(autouse=True)
-def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits long for who will not come."""
+def hurried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits long for who will not come; changes of state are seen."""
     monkeypatch.setattr(redis_flush, "LEARN_MS", 1000)
+    caplog.set_level("INFO", "tollkeeper")
 
 
 @asynccontextmanager
@@ -208,4 +210,20 @@ async def test_an_older_redis_brings_holds_back(
             assert [each.id async for each in store.current(0, FOREVER_US)] == ["settled/1"]
 
 
-logging.getLogger("tollkeeper").setLevel(logging.INFO)
+async def test_one_of_two_slots_was_counted(own_redis: RedisServer, tmp_path: Path) -> None:
+    """B4, C2: who dies between a project's slot and the one without a project leaves no hold behind in that."""
+    budgets = (usd(USD), usd(USD, scope="key", id="*", project="*"))
+    scopes, tried = Scopes(project="alpha", key="k"), Event()
+
+    def lost(*arguments: object) -> None:
+        tried.set()
+        raise StoreUnavailable("store: it is lost")
+
+    async with opened(own_redis.url, tmp_path, budgets) as store:
+        await store.reserve(structs.replace(hold("a/1"), scopes=scopes))
+        store._flusher._applier._star = lost  # type: ignore[method-assign]
+        await store.settle(structs.replace(entry("a/1"), scopes=scopes))
+        await soon(tried.is_set)
+    async with opened(own_redis.url, tmp_path, budgets) as store:
+        found = await store.standings(scopes, "m", CLOCK.now_us())
+        assert [(each.spent, each.held) for each in found] == [(DIME, 0), (DIME, 0)]

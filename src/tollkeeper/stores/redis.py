@@ -19,11 +19,12 @@ from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_batch import Row, parted
 from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
 from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
 from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
+from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_link import Ask, Script, State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
 from tollkeeper.stores.redis_servers import Servers
@@ -59,9 +60,14 @@ class RedisStore(RedisReader):
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
-        self._flusher = Flusher(self._shared, self._journal, folder=options.journal, recovery=self._recovery)
+        self._leases = Leases(
+            self._shared, self._journal.id, epoch=lambda: self._flusher.epoch, wanted=lambda: self._flusher.want()
+        )
+        self._flusher = Flusher(
+            self._shared, self._journal, self._leases, folder=options.journal, recovery=self._recovery
+        )
         self._holds = Holds(
-            self._shared, self._journal, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
+            self._shared, self._journal, self._leases, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
         self._holds.take(budgets or ())
         self._flusher.start()
@@ -145,7 +151,7 @@ class RedisStore(RedisReader):
             found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
         except StoreUnavailable:  # recording goes on
             return False
-        stands = "" if found is None else found.decode()
+        _, stands = parted("" if found is None else found.decode())
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
             return bool(stands) and entry.outcome == "expired"
         if stands != digest_of(entry):
@@ -176,7 +182,7 @@ class RedisStore(RedisReader):
 
     def _booked(self, rows: list[Row]) -> None:
         for seq, entry in rows:
-            if not self._holds.settled(entry):
+            if not self._holds.settled(seq, entry):
                 self._uncovered = seq
         self._flusher.push(rows)
 
@@ -198,7 +204,7 @@ class RedisStore(RedisReader):
         (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", SWEEP_MS)))
         if mine is None:
             return []
-        return self._holds.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
+        return self._holds.stand.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
 
     async def verify(self) -> list[Difference]:
         await self._do(lambda: self._holds.keep(self._shared.projects()))
@@ -213,7 +219,7 @@ class RedisStore(RedisReader):
 
     async def live(self) -> list[Hold]:
         intents = await self._journal.live()
-        shared = await self._do(lambda: self._holds.live(self._shared.projects()))
+        shared = await self._do(lambda: self._holds.stand.live(self._shared.projects()))
         return list({hold.id: hold for hold in (*intents, *shared)}.values())
 
     async def prune(self, now_us: int, retention: Retention) -> int:

@@ -6,9 +6,11 @@ cursor for each project. Whatever went wrong, `catch_up` begins again from what 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import structs
@@ -19,6 +21,7 @@ from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_batch import (
     Batch,
     Decision,
+    Leased,
     Places,
     Row,
     Unit,
@@ -44,8 +47,13 @@ ROWS_MAX: Final = 500
 REPLAY_MAX: Final = 2000
 #: Blocks read at once.
 BLOCKS_PAGE: Final = 64
+#: Of a journal's id: other fields of a cursor are no journals.
+_ID_LENGTH: Final = 16
 _apply: Final = Script("apply")
 _beat: Final = Script("beat")
+_renew: Final = Script("renew")
+#: Cursors that are looked at between two batches.
+LOOKED_AT: Final = 64
 
 
 class Doubted(StoreUnavailable):
@@ -74,6 +82,11 @@ class Shared(msgspec.Struct):
         (answer,) = self.link.run(_beat(keys, [epoch, FOREVER_S, journal, said, silent_ms, *projects]))
         return [each.decode() for each in answer]
 
+    def renew(self, epoch: str) -> str:
+        """Some slot has forgotten: have every gateway check all slots, if this is still the epoch. The epoch that it is now."""
+        (now,) = self.link.run(_renew([self.keys.epoch], [epoch, secrets.token_hex(8), FOREVER_S]))
+        return str(now.decode())
+
     def projects(self) -> dict[str, str]:
         """Every project that is listed: its tag → its name."""
         (found,) = self.link.run(Ask(("HGETALL", self.keys.projects)))
@@ -101,13 +114,23 @@ class _Job:
         self.decision: Decision
 
 
+class Leases(Protocol):
+    """What applying rows takes off this process's leases."""
+
+    def parts(self, rows: Iterable[int], tag: str) -> Leased: ...
+
+    def applied(self, rows: Iterable[int], tag: str) -> None: ...
+
+
 class Applier:
     """`applied`: tag → last row applied there; `starred`: tag → the same in the slot that has no project."""
 
-    def __init__(self, shared: Shared, journal: Journal) -> None:
-        self._shared, self._journal = shared, journal
+    def __init__(self, shared: Shared, journal: Journal, leases: Leases | None = None) -> None:
+        self._shared, self._journal, self._leases = shared, journal, leases
         self.applied: dict[str, int] = {}
         self.starred: dict[str, int] = {}
+        self.forgotten = False  #: a project's slot had less of this journal than the one without a project says
+        self._look_at: list[str] = []
 
     # ── from the beginning ──
 
@@ -120,6 +143,7 @@ class Applier:
         stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{name}@{tag}")) for tag in tags)) if tags else []
         self.applied = {tag: int(row or 0) for tag, row in zip(tags, cursors, strict=True)}
         self.starred = {tag: int(row or 0) for tag, row in zip(tags, stars, strict=True)}
+        self.forgotten = any(self.applied[tag] < self.starred[tag] for tag in tags)
         if not link.run(Ask(("HGET", keys.cursor(GLOBAL), f"{name}/before")))[0]:
             self._begin()
         for tag in tags:
@@ -155,27 +179,64 @@ class Applier:
         from_seq, to_seq = self.starred[tag], self.applied[tag]
         if from_seq >= to_seq:  # above it: only the project's slot has forgotten; its rows will count there, not here
             return
-        counted = [entry for seq, entry in self._counted(tag) if from_seq < seq <= to_seq]
-        self._star([(tag, from_seq, to_seq)], counted, [])
+        self._make_up(self._journal.id, tag, from_seq, to_seq)
+        self.starred[tag] = to_seq
 
-    def _counted(self, tag: str) -> Iterator[tuple[int, Entry]]:
-        """This journal's entries as a project's slot has counted them."""
-        for block in blocks_of(self._shared, tag):
-            if block.journal == self._journal.id:
-                yield from block.rows
+    def follow_others(self, alive: Collection[str]) -> None:
+        """The same for the journals of gateways that are gone: nobody else does it before their files are adopted, if ever."""
+        link, keys = self._shared.link, self._shared.keys
+        tags = list(self._shared.projects())
+        for tag, found in zip(tags, link.run(*(Ask(("HGETALL", keys.cursor(tag))) for tag in tags)), strict=True):
+            rows = {field.decode(): int(row) for field, row in pairs(found).items() if len(field) == _ID_LENGTH}
+            gone = [journal for journal in rows if journal != self._journal.id and journal not in alive]
+            stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{journal}@{tag}")) for journal in gone))
+            for journal, star in zip(gone, stars, strict=True):
+                if int(star or 0) < rows[journal]:
+                    with contextlib.suppress(Doubted):  # another gateway has done it
+                        self._make_up(journal, tag, int(star or 0), rows[journal])
+
+    def _make_up(self, journal: str, tag: str, from_seq: int, to_seq: int) -> None:
+        counted = [
+            entry
+            for block in blocks_of(self._shared, tag)
+            if block.journal == journal
+            for seq, entry in block.rows
+            if from_seq < seq <= to_seq
+        ]
+        (live,) = self._shared.link.run(Ask(("HKEYS", self._shared.keys.holds(GLOBAL))))
+        ended = {f"{tag}/{entry.id}" for entry in counted if entry.by is None}
+        holds = [id for id in map(bytes.decode, live) if id in ended]  # of who died between this slot and the project's
+        self._star([(f"{journal}@{tag}", from_seq, to_seq)], counted, holds, {})
+
+    def look(self) -> None:
+        """Look whether some cursors are where they were left, others the next time. Raises Doubted, StoreUnavailable."""
+        if not self._look_at:
+            self._look_at = list(self.applied)
+        tags, self._look_at = self._look_at[:LOOKED_AT], self._look_at[LOOKED_AT:]
+        name = self._journal.id
+        rows = self._shared.link.run(*(Ask(("HGET", self._shared.keys.cursor(tag), name)) for tag in tags))
+        for tag, row in zip(tags, rows, strict=True):
+            if int(row or 0) != self.applied[tag]:
+                raise Doubted(f"store: Redis has row {int(row or 0)} of this journal, not {self.applied[tag]}")
 
     # ── what is new ──
 
-    def apply(self, rows: Iterable[Row]) -> None:
-        """Apply rows that follow what has been applied. Raises Doubted, StoreUnavailable."""
+    def apply(self, rows: Iterable[Row]) -> list[Entry]:
+        """Apply rows; the entries of those that had been applied before. Raises Doubted, StoreUnavailable."""
         self._shared.places.forget()
         by_tag: dict[str, list[Unit]] = {}
+        before: list[Entry] = []
         for unit in units_of(rows):
             tag = tag_of(unit.entry.scopes.project)
             if unit.seq > self.applied.get(tag, 0):
                 by_tag.setdefault(tag, []).append(unit)
-        if not by_tag:
-            return
+            else:
+                before.append(unit.entry)
+        if by_tag:
+            self._apply(by_tag)
+        return before
+
+    def _apply(self, by_tag: dict[str, list[Unit]]) -> None:
         self._shared.census.learn(self._shared.link, (unit.entry for units in by_tag.values() for unit in units))
         jobs = [
             _Job(tag, [self._placed(unit) for unit in units], self.applied.get(tag, 0)) for tag, units in by_tag.items()
@@ -188,11 +249,16 @@ class Applier:
             for entry in job.decision.conflicts:
                 log.error(_CONFLICT, entry.id, entry.scopes.project)
         starred = {job.tag: self.starred.get(job.tag, 0) for job in jobs}
+        behind = [job for job in jobs if job.to_seq > starred[job.tag]]
         self._star(
-            [(job.tag, starred[job.tag], job.to_seq) for job in jobs if job.to_seq > starred[job.tag]],
+            [(f"{self._journal.id}@{job.tag}", starred[job.tag], job.to_seq) for job in behind],
             [each.entry for job in jobs for each in job.decision.counted if each.seq > starred[job.tag]],
             [f"{job.tag}/{id}" for job in jobs for id in _ended(job)],
+            self._leased(behind, GLOBAL),
         )
+        if self._leases is not None:
+            self._leases.applied([seq for job in behind for seq in _rows(job)], GLOBAL)
+        self.starred.update({job.tag: job.to_seq for job in behind})
 
     def _placed(self, unit: Unit) -> Unit:
         other = self._shared.census.place(unit.entry)
@@ -208,7 +274,7 @@ class Applier:
             project_batch(
                 job.tag, self._journal.id, job.from_seq, job.to_seq, job.decision, ended=_ended(job),
                 shapes=shared.shapes.get(job.tag, frozenset()), places=shared.places,
-                now_us=shared.now_us(),
+                now_us=shared.now_us(), leased=self._leased([job], job.tag),
             )
         )  # fmt: skip
 
@@ -217,6 +283,8 @@ class Applier:
         match answer[0]:
             case b"applied":
                 self.applied[job.tag] = job.to_seq
+                if self._leases is not None:
+                    self._leases.applied(_rows(job), job.tag)
                 for field in answer[1:]:
                     log.error(_STUCK, field.decode())
                 return True
@@ -230,20 +298,29 @@ class Applier:
                 raise Doubted(f"store: Redis has row {answer[1].decode()} of this journal, not {job.from_seq}")
         return False
 
-    def _star(self, cursors: list[tuple[str, int, int]], entries: list[Entry], ended: list[str]) -> None:
-        """The same rows in the slot that has no project."""
+    def _leased(self, jobs: Iterable[_Job], tag: str) -> Leased:
+        return {} if self._leases is None else self._leases.parts([seq for job in jobs for seq in _rows(job)], tag)
+
+    def _star(
+        self, cursors: list[tuple[str, int, int]], entries: list[Entry], ended: list[str], leased: Leased
+    ) -> None:
+        """Rows in the slot that has no project: up to `cursors`' fields, from where they stand."""
         shared = self._shared
-        fields = [(f"{self._journal.id}@{tag}", from_seq, to_seq) for tag, from_seq, to_seq in cursors]
         while cursors:
             shapes = shared.shapes.get(GLOBAL, frozenset())
-            batch = global_batch(fields, entries, ended=ended if shapes else (), shapes=shapes, places=shared.places)
+            batch = global_batch(
+                cursors, entries, ended=ended if shapes else (), shapes=shapes, places=shared.places, leased=leased
+            )
             (answer,) = shared.link.run(shared.ask(batch))
             if answer[0] == b"applied":
                 break
             if answer[0] != b"shapes":
                 raise Doubted(f"store: Redis has rows {answer[1:]} of this journal in its slot without a project")
             shared.heard(GLOBAL, answer[1:])
-        self.starred.update({tag: to_seq for tag, _, to_seq in cursors})
+
+
+def _rows(job: _Job) -> list[int]:
+    return [unit.seq for unit in job.units]
 
 
 def _ended(job: _Job) -> list[str]:

@@ -104,40 +104,58 @@ def mark_of(entry: Entry) -> str:
     return _json(entry).decode() if entry.outcome == "expired" else digest_of(entry)
 
 
+#: Before what stands under an id: the estimate, or the settlement, that a revision has reversed is still to come. After Redis was
+#: emptied journals are applied in any order. Once it has come the sums are what they would have been.
+OWES_ESTIMATE: Final = "?"
+OWES_SETTLEMENT: Final = "!"
+
+
 def decide(unit: Unit, stands: str, settled: str = "") -> Verdict:
     """`stands`: under the unit's name. `settled`: under its id, for a revision that somebody asked for."""
-    entry = unit.entry
+    entry, mark = unit.entry, mark_of(unit.entry)
     if entry.by is not None:
         if stands:
             return Verdict((), stands, settled, stands != digest_of(entry))
         return _revise(unit, settled)
     if not stands:
-        mark = mark_of(entry)
         return Verdict((entry,) if unit.reversal is None else (unit.reversal, entry), mark, mark)
-    if not stands.startswith("{"):
-        return Verdict((), stands, stands, entry.outcome != "expired" and stands != digest_of(entry))
-    if entry.outcome == "expired":
-        return Verdict((), stands, stands)
-    mark = digest_of(entry)
-    return Verdict(correction(_entry.decode(stands), entry), mark, mark)
+    owes, under = parted(stands)
+    estimate = entry.outcome == "expired"
+    if owes == OWES_ESTIMATE and estimate:
+        return Verdict((entry,), under, under)
+    if owes == OWES_SETTLEMENT and mark == under:
+        return Verdict((entry,), mark, mark)
+    if estimate or not under.startswith("{"):
+        return Verdict((), stands, stands, not estimate and under != mark)
+    return Verdict(correction(_entry.decode(under), entry), owes + mark, owes + mark)
 
 
 def _revise(unit: Unit, settled: str) -> Verdict:
     """A revision that somebody asked for counts unless what it was computed from is known not to stand."""
-    entry, old = unit.entry, unit.reversal
-    mark = digest_of(entry)
+    entry, old, mark = unit.entry, unit.reversal, digest_of(unit.entry)
     if old is None:
         return Verdict((entry,), mark, settled)
-    if settled.startswith("{"):
-        estimate = _entry.decode(settled)
-        if old.by is None and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
+    owes, under = parted(settled)
+    own = old.by is None  # it corrects what a gateway has booked
+    if under.startswith("{"):
+        estimate = _entry.decode(under)
+        if own and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
             replaced = correction(estimate, structs.replace(old, sign=1))
-            return Verdict((*replaced, old, entry), mark, digest_of(old))
+            return Verdict((*replaced, old, entry), mark, owes + digest_of(old))
         newer = entry.revision > estimate.revision
-        return Verdict((old, entry), mark, _json(entry).decode() if newer else settled)
-    if settled and (old.outcome == "expired" or (old.by is None and digest_of(old) != settled)):
+        return Verdict((old, entry), mark, owes + _json(entry).decode() if newer else settled)
+    if under and (old.outcome == "expired" or (own and digest_of(old) != under)):
         return Verdict((), "", settled, True)
+    if not under and own:
+        settled = (
+            OWES_ESTIMATE + _json(entry).decode() if old.outcome == "expired" else OWES_SETTLEMENT + digest_of(old)
+        )
     return Verdict((old, entry), mark, settled)
+
+
+def parted(settled: str) -> tuple[str, str]:
+    """What is still to come, and what stands."""
+    return (settled[:1], settled[1:]) if settled[:1] in (OWES_ESTIMATE, OWES_SETTLEMENT) else ("", settled)
 
 
 class Decision(msgspec.Struct):
@@ -287,6 +305,10 @@ def measured(measure: Measure, sums: Sequence[int]) -> int:
 # ── the script's arguments ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+Leased = dict[tuple[str, str], int]
+"""(field of a lease, key of its balance) → how much of the lease becomes spent."""
+
+
 class Batch(msgspec.Struct):
     """Everything that `apply.lua` is to do in one slot. `arguments` are its keys and arguments."""
 
@@ -298,6 +320,7 @@ class Batch(msgspec.Struct):
     ended: list[str] = []
     sums: list[Sums] = []
     blocks: list[tuple[str, int, bytes]] = []  #: key, deadline, data
+    leased: Leased = {}
 
     def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
         every = list(keys.slot(self.tag))
@@ -322,14 +345,14 @@ class Batch(msgspec.Struct):
                 (fields, [(tuple(filter(None, amounts)), place.deadlines) for place, amounts in some])
                 for fields, some in alike.items()
             ],
-            until_s,
+            until_s, [(*names, amount) for names, amount in self.leased.items()],
         )  # fmt: skip
         return every, [_pack(batch), *(data for _, _, data in self.blocks)]
 
 
 def project_batch(
     tag: str, journal: str, from_seq: int, to_seq: int, decision: Decision, *, ended: Iterable[str], shapes: frozenset[Shape],
-    places: Places, now_us: int,
+    places: Places, now_us: int, leased: Leased,
 ) -> Batch:  # fmt: skip
     """What rows up to `to_seq` do in their project's slot."""
     keys, deadlines = places.keys, places.deadlines
@@ -345,16 +368,17 @@ def project_batch(
             (keys.entries(tag, month_us), deadlines.entries(month_us), pack(now_us // 1000, journal, rows))
             for month_us, rows in by_month.items()
         ],
+        leased=leased,
     )  # fmt: skip
 
 
 def global_batch(
     cursors: list[tuple[str, int, int]], entries: Iterable[Entry], *, ended: Iterable[str], shapes: frozenset[Shape],
-    places: Places,
+    places: Places, leased: Leased,
 ) -> Batch:  # fmt: skip
     """What rows of several projects do in the slot of the budgets that have no project."""
     own = [shape for shape in shapes if shape.scope in GLOBAL_SCOPES]
     return Batch(
         tag=GLOBAL, cursors=cursors, shapes=frozenset(map(shape_name, shapes)), ended=list(ended),
-        sums=balance_sums(groups_of(entries) if own else (), own, places),
+        sums=balance_sums(groups_of(entries) if own else (), own, places), leased=leased,
     )  # fmt: skip

@@ -17,7 +17,7 @@ import logging
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
@@ -27,10 +27,14 @@ from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
 from tollkeeper.stores.redis_batch import Row
-from tollkeeper.stores.redis_link import Ask
+from tollkeeper.stores.redis_leases import Leases, end_leases
+from tollkeeper.stores.redis_link import Ask, State
+from tollkeeper.values import Entry
 
 log = logging.getLogger("tollkeeper")
 
+#: What a gateway says as it recovers: its rows are applied, its holds stand, it admits.
+STEPS: Final = ("replayed", "asserted", "ready")
 #: What a gateway says while everything is dropped: it applies nothing.
 STOPPED: Final = "stopped"
 
@@ -41,6 +45,8 @@ BEAT_MS: Final = 500
 SILENT_MS: Final = 5000
 #: Milliseconds that a recovery waits for the gateways that were alive before.
 LEARN_MS: Final = 3000
+#: Milliseconds after which every gateway has noticed that Redis was emptied, also one that nobody had heard of before.
+HEARD_MS: Final = 2 * BEAT_MS
 #: Milliseconds between two looks whether the others are back.
 RETRY_MS: Final = 50
 #: Milliseconds between two looks for journals of dead processes.
@@ -56,8 +62,12 @@ class Recovery(Protocol):
         """The journal is applied: make every live hold stand in Redis again, and no other one of this process."""
         ...
 
-    def late(self) -> None:
-        """Redis is ready: the same for what was admitted meanwhile."""
+    def ready(self, tell: Callable[[], State]) -> None:
+        """Everyone is back: the same for what was admitted meanwhile; then `tell` that Redis is ready."""
+        ...
+
+    def applied_before(self, entries: Iterable[Entry]) -> None:
+        """Afterwards: these were applied before this process heard that they are safe; their holds end."""
         ...
 
 
@@ -67,20 +77,28 @@ class Flusher:
     `recovery()` is what of a recovery is about holds; its methods are called on this thread.
     """
 
-    def __init__(self, shared: Shared, journal: Journal, *, folder: Path, recovery: Callable[[], Recovery]) -> None:
+    def __init__(
+        self, shared: Shared, journal: Journal, leases: Leases, *, folder: Path, recovery: Callable[[], Recovery]
+    ) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
         self._recovery = recovery
-        self._applier = Applier(shared, journal)
+        self._leases = leases
+        self._applier = Applier(shared, journal, leases)
         self._rows: deque[Row] = deque()
         self._waiting: list[tuple[int, Future[None]]] = []  # row that must be applied, and who waits for it
         self._lock = Condition()
         self._collects = False  # rows come by `push`; else they are read from the journal by the next recovery
         self._closing = False
+        self._wants = False  # a lease is to be asked for
+        self._drained: set[str] = set()  # journals of the dead whose leases have ended
+        self._awaited: set[str] = (
+            set()
+        )  # gateways that were alive, and have not come back since the last recovery began
         self.peers: dict[str, str] = {}  #: journal → what its gateway said last
         self.done = 0  #: every row up to this one is applied
         self.begun = False  #: Redis has been ready once
         self.epoch = ""  #: in which this process has recovered last
-        self._next_beat = self._next_orphans = 0
+        self._next_beat = self._next_orphans = self._heard_at = 0
         self._thread = Thread(target=self._work, name="tollkeeper-flush", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +128,12 @@ class Flusher:
                 self._waiting.append((last, told))
                 self._lock.notify_all()
         return told
+
+    def want(self) -> None:
+        """A lease has something to ask of Redis."""
+        with self._lock:
+            self._wants = True
+            self._lock.notify_all()
 
     def wake(self) -> None:
         """The link's state has changed."""
@@ -169,9 +193,9 @@ class Flusher:
 
     def _await(self) -> None:
         """Wait until enough rows are here, or somebody waits for them, or it is time for the next sign of life."""
-        if not self._rows and not self._waiting and not self._closing:
+        if not self._rows and not self._waiting and not self._closing and not self._wants:
             self._lock.wait(max(0, self._next_beat - self._shared.ticks_ms()) / 1000)
-        if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing:
+        if self._rows and not self._waiting and len(self._rows) < ROWS_MAX and not self._closing and not self._wants:
             self._lock.wait(FLUSH_MS / 1000)
 
     def _refused(self, error: StoreError) -> None:
@@ -198,7 +222,8 @@ class Flusher:
             overflowed = not self._collects
         if rows:
             self._shared.register(entry.scopes.project for _, entry in rows)
-            self._applier.apply(rows)
+            if again := self._applier.apply(rows):
+                self._recovery().applied_before(again)
             with self._lock:
                 for _ in rows:
                     if self._rows:
@@ -217,12 +242,16 @@ class Flusher:
         if overflowed and not self._rows:
             raise Doubted("store: more rows waited than fit in memory; the rest is read from the journal")
         now = self._shared.ticks_ms()
+        with self._lock:
+            wants, self._wants = self._wants, False
+        if wants or now >= self._next_beat:
+            self._leases.tend(len(self.peers), look=now >= self._next_beat)
         if now >= self._next_beat:
             self._next_beat = now + BEAT_MS
             if self._say("ready") != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
+            self._applier.look()
         if now >= self._next_orphans:
-            self._next_orphans = now + ORPHANS_MS
             self._adopt_orphans()
 
     # ── recovery ──
@@ -235,45 +264,67 @@ class Flusher:
             self._collects = True  # what comes from now on is behind what the journal is read up to
         shared.census.forget()
         shared.shapes.clear()
+        self._drained.clear()
         shared.registered.clear()
-        known, before = self.epoch, set(self.peers)
+        known = self.epoch
+        self._awaited |= set(self.peers)
         if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:
             self._say(STOPPED)
             raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
-        before |= set(self.peers)
-        if known and known != self.epoch:
+        emptied = bool(known) and known != self.epoch
+        if emptied:
             log.error("store: Redis was emptied; it is filled again from the journals")
         shared.register(self._journal.projects())
         recovery = self._recovery()
         self._applier.catch_up()
-        before -= self._adopt_orphans()
-        recovery.reassert()
-        self._say("replayed")
-        until = shared.ticks_ms() + LEARN_MS
-        while missing := self._missing(before):
-            if shared.ticks_ms() >= until:
-                log.warning("store: %d gateways that were alive have not come back yet", len(missing))
-                break
-            with self._lock:
-                if self._closing:
-                    break
-                self._lock.wait(RETRY_MS / 1000)
-            self._say("replayed")
+        if self._applier.forgotten and known in ("", self.epoch):  # the others do not know yet
+            self.epoch, emptied = shared.renew(self.epoch), True
+        if emptied:
+            self._heard_at = shared.ticks_ms() + HEARD_MS
+        self._say("recovering")
+        drained = self._adopt_orphans()
+        self._awaited -= drained
+        self._applier.follow_others(self.peers.keys() - drained)
+        self._learn("replayed", until_ms := shared.ticks_ms() + LEARN_MS)
+        recovery.reassert()  # now, since balances begin with what everyone has replayed
+        self._leases.reassert(shared.projects(), self._applier.applied, self._applier.starred)
+        self._learn("asserted", until_ms)
+        self._awaited.clear()
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        if shared.link.tell("recovered") == "ready":
-            recovery.late()
+        recovery.ready(lambda: shared.link.tell("recovered"))
 
-    def _missing(self, before: Iterable[str]) -> list[str]:
-        """Gateways that were alive, or are on this host, and have not replayed their journals into this very Redis."""
+    def _learn(self, step: str, until_ms: int) -> None:
+        """Wait until every gateway that was alive has come so far with this very Redis. Raises Doubted."""
+        shared = self._shared
+        while True:
+            if self._say(step) != self.epoch:
+                raise Doubted("store: Redis has begun again from nothing")
+            missing = self._missing(STEPS[STEPS.index(step) :])
+            here = f" {self.epoch} {self._where()} "
+            if (
+                missing
+                and shared.ticks_ms() >= until_ms
+                and not any(here in self.peers.get(name, "") for name in missing)
+            ):
+                if step == "replayed":
+                    log.warning("store: %d gateways that were alive have not come back yet", len(missing))
+                missing = []
+            with self._lock:
+                if self._closing or (not missing and shared.ticks_ms() >= self._heard_at):
+                    break
+                self._lock.wait(RETRY_MS / 1000)
+
+    def _missing(self, steps: Sequence[str]) -> list[str]:
+        """Gateways that were alive, or are on this host, and have taken none of these steps with this very Redis."""
         here = f" {self.epoch} {self._where()} "
-        told = {name: self.peers.get(name, "") for name in (*before, *neighbours(self._folder))}
+        told = {name: self.peers.get(name, "") for name in (*self._awaited, *self.peers, *neighbours(self._folder))}
         return [
             name
             for name, said in told.items()
-            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in ("replayed", "ready"))
+            if name != self._journal.id and not (here in said and said.rpartition(" ")[2] in steps)
         ]
 
     def _where(self) -> str:
@@ -292,6 +343,7 @@ class Flusher:
 
     def _adopt_orphans(self) -> set[str]:
         """Drain the journals of this host's dead, and say which. Raises StoreUnavailable where Redis does not answer."""
+        self._next_orphans = self._shared.ticks_ms() + ORPHANS_MS
         drained = set()
         for path in orphans(self._folder, self._journal.path):
             try:
@@ -302,6 +354,9 @@ class Flusher:
             try:
                 self._shared.register(journal.projects())
                 Applier(self._shared, journal).catch_up()
+                if journal.id not in self._drained:
+                    end_leases(self._shared, journal.id, self._shared.projects())
+                    self._drained.add(journal.id)
                 drained.add(journal.id)
             except StoreError as error:
                 if self._shared.link.state not in ("recovering", "ready"):

@@ -7,67 +7,58 @@ budget may go on by what it declares (`when_away`) while Redis is away.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-
-from tollkeeper.book import Budgets, asked_of, grant_of, refused, standing_of
+from tollkeeper.book import grant_of, refused, standing_of
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Shape
+from tollkeeper.ledger import Shape
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Doubted, Shared, pairs
-from tollkeeper.stores.redis_batch import MINUTE_US, window_at
-from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, shape_name, tag_of
+from tollkeeper.stores.redis_apply import Doubted, Shared
+from tollkeeper.stores.redis_away import Allowance
+from tollkeeper.stores.redis_holding import AMOUNT_MAX, PAGE, Holding
+from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, tag_of
+from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_legs import (
     Covering,
     Held,
     Leg,
     Numbers,
+    Rules,
     balances_of,
-    hold_in,
     legs_of,
     numbers_of,
 )
-from tollkeeper.stores.redis_link import Ask, Script
+from tollkeeper.stores.redis_link import Ask, State
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
-#: The largest amount that a script compares exactly.
-AMOUNT_MAX: Final = 2**53 - 1
 #: How often a reservation opens its slots and tries again.
 OPENINGS_MAX: Final = 5
-PAGE: Final = 500
-#: Calls whose budgets are remembered.
-COVERING_MAX: Final = 10_000
-_reserve: Final = Script("reserve")
-_void: Final = Script("void")
-_json: Final = msgspec.json.Encoder().encode
 
 
 class Holds:
     """`epoch()`, `applied(tag)`: the epoch in which this process has recovered last, the last row that a slot has of it."""
 
     def __init__(
-        self, shared: Shared, journal: Journal, *, epoch: Callable[[], str], applied: Callable[[str], int]
-    ) -> None:
-        self._shared, self._journal = shared, journal
-        self._epoch, self._applied = epoch, applied
-        self._rules: tuple[Budgets, dict[tuple[Scopes, str, int], Covering]] = Budgets(), {}  # replaced together
-        self._hard = False
+        self, shared: Shared, journal: Journal, leases: Leases, *, epoch: Callable[[], str],
+        applied: Callable[[str], int],
+    ) -> None:  # fmt: skip
+        self._shared, self._journal, self._leases = shared, journal, leases
+        self._epoch = epoch
+        self.stand = Holding(shared, journal.id, epoch=epoch, applied=applied)
+        self._rules, self._hard = Rules(()), False
         self._lock = Lock()
-        self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
         self._held: dict[str, Held] = {}
         self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
-        self._late: dict[str, Held] = {}  # admitted while it was away, and not told to it yet
-        self._away: dict[BalanceKey, int] = {}  # how much that is
+        self._asserting = False
+        self._away = Allowance()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        return self._rules[0].shapes
+        return self._rules.shapes
 
     @property
     def hard(self) -> bool:
@@ -83,7 +74,8 @@ class Holds:
                     f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
                     f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
                 )
-        self._rules = Budgets(budgets), {}
+        self._rules = Rules(budgets)
+        self._leases.recall()
         self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
 
     # ── reserve ──
@@ -95,29 +87,34 @@ class Holds:
             raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
         covering = self.covering(hold.scopes, hold.model, hold.at_us)
         held = lived if lived is not None else Held(hold, legs_of(covering, hold))
-        if not held.legs:
+        if held.legs and self._shared.link.state != "ready" and self._admit_away(held, covering):
             await self._intend(held)
-            return grant_of([])
-        if self._shared.link.state != "ready" and (away := await self._reserve_away(held, covering)) is not None:
-            return away
-        self._held[hold.id] = held
-        try:
-            numbers = await self._reserve_in_all(held)
-        except StoreUnavailable:
-            self._held.pop(hold.id, None)
-            self._gone[hold.id] = held
-            raise
-        except Exception:
-            if lived is None:
-                self._held.pop(hold.id, None)
-            raise
-        return grant_of(balances_of(covering, numbers))
+            return grant_of(balances_of(covering, {leg.key: (0, self._away.used(leg.key)) for leg in held.legs}))
+        if lived is None:
+            held = Held(hold, self._leases.take(hold.id, held.legs))
+        numbers = await self._reserve_in_redis(held, fresh=lived is None) if held.legs else {}
+        if not held.legs or self._leases.has(hold.id):
+            await self._intend(held)
+        return grant_of(balances_of(covering, self._leases.numbers() | numbers if covering else {}))
 
-    async def _reserve_in_all(self, held: Held) -> Numbers:
-        """Reserve in every slot, or in none. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
-        link, slots = self._shared.link, held.slots
+    async def _reserve_in_redis(self, held: Held, fresh: bool) -> Numbers:
+        """The part of a hold that no lease pays for."""
+        self._held[held.hold.id] = held
+        try:
+            return await self._reserve_in_all(held, fresh)
+        except Exception as error:
+            if fresh:
+                self._held.pop(held.hold.id, None)
+                self._leases.void(held.hold.id)
+                if isinstance(error, StoreUnavailable):  # what was done is not known
+                    await self._end(held)
+            raise
+
+    async def _reserve_in_all(self, held: Held, fresh: bool) -> Numbers:
+        """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
+        link, slots, again = self._shared.link, held.slots, False
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self._ask(held, tag, legs) for tag, legs in slots.items()])
+            answers = await link.asks([self.stand.ask(held, tag, legs) for tag, legs in slots.items()])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()
             for (tag, legs), answer in zip(slots.items(), answers, strict=True):
@@ -137,8 +134,11 @@ class Holds:
                         )
                     case _:
                         closed.append(tag)
-            if (failures or closed) and granted:
-                await link.asks([self._release(held, tag) for tag in granted])
+            if (failures or closed) and granted and fresh:
+                await link.asks([self.stand.release(held, tag) for tag in granted])
+            if failures and granted and GLOBAL not in granted and fresh and not again:
+                again = True  # what stood in its way may be calls that their own projects are refusing just now
+                continue
             if failures:
                 raise failures[0]
             if not closed:
@@ -159,37 +159,8 @@ class Holds:
                 self._shared.link.tell("doubted", str(error))
                 raise
 
-    def _ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
-        hold, shared = held.hold, self._shared
-        names = list(shared.keys.slot(tag))
-        args: list[Any] = [
-            self._epoch(), self._journal.id, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
-            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
-        ]  # fmt: skip
-        for leg in legs:
-            place = shared.places.balance(leg.key, leg.end_us)
-            names += place.keys
-            asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
-            args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
-        return _reserve(names, args)
-
-    def _release(self, held: Held, tag: str) -> Ask:
-        return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], [held.field(tag)])
-
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
-        """Remembered: no window begins within a minute."""
-        budgets, remembered = self._rules
-        name = (scopes, model, at_us // MINUTE_US)
-        found = remembered.get(name)
-        if found is None:
-            found = []
-            for budget, shape, project, id in budgets.covering(scopes, model):
-                start_us, end_us = window_at(shape.window, shape.timezone, at_us)
-                found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
-            if len(remembered) >= COVERING_MAX:
-                remembered.clear()
-            remembered[name] = found
-        return found
+        return self._rules.covering(scopes, model, at_us)
 
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
         for budget, balance in balances_of(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
@@ -199,34 +170,30 @@ class Holds:
 
     # ── while Redis is away ──
 
-    async def _reserve_away(self, held: Held, covering: Covering) -> Grant | None:
-        """Admit what every hard budget lets each gateway admit now. Raises StoreUnavailable. None: Redis is there again."""
-        with self._lock:
+    def _admit_away(self, held: Held, covering: Covering) -> bool:
+        """Admit a call while Redis is away; False: it is back. Raises StoreUnavailable where a hard budget does not let it."""
+        with self._lock:  # `ready` sees what was admitted before it; after it nothing is
             if self._shared.link.state == "ready":
-                return None
+                return False
             if held.hold.id not in self._held:
-                for budget, key, _ in covering:
-                    if budget.hard and budget.limit is not None:
-                        used, asked = self._away.get(key, 0), asked_of(budget, held.hold)
-                        if asked != 0 and (asked is None or used + asked > budget.when_away):
-                            raise StoreUnavailable(
-                                f"store: Redis is not there ({self._shared.link.reason}); until it is back the {budget.window} "
-                                f"budget of {budget.scope} {key.id or key.project or 'all'!r} lets this gateway admit no more "
-                                "(when_away)"
-                            )
-                for leg in held.legs:
-                    self._away[leg.key] = self._away.get(leg.key, 0) + (leg.asked or 0)
-                self._held[held.hold.id] = self._late[held.hold.id] = held
-        await self._intend(held)
-        return grant_of(balances_of(covering, {leg.key: (0, self._away.get(leg.key, 0)) for leg in held.legs}))
+                self._away.admit(held, covering, self._shared.link.reason)
+                self._held[held.hold.id] = held
+            return True
+
+    def _give_back(self, hold_id: str) -> None:
+        with self._lock:
+            self._away.give_back(hold_id)
 
     async def _intend(self, held: Held) -> None:
         """Make a hold that Redis does not know safe in the journal."""
         self._held[held.hold.id] = held
         try:
             await self._journal.reserve(held.hold)
-        except BaseException:
+        except Exception:  # who is cancelled lets go of it by its id
             self._held.pop(held.hold.id, None)
+            self._leases.void(held.hold.id)
+            self._give_back(held.hold.id)
+            await self._end(held)
             raise
 
     # ── the end of a hold ──
@@ -237,29 +204,36 @@ class Holds:
         if held is None:
             return
         await self._journal.void(hold_id)
+        self._leases.void(hold_id)
+        await self._end(held)
+        self._give_back(hold_id)
+
+    async def _end(self, held: Held) -> None:
+        """Let go of a hold in every slot: now, or when Redis is back."""
         if held.legs:
-            if self._shared.link.state != "ready" or hold_id in self._late:  # it may be asserted again just now
-                self._gone[hold_id] = held
+            if self._shared.link.state != "ready" or self._asserting:  # it may be asserted again just now
+                self._gone[held.hold.id] = held
             try:
-                await self._shared.link.asks([self._release(held, tag) for tag in held.slots])
+                await self._shared.link.asks([self.stand.release(held, tag) for tag in held.slots])
             except StoreUnavailable:
-                self._gone[hold_id] = held
+                self._gone[held.hold.id] = held
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""
         held = Held(hold, ())
         tags = (tag_of(hold.scopes.project), GLOBAL)
-        await self._shared.link.asks([self._release(held, tag) for tag in tags])
+        await self._shared.link.asks([self.stand.release(held, tag) for tag in tags])
 
     def ends(self, entry: Entry) -> bool:
         """Whether an entry ends a hold of this process: the one of its id, if it is its own project's."""
         held = self._held.get(entry.id)
         return held is not None and held.hold.scopes.project == entry.scopes.project
 
-    def settled(self, entry: Entry) -> bool:
+    def settled(self, seq: int, entry: Entry) -> bool:
         """An entry is safe in the journal: Redis lets go of its hold when it is applied. Whether the hold covers it until then."""
-        if entry.by is not None or not self.ends(entry):
+        if entry.by is not None or entry.sign < 0 or not self.ends(entry):
             return False
+        self._leases.settled(seq, entry)
         quote, quoted = (hold := self._held.pop(entry.id).hold).quote_nanos, hold.quote_usage
         spent = entry.charge.amount_nanos
         return (spent is None or (quote is not None and spent <= quote)) and (
@@ -307,27 +281,6 @@ class Holds:
             if not shared.shapes[tag].issuperset(shapes):
                 open_slot(shared, tag, self._epoch(), shapes)
 
-    def live(self, tags: Iterable[str]) -> list[Hold]:
-        """Holds that stand in Redis, of all gateways; on a thread."""
-        keys = self._shared.keys
-        answers = self._shared.link.run(*(Ask(("HVALS", keys.holds(tag))) for tag in (*tags, GLOBAL)))
-        holds = {hold.id: hold for found in answers for hold in map(hold_in, found)}
-        return list(holds.values())
-
-    def dead(self, tags: Iterable[str], before_us: int) -> list[Hold]:
-        """Holds in Redis whose deadline is before an instant; on a thread."""
-        keys = self._shared.keys
-        found: dict[str, Hold] = {}
-        tags = [*tags, GLOBAL]
-        due = self._shared.link.run(
-            *(Ask(("ZRANGEBYSCORE", keys.due(tag), "-inf", before_us // 1000, "LIMIT", 0, PAGE)) for tag in tags)
-        )
-        for tag, fields in zip(tags, due, strict=True):
-            if fields:
-                (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
-                found |= {hold.id: hold for hold in (hold_in(text) for text in texts if text is not None)}
-        return list(found.values())
-
     # ── after Redis was away ──
 
     def recovery(self) -> HoldsRecovery:
@@ -343,50 +296,56 @@ class Holds:
         self._shared.register({each.hold.scopes.project for each in held})
         tags = self._shared.projects()
         self.keep(tags)
-        found = self._own(tags)
-        for each in held:
-            self._keep_all(each)
+        found = self.stand.own(tags)
         standing = before | {each.hold.id for each in held}
         self._run(
             [
-                _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], fields)
+                self.stand.end(tag, fields)
                 for tag, ids in found.items()
                 if (fields := [field for field, id in ids.items() if id not in standing])
             ]
         )
-        self._run([self._ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
-        self._let_go()
+        self._assert(held)
 
-    def late(self) -> None:
-        """The same for what was admitted until Redis was ready; on a thread."""
-        with self._lock:
-            late = [held for id, held in self._late.items() if held.legs and id in self._held]
-            self._away.clear()
-        for each in late:
-            self._keep_all(each)
-        self._run([self._ask(each, *slot, whatever=True) for each in late for slot in each.slots.items()])
-        self._late.clear()
-        self._let_go()
+    def ready(self, tell: Callable[[], State]) -> None:
+        """The same for what was admitted meanwhile; when nothing is new, `tell` that Redis is ready."""
+        done: set[str] = set()
+        while True:
+            with self._lock:
+                late = [held for id, held in self._away.admitted.items() if id in self._held and id not in done]
+                if not late:
+                    if tell() == "ready":
+                        self._away.anew()
+                    return
+            self._assert(late)
+            done |= {held.hold.id for held in late}
 
-    def _own(self, tags: Iterable[str]) -> dict[str, dict[str, str]]:
-        """What Redis has of this process: slot → field → the hold's id."""
-        keys, tags = self._shared.keys, [*tags, GLOBAL]
-        found: dict[str, dict[str, str]] = {}
-        answers = self._shared.link.run(*(Ask(("HGETALL", keys.holds(tag))) for tag in tags))
-        for tag, texts in zip(tags, answers, strict=True):
-            found[tag] = {
-                field.decode(): hold_in(text).id
-                for field, text in pairs(texts).items()
-                if text.partition(b"\n")[0].endswith(self._owner.encode())
-            }
-        return found
+    def applied_before(self, entries: Iterable[Entry]) -> None:
+        """Rows that Redis had before this process heard that they are safe: `reassert` may have found their holds alive."""
+        self._run([ask for entry in entries if entry.by is None for ask in self.stand.end_of(entry)])
+
+    def _assert(self, held: Sequence[Held]) -> None:
+        """Make holds stand that may be given up meanwhile."""
+        self._asserting = True
+        try:
+            for each in held:
+                self._keep_all(each)
+            self._run([self.stand.ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
+        finally:
+            self._asserting = False
+        self._let_go()
 
     def _let_go(self) -> None:
         """Have Redis forget what was given up while it did not answer, or was told again."""
         gone, self._gone = self._gone, {}
         try:
             self._run(
-                [self._release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.slots]
+                [
+                    self.stand.release(each, tag)
+                    for id, each in gone.items()
+                    if id not in self._held
+                    for tag in each.slots
+                ]
             )
         except StoreUnavailable:
             self._gone = gone | self._gone
@@ -409,5 +368,8 @@ class HoldsRecovery:
     def reassert(self) -> None:
         self._holds.reassert(self._before)
 
-    def late(self) -> None:
-        self._holds.late()
+    def ready(self, tell: Callable[[], State]) -> None:
+        self._holds.ready(tell)
+
+    def applied_before(self, entries: Iterable[Entry]) -> None:
+        self._holds.applied_before(entries)

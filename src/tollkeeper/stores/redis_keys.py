@@ -98,6 +98,10 @@ class Keys:
         """Sorted set: hold's id → its deadline, UTC milliseconds."""
         return self.of(tag, "due")
 
+    def leases(self, tag: str) -> str:
+        """Hash: journal, space, name of a balance → what its gateway has leased of it: part of what the balance holds."""
+        return self.of(tag, "leases")
+
     def index(self, tag: str) -> str:
         """Sorted set: the dated keys of this slot (without prefix and tag) → the start of their period, UTC seconds."""
         return self.of(tag, "index")

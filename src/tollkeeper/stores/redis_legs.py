@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tollkeeper.book import Balance, asked_of
-from tollkeeper.ledger import BalanceKey
+from tollkeeper.book import Balance, Budgets, asked_of
+from tollkeeper.ledger import BalanceKey, Shape
+from tollkeeper.stores.redis_batch import MINUTE_US, window_at
 from tollkeeper.stores.redis_keys import GLOBAL, balance_tag, tag_of
-from tollkeeper.values import Budget, Hold
+from tollkeeper.values import Budget, Hold, Scopes
 
 _decode: Final = msgspec.json.Decoder(Hold).decode
+
+#: Calls whose budgets are remembered.
+COVERING_MAX: Final = 10_000
 
 Numbers = dict[BalanceKey, tuple[int, int]]
 """(spent, held) of balances."""
@@ -27,10 +31,13 @@ class Leg(NamedTuple):
     end_us: int
     asked: int | None
     limit: int | None  #: None: it never refuses
+    lease: int = 0  #: how much of the budget a gateway may lease at a time
 
 
 class Held(NamedTuple):
-    """A hold of this process that stands. Without `legs` no budget covers it, and only the journal knows of it."""
+    """A hold of this process that stands, with what Redis holds for it. Without `legs` only the journal knows of it: no budget
+    covers it, or leases pay for it.
+    """
 
     hold: Hold
     legs: tuple[Leg, ...]
@@ -45,7 +52,38 @@ class Held(NamedTuple):
 
     def field(self, tag: str) -> str:
         """Its name in a slot; in the one without a project it says whose it is."""
-        return f"{tag_of(self.hold.scopes.project)}/{self.hold.id}" if tag == GLOBAL else self.hold.id
+        return field_of(self.hold.id, tag_of(self.hold.scopes.project), tag)
+
+
+def field_of(id: str, own: str, tag: str) -> str:
+    """The name of a hold in a slot, `own` being its project's."""
+    return f"{own}/{id}" if tag == GLOBAL else id
+
+
+class Rules:
+    """Which budgets cover a call. Remembered: no window begins within a minute."""
+
+    def __init__(self, budgets: Iterable[Budget]) -> None:
+        self._budgets = Budgets(budgets)
+        self._found: dict[tuple[Scopes, str, int], Covering] = {}
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return self._budgets.shapes
+
+    def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
+        """Every budget that covers such a call."""
+        name = (scopes, model, at_us // MINUTE_US)
+        found = self._found.get(name)
+        if found is None:
+            found = []
+            for budget, shape, project, id in self._budgets.covering(scopes, model):
+                start_us, end_us = window_at(shape.window, shape.timezone, at_us)
+                found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+            if len(self._found) >= COVERING_MAX:
+                self._found.clear()
+            self._found[name] = found
+        return found
 
 
 def legs_of(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
@@ -54,7 +92,7 @@ def legs_of(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
     for budget, key, end_us in covering:
         limit = budget.limit if budget.hard else None
         if key not in legs or limit is not None:
-            legs[key] = Leg(key, end_us, asked_of(budget, hold), limit)
+            legs[key] = Leg(key, end_us, asked_of(budget, hold), limit, budget.lease if budget.hard else 0)
     return tuple(legs.values())
 
 

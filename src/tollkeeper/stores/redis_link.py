@@ -311,7 +311,12 @@ class _Wire:
         self._owed: deque[bool] = deque()
 
     def run_id(self) -> str:
-        """Which process this is. Where INFO is forbidden, none: then every connection is taken for another memory."""
+        """Which process this is. Where INFO is forbidden, none: then every connection is taken for another memory.
+
+        Raises ConnectionError for one that is not there yet: it answers INFO while it reads its own files.
+        """
+        self._connection.send_command("PING")
+        self._connection.read_response()
         self._connection.send_command("INFO", "server")
         try:
             info = self._connection.read_response()

@@ -89,7 +89,7 @@ class RedisReader:
         await self._current()
         tags = None if project is None else [tag_of(project)]
 
-        def begin() -> tuple[Counter[tuple[str, str, str]], Iterator[Entry]]:
+        def begin() -> tuple[Counter[tuple[str, str, str, str | None]], Iterator[Entry]]:
             lists = self._lists(tags, from_us, to_us)  # as long as they are now, both times
             gone = Counter(_name(entry) for entry in self._over(lists, from_us, to_us) if entry.sign < 0)
             return gone, self._over(lists, from_us, to_us)
@@ -329,9 +329,9 @@ async def _paged(walk: Iterator[Entry]) -> AsyncIterator[Entry]:
             yield entry
 
 
-def _name(entry: Entry) -> tuple[str, str, str]:
+def _name(entry: Entry) -> tuple[str, str, str, str | None]:
     """Whose entry it is and what it says: journals that come in another order may count an id's revisions otherwise."""
-    return entry.scopes.project, entry.id, digest_of(entry)
+    return entry.scopes.project, entry.id, digest_of(entry), entry.by
 
 
 def _named(key: CellKey, project: str | None, id: str | None) -> bool:

@@ -24,9 +24,14 @@ TRIES_MAX: Final = 20
 def open_slot(shared: Shared, tag: str, epoch: str, shapes: Iterable[Shape]) -> None:
     """Open a slot and fill the balances of shapes that it does not keep. Raises Doubted, StoreUnavailable."""
     link, keys = shared.link, shared.keys
-    (now,) = link.run(Ask(("GET", keys.epoch)))
+    opened = Ask(("HGET", keys.cursor(GLOBAL), _mark(tag)))
+    now, mark = link.run(Ask(("GET", keys.epoch)), opened)
     if now is None or now.decode() != epoch:
         raise Doubted("store: Redis has begun again from nothing")
+    (own,) = link.run(Ask(("HGET", keys.cursor(tag), "epoch")))  # asked later: it is opened before it is marked
+    if tag != GLOBAL and mark == now != own:
+        shared.renew(epoch)
+        raise Doubted("store: a server of Redis has begun again from nothing")
     (kept,) = link.run(Ask(("SMEMBERS", keys.shapes(tag))))
     shared.heard(tag, sorted(kept))
     missing: list[Shape | None] = [shape for shape in dict.fromkeys(shapes) if shape not in shared.shapes[tag]]
@@ -37,6 +42,14 @@ def open_slot(shared: Shared, tag: str, epoch: str, shapes: Iterable[Shape]) -> 
         else:
             raise Doubted(f"store: the balances of {shape} cannot be filled: entries keep coming")
     shared.shapes[tag] |= frozenset(filter(None, missing))
+    if tag != GLOBAL and mark != now:
+        cursor = keys.cursor(GLOBAL)
+        link.run(Ask(("HSET", cursor, _mark(tag), epoch)), Ask(("EXPIREAT", cursor, FOREVER_S)))
+
+
+def _mark(tag: str) -> str:
+    """Where the slot of all projects says in which epoch another slot was opened: that one alone may be emptied."""
+    return f"open@{tag}"
 
 
 def _fill_once(shared: Shared, tag: str, epoch: str, shape: Shape | None) -> bool:

@@ -12,6 +12,7 @@
 --         [id of a hold that ends, …]
 --         [[fields, [[amounts to add, [keep until, s, …]], …]], …]: a key for each deadline
 --         [keep until, s, …]: a key for each, of a block
+--         [[field of a lease, key of its balance, how much of it is spent now], …]
 --       2… blocks of entries
 --
 -- {"applied", fields that could not be counted up}
@@ -28,7 +29,8 @@ local function whole(value)
 end
 
 -- Read and check all of it before the first write.
-local keep, cursors, kept, names_until, names, ended, sums, blocks_until = unpack(cmsgpack.unpack(ARGV[1]), 1, 8)
+local keep, cursors, kept, names_until, names, ended, sums, blocks_until, leased =
+  unpack(cmsgpack.unpack(ARGV[1]), 1, 9)
 local rows, moved = {}, {}
 for number, each in ipairs(cursors) do
   rows[number] = call('HGET', cursor, each[1]) or '0'
@@ -69,6 +71,7 @@ for _, alike in ipairs(sums) do
   end
 end
 for _, deadline in ipairs(blocks_until) do whole(deadline) end
+for _, lease in ipairs(leased) do whole(lease[3]) end
 whole(keep)
 whole(names_until)
 
@@ -112,6 +115,16 @@ for number, lived in ipairs(lives) do
     end
     call('HDEL', holds, ended[number])
     call('ZREM', due, ended[number])
+  end
+end
+
+for _, lease in ipairs(leased) do
+  local leases, field, balance = holds:match('^(.*}:)') .. 'leases', lease[1], lease[2]
+  local has = tonumber(call('HGET', leases, field) or '0')
+  local part = format('%.0f', math.min(has, lease[3]))
+  if part ~= '0' then
+    call('HINCRBY', leases, field, '-' .. part)
+    call('HINCRBY', balance, 'held', '-' .. part)
   end
 end
 

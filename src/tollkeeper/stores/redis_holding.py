@@ -1,0 +1,95 @@
+"""Holds as they stand in Redis: what makes one stand or end in a slot, and which there are."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from tollkeeper.stores.redis_apply import Shared, pairs
+from tollkeeper.stores.redis_keys import GLOBAL, shape_name, tag_of
+from tollkeeper.stores.redis_legs import Held, Leg, field_of, hold_in
+from tollkeeper.stores.redis_link import Ask, Script
+from tollkeeper.values import Entry, Hold
+
+#: The largest amount that a script compares exactly.
+AMOUNT_MAX: Final = 2**53 - 1
+PAGE: Final = 500
+_reserve: Final = Script("reserve")
+_void: Final = Script("void")
+_json: Final = msgspec.json.Encoder().encode
+
+
+class Holding:
+    """`epoch()`, `applied(tag)`: the epoch in which this process has recovered last, the last row that a slot has of `journal`."""
+
+    def __init__(
+        self, shared: Shared, journal: str, *, epoch: Callable[[], str], applied: Callable[[str], int]
+    ) -> None:
+        self._shared, self._journal = shared, journal
+        self._epoch, self._applied = epoch, applied
+        self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
+
+    def ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
+        """Reserve a hold's part of a slot, `whatever` the limits say."""
+        hold, shared = held.hold, self._shared
+        names = list(shared.keys.slot(tag))
+        args: list[Any] = [
+            self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
+            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
+        ]  # fmt: skip
+        for leg in legs:
+            place = shared.places.balance(leg.key, leg.end_us)
+            names += place.keys
+            asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
+            args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
+        return _reserve(names, args)
+
+    def release(self, held: Held, tag: str) -> Ask:
+        """Let go of it."""
+        return self.end(tag, [held.field(tag)])
+
+    def end(self, tag: str, fields: Iterable[str]) -> Ask:
+        """Let go of holds by their names in a slot."""
+        return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], fields)
+
+    def end_of(self, entry: Entry) -> list[Ask]:
+        """Let go of the hold that ends with an entry, in each slot that may have it."""
+        own = tag_of(entry.scopes.project)
+        return [self.end(tag, [field_of(entry.id, own, tag)]) for tag in (own, GLOBAL)]
+
+    def live(self, tags: Iterable[str]) -> list[Hold]:
+        """Holds of all gateways; on a thread."""
+        keys = self._shared.keys
+        answers = self._shared.link.run(*(Ask(("HVALS", keys.holds(tag))) for tag in (*tags, GLOBAL)))
+        holds = {hold.id: hold for found in answers for hold in map(hold_in, found)}
+        return list(holds.values())
+
+    def dead(self, tags: Iterable[str], before_us: int) -> list[Hold]:
+        """Those whose deadline is before an instant; on a thread."""
+        keys = self._shared.keys
+        found: dict[str, Hold] = {}
+        tags = [*tags, GLOBAL]
+        due = self._shared.link.run(
+            *(Ask(("ZRANGEBYSCORE", keys.due(tag), "-inf", before_us // 1000, "LIMIT", 0, PAGE)) for tag in tags)
+        )
+        for tag, fields in zip(tags, due, strict=True):
+            if fields:
+                (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
+                found |= {hold.id: hold for hold in (hold_in(text) for text in texts if text is not None)}
+        return list(found.values())
+
+    def own(self, tags: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Those of this process: slot → name there → the hold's id; on a thread."""
+        keys, tags = self._shared.keys, [*tags, GLOBAL]
+        found: dict[str, dict[str, str]] = {}
+        answers = self._shared.link.run(*(Ask(("HGETALL", keys.holds(tag))) for tag in tags))
+        for tag, texts in zip(tags, answers, strict=True):
+            found[tag] = {
+                field.decode(): hold_in(text).id
+                for field, text in pairs(texts).items()
+                if text.partition(b"\n")[0].endswith(self._owner.encode())
+            }
+        return found

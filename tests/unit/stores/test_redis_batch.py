@@ -116,7 +116,8 @@ def test_batch() -> None:
     decision = decide_all([one(an_entry("a/1"))], TAG, KEYS, {})
     assert isinstance(decision, Decision)
     batch = project_batch(
-        TAG, "j", 0, 1, decision, ended=["a/1"], leased={}, shapes=frozenset({shape}), places=Places(KEYS, Deadlines(KEPT)), now_us=AT_US
+        TAG, "j", 0, 1, decision, ended=["a/1"], leased={}, shapes=frozenset({shape}), now_us=AT_US,
+        places=Places(KEYS, Deadlines(KEPT)),
     )  # fmt: skip
     assert (batch.cursors, batch.ended, len(batch.blocks)) == ([("j", 0, 1)], ["a/1"], 1)
     assert list(batch.names) == [(KEYS.ids(TAG, AT_US - AT_US % 3_600_000_000), "0=a/1")]

@@ -66,7 +66,7 @@ async def test_keys_are_told(redis_server: RedisServer, tmp_path: Path) -> None:
                 assert {field.decode().rpartition("|")[2] for field in client.hkeys(key)} <= set(CELL_SUMS)
     assert len(kinds) >= 15
     assert {kind: TYPES.get(kind) for kind in kinds} == kinds
-    assert set(TYPES) - set(kinds) == {"before", "members", "rebuild"}  # of a loss, of who is there
+    assert set(TYPES) - set(kinds) == {"before", "leases", "members", "rebuild"}  # of a loss, of who is there
 
 
 async def test_the_rule_for_a_user(own_redis: RedisServer, tmp_path: Path) -> None:

@@ -186,6 +186,8 @@ class Flusher:
                 self._refused(StoreUnavailable("store: a mistake inside Tollkeeper; see the log"))
         if self._shared.link.state == "ready":  # who has left in good order is not waited for
             with contextlib.suppress(StoreError):
+                self._leases.recall()
+                self._leases.tend(1, look=False)
                 self._shared.link.run(Ask(("HDEL", self._shared.keys.members, self._journal.id)))
         with self._lock:
             self._collects = False

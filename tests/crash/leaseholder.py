@@ -50,7 +50,7 @@ async def task(store: Store, name: str, random: Random) -> None:
 async def main(url: str, folder: str, limit: int, lease: int, name: str) -> None:
     budget = Budget(scope="all", limit=limit, window="day", lease=lease)
     store = open_store(url, budgets=[budget], shared=SharedOptions(clock=CLOCK, journal=Path(folder)))
-    await asyncio.gather(*(task(store, f"{name}.{number}", Random(f"{name}.{number}")) for number in range(TASKS)))  # noqa: S311
+    await asyncio.gather(*(task(store, f"{name}.{number}", Random(f"{name}.{number}")) for number in range(TASKS)))
 
 
 if __name__ == "__main__":

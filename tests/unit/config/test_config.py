@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tollkeeper.config import Config, check_listen, ledger, load
+from tollkeeper.config import Config, check_listen, load
 from tollkeeper.errors import ConfigError
 from tollkeeper.prices.file import entries
-from tollkeeper.testing.clock import ManualClock
 from tollkeeper.values import Budget
 
 HASH = "sha256:" + "ab" * 32
@@ -394,17 +393,3 @@ def test_no_secret_in_a_repr() -> None:
     assert "redis://h:6379/0" in repr(config)
     assert config.providers["openai"].credential == "sk-canary"
     assert "canary" not in repr(config)
-
-
-def test_what_a_shared_ledger_needs(tmp_path: Path) -> None:
-    """The settings of a Redis store reach it, with or without the rest of the configuration."""
-    file = tmp_path / "tollkeeper.toml"
-    file.write_text(
-        'store = "redis://h/0"\nredis_prefix = "mine"\nredis_dedupe_s = 7\njournal = "here"\ndata_dir = "there"\n'
-        'scope_cap = 9\n[retention]\nentries = "30d"\n'
-    )
-    clock = ManualClock()
-    shared = load(file, {}).shared(clock)
-    assert ledger(file, {}, clock) == ("redis://h/0", shared, 9)
-    assert (shared.prefix, shared.dedupe_s, shared.journal) == ("mine", 7, Path("there/here"))
-    assert (shared.retention.entries_s, shared.clock) == (30 * 86400, clock)

@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis_leases: calls reserve of leased budgets without asking Redis; no limit is passed, whatever dies."""
+"""tollkeeper.stores.redis_leases: calls reserve without asking Redis, and no limit is passed, whatever dies."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ async def use(url: str, folder: Path) -> None:
     """All that a gateway does with its store."""
     now_us = SystemClock().now_us()
     budgets = [Budget(scope=scope, limit=USD) for scope in ("project", "session", "all", "key", "model")]
+    budgets.append(Budget(scope="user", limit=USD, lease=2 * DIME))
     shared = SharedOptions(clock=SystemClock(), journal=folder)
     store = open_store(url, budgets=budgets, scope_cap=2, shared=shared)
     for number in range(3):

@@ -1,109 +1,60 @@
-"""tollkeeper.stores.redis: the store as its callers see it. The suite of every store tests the contract."""
+"""tollkeeper.stores.redis: what the shared store adds to its parts; the suite of every store is in tests/conformance."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import logging
 from pathlib import Path
 
 import pytest
-from tests.gateways import entry, gateways, hold, soon, store_at
+from tests.shared_stores import options, shared_store
 
-from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
-from tollkeeper.stores import open_store
-from tollkeeper.stores.redis import _is_over
-from tollkeeper.testing.redis_server import RedisServer, free_port
-from tollkeeper.testing.samples import DIME, USD, booked, usd
-
-
-def test_needs_a_folder() -> None:
-    """I2: a URL of Redis without a folder for its journal is one line."""
-    with pytest.raises(ConfigError, match="needs a folder for its journal"):
-        open_store("redis://127.0.0.1/0")
+from tollkeeper.errors import ConfigError
+from tollkeeper.stores import Retention, open_store
+from tollkeeper.stores.redis import RedisStore
+from tollkeeper.testing.redis_server import RedisServer, free_port, until
+from tollkeeper.testing.samples import AT_US, DAY_US, DIME, USD, a_hold, an_entry, standing, usd
 
 
-@pytest.mark.parametrize(
-    ("name", "over"),
-    [
-        ("cells:hour:agent:a%3A1:99", True),
-        ("cells:hour:agent:a:100", False),
-        ("others:day:key:k:99", False),
-        ("entries:99", True),
-        ("balance:all:usd:total:UTC::0", False),
-    ],
-)
-def test_what_is_over(name: str, over: bool) -> None:
-    """Keys go by their kind's horizon and their period's start; those without one stay."""
-    assert _is_over(name, {"hour": 100, "entry": 100}) == over
-
-
-async def test_redis_that_is_late(redis_server: RedisServer, tmp_path: Path) -> None:
-    """I3: without Redis calls are refused with the reason, once the start's patience is over; what is booked is safe, and told."""
-    store = store_at(f"redis://127.0.0.1:{free_port()}/0", tmp_path, [usd(USD)])
-    assert store.state == "away"
-    assert "not there yet" in str(store.trouble)
-    store._begin_until_ms = 0
-    with pytest.raises(StoreUnavailable, match="not there yet"):
-        await store.reserve(hold("a/1"))
-    assert await store.settle(entry("a/1")) == "booked"
-    assert (store.condition.waiting, store.condition.peers) == (None, 0)
+async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tmp_path: Path) -> None:
+    """P3: what was booked without a hold, or above it, counts in the next reservation of this process."""
+    store = shared_store(redis_server, tmp_path, usd(10 * DIME))
+    for number in range(5):
+        await store.settle(an_entry(f"{number}/1"))
+        await store.reserve(a_hold(f"h{number}/1", DIME))
+        await store.settle(an_entry(f"h{number}/1", DIME))
+    assert (await standing(store)).spent == 10 * DIME
     await store.close()
 
 
-async def test_condition(own_redis: RedisServer, tmp_path: Path) -> None:
-    """The state, since when, what went wrong last, and how much waits."""
-    async with gateways([own_redis.url + "?timeout=0.2"], tmp_path, [usd(USD)]) as (store,):
-        assert (store.trouble, store.condition.state, store.condition.waiting) == (None, "ready", 0)
-        since_us = store.condition.since_us
-        own_redis.pause()
-        await store.settle(entry("a/1"))
-        await soon(lambda: store.state == "away")
-        found = store.condition
-        assert found.since_us > since_us
-        assert (found.waiting, store.trouble) == (1, None)
-        assert found.reason
-        own_redis.resume()
-        await soon(lambda: store.state == "ready" and store.condition.waiting == 0)
+async def test_late_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """I3, F2: without Redis it opens and says why it is not ready; recording goes on; Redis comes, and it is, with few lines."""
+    port = free_port()
+    with caplog.at_level(logging.INFO, "tollkeeper"):
+        store = open_store(f"redis://127.0.0.1:{port}", budgets=[usd(USD)], shared=options(tmp_path / "journal"))
+        assert isinstance(store, RedisStore)
+        assert "Redis" in (store.trouble or "")
+        await store.settle(an_entry("a/1"))
+        with RedisServer(tmp_path / "redis", port=port):
+            await asyncio.to_thread(until, lambda: store.trouble is None, "it is ready")
+            assert (await standing(store)).spent == DIME
+            await store.close()
+    states = [record.message for record in caplog.records if "Redis is " in record.message]
+    assert len(states) <= 4
 
 
-async def test_a_repeat_ends_its_hold(redis_server: RedisServer, tmp_path: Path) -> None:
-    """B2: a call that was booked before under its id is repeated, and its new hold is let go of; another one is a conflict."""
-    async with gateways(redis_server.url, tmp_path, [usd(USD)], many=2) as (one, other):
-        await one.settle(entry("a/1"))
-        await one._current()
-        await one.reserve(hold("a/1"))
-        assert await one.settle(entry("a/1")) == "repeated"
-        assert await other.settle(entry("a/1")) == "repeated"
-        with pytest.raises(Conflict):
-            await other.settle(entry("a/1", 2 * DIME))
-        assert await one.live() == []
-        assert len(await booked(one)) == 1
+async def test_prune_keeps_what_is_not_applied(redis_server: RedisServer, tmp_path: Path) -> None:
+    """B4: pruning drops the entries of Redis and of the journal alike, and only what has outlived its time."""
+    store = shared_store(redis_server, tmp_path)
+    await store.settle(an_entry("old/1", at_us=AT_US - 70 * DAY_US))
+    await store.settle(an_entry("new/1"))
+    assert await store.prune(AT_US, Retention(hour_s=None, day_s=None, month_s=None, entries_s=30 * 86400)) > 0
+    assert [entry.id async for entry in store.entries(0, 2**62)] == ["new/1"]
+    assert await store._journal.entry("alpha", "old/1") is None
+    await store.close()
 
 
-async def test_several_event_loops(redis_server: RedisServer, tmp_path: Path) -> None:
-    """One store serves threads with loops of their own, at once."""
-    async with gateways([redis_server.url], tmp_path, [usd(100 * USD)]) as (store,):
-
-        async def calls(name: int) -> None:
-            for number in range(20):
-                await store.reserve(hold(f"{name}-{number}/1"))
-                await store.settle(entry(f"{name}-{number}/1"))
-
-        threads = [threading.Thread(target=lambda name=name: asyncio.run(calls(name))) for name in range(3)]
-        for thread in threads:
-            thread.start()
-        await asyncio.to_thread(lambda: [thread.join() for thread in threads])
-        await store.verify()
-        assert len(await booked(store)) == 60
-        assert await store.live() == []
-
-
-async def test_uncovered_is_applied_first(redis_server: RedisServer, tmp_path: Path) -> None:
-    """C1: what was spent above its hold, or without one, is in the balances before this process reserves again."""
-    async with gateways([redis_server.url], tmp_path, [usd(USD)]) as (store,):
-        await store.reserve(hold("a/1"))
-        await store.settle(entry("a/1", 5 * DIME))
-        await store.settle(entry("b/1", 4 * DIME))
-        grant = await store.reserve(hold("c/1"))
-        assert grant.tightest is not None
-        assert (grant.tightest.spent, grant.tightest.held) == (9 * DIME, DIME)
+def test_needs_a_folder() -> None:
+    """I2: a Redis store that is not told where its journal goes is refused with what to do."""
+    with pytest.raises(ConfigError, match="journal"):
+        open_store("redis://localhost")

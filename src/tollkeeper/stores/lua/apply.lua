@@ -109,11 +109,10 @@ end
 
 local lives = #ended > 0 and call('HMGET', holds, unpack(ended)) or {}
 for number, lived in ipairs(lives) do
-  if lived then
+  if lived and call('HDEL', holds, ended[number]) == 1 then -- one may be told of twice
     for key, amount in lived:sub(1, (lived:find('\n', 1, true)) - 1):gmatch('(%S+) (%d+)') do
       call('HINCRBY', key, 'held', '-' .. amount)
     end
-    call('HDEL', holds, ended[number])
     call('ZREM', due, ended[number])
   end
 end

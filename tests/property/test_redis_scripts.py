@@ -91,7 +91,7 @@ def test_a_hostile_amount(client: redis.Redis, call: Call) -> None:
         for text in TEXTS:
             if (text == "" and place in call.empty) or (text == "-1" and place in call.below):
                 continue
-            args = call.args[:place] + [text] + call.args[place + 1 :]
+            args = [*call.args[:place], text, *call.args[place + 1 :]]
             refused(client, call.script, call.keys, args)
     before = copy_of(client)
     client.eval(Script(call.script).text, len(call.keys), *call.keys, *call.args)
@@ -123,7 +123,10 @@ def test_a_hostile_batch(client: redis.Redis, place: tuple[int, ...]) -> None:
 @given(data=st.data())
 def test_anything_for_an_amount(redis_server: RedisServer, data: st.DataObject) -> None:
     """F4: any text that is not a whole number from 0 to 2^53 - 1, written as such, is refused by the reservation."""
-    text = data.draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.from_regex(r"[-+.0-9eExXnaif\s]{1,18}", fullmatch=True))
+    text = data.draw(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+        | st.from_regex(r"[-+.0-9eExXnaif\s]{1,18}", fullmatch=True)
+    )
     good = text == "" or (text.isascii() and text.isdigit() and str(int(text)) == text and int(text) < 2**53)
     call = CALLS[0]
     with redis_server.client() as client:
@@ -131,6 +134,6 @@ def test_anything_for_an_amount(redis_server: RedisServer, data: st.DataObject) 
         client.hset(SLOT[0], mapping={"epoch": "e", "j": 7})
         client.sadd(SLOT[1], "s")
         place = data.draw(st.sampled_from(call.amounts))
-        args = call.args[:place] + [text] + call.args[place + 1 :]
+        args = [*call.args[:place], text, *call.args[place + 1 :]]
         if not good or (text == "" and place not in call.empty):
             refused(client, "reserve", call.keys, args)

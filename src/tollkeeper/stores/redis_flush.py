@@ -291,6 +291,7 @@ class Flusher:
         self._learn("replayed", until_ms := shared.ticks_ms() + LEARN_MS)
         recovery.reassert()  # now, since balances begin with what everyone has replayed
         self._leases.reassert(shared.projects(), self._applier.applied, self._applier.starred)
+        self._applier.go_on()  # what was settled after the journal was read, and before its hold could be asserted
         self._learn("asserted", until_ms)
         self._awaited.clear()
         self._say("ready")

@@ -122,6 +122,20 @@ async def test_living_neighbours_first(
     await neighbour.close()
 
 
+async def test_a_neighbour_that_dies_while_it_is_waited_for(own_redis: RedisServer, tmp_path: Path) -> None:
+    """B4, C1: what it had booked counts before anything is admitted again."""
+    folder = tmp_path / "journals"
+    folder.mkdir()
+    neighbour = Journal.open(folder / "7000000000000000.sqlite")
+    await neighbour.settle(entry("a/1"))
+    async with opened(own_redis.url, folder, ready=False) as store:
+        with own_redis.client() as client:
+            await soon(lambda: (client.hget(KEYS.members, store._journal.id) or b"").endswith(b"replayed"))  # type: ignore[union-attr]
+        await neighbour.close()
+        await soon(lambda: store.state == "ready")
+        assert (await store._holds.standings(entry("a/1").scopes, "m", CLOCK.now_us()))[0].spent == DIME
+
+
 async def test_an_orphan_that_is_an_old_copy(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

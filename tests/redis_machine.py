@@ -99,7 +99,8 @@ class Many:
     With a small cap on scopes nothing fails: which ids fit depends on the order in which Redis hears of them.
     """
 
-    def __init__(self, server: RedisServer, pick: Pick) -> None:
+    def __init__(self, server: RedisServer, pick: Pick, within_s: float = WITHIN_S) -> None:
+        self.within_s = within_s
         self.pick = pick
         self.server, self.raw = server, server.client()
         self.loop = asyncio.new_event_loop()
@@ -167,7 +168,7 @@ class Many:
     def do(self, what: Awaitable[T]) -> T | TollkeeperError:
         async def answer() -> T:
             task = asyncio.ensure_future(what)
-            until = time.monotonic() + WITHIN_S
+            until = time.monotonic() + self.within_s
             while not (await asyncio.wait([task], timeout=0.02))[0]:
                 self.clock.s += BEAT_MS / 1000  # it may wait for others
                 assert time.monotonic() < until, f"no answer: {[each.state for each in self.stores]}"
@@ -216,7 +217,7 @@ class Many:
         """Wait until every store is in the Redis that is there, and all journals are applied."""
         if self.away:
             return
-        until = time.monotonic() + WITHIN_S
+        until = time.monotonic() + self.within_s
         while not self._recovered() or not self._drained():
             assert time.monotonic() < until, [(store.state, store._shared.link.reason) for store in self.stores]
         for store in self.stores:

@@ -84,10 +84,9 @@ def scan(client: Any) -> dict[str, Any]:
     nodes = client.get_nodes() if hasattr(client, "get_nodes") else [None]
     found = {}
     for node in nodes:
-        if node is None:
-            answer = client.eval(_ALL_AT_ONCE, 0)
-        else:
-            answer = client.get_redis_connection(node).eval(_ALL_AT_ONCE, 0)
+        answer = (
+            client.eval(_ALL_AT_ONCE, 0) if node is None else client.get_redis_connection(node).eval(_ALL_AT_ONCE, 0)
+        )
         for name, fields in answer:
             pairs = zip(fields[::2], fields[1::2], strict=True)
             found[name.decode()] = {field.decode(): value.decode() for field, value in pairs}

@@ -20,7 +20,7 @@ from msgspec import structs
 from tests.redis_state import Copy, copy_of, holds_in, problems, put_back
 
 from tollkeeper.book import refusal_of
-from tollkeeper.errors import StoreOwned, StoreUnavailable, TollkeeperError
+from tollkeeper.errors import Conflict, StoreOwned, StoreUnavailable, TollkeeperError
 from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, expired
 from tollkeeper.stores import SharedOptions
 from tollkeeper.stores.journal import Journal, orphans
@@ -99,7 +99,8 @@ class Many:
     With a small cap on scopes nothing fails: which ids fit depends on the order in which Redis hears of them.
     """
 
-    def __init__(self, server: RedisServer, pick: Pick) -> None:
+    def __init__(self, server: RedisServer, pick: Pick, within_s: float = WITHIN_S) -> None:
+        self.within_s = within_s
         self.pick = pick
         self.server, self.raw = server, server.client()
         self.loop = asyncio.new_event_loop()
@@ -112,6 +113,7 @@ class Many:
         self.holds: dict[str, Hold] = {}
         self.owner: dict[str, RedisStore] = {}  # of a hold
         self.entries: dict[str, Entry] = {}
+        self.wrote: dict[str, str] = {}  # which journal has the settlement of an id
         self.voided: set[str] = set()
         self.away = False
         self.copy: Copy | None = None
@@ -144,6 +146,9 @@ class Many:
     def end(self) -> None:
         """Every hold ends, of the dead too; then nothing is held, and all sums are right."""
         self.come_back()
+        for hold in self.of_model("live") if not self.fails else ():
+            self.give_up(hold.id)
+        self.quiet()
         self.clock.us += 3600 * SECOND_US
         self.expire_all()
         self.quiet()
@@ -163,7 +168,7 @@ class Many:
     def do(self, what: Awaitable[T]) -> T | TollkeeperError:
         async def answer() -> T:
             task = asyncio.ensure_future(what)
-            until = time.monotonic() + WITHIN_S
+            until = time.monotonic() + self.within_s
             while not (await asyncio.wait([task], timeout=0.02))[0]:
                 self.clock.s += BEAT_MS / 1000  # it may wait for others
                 assert time.monotonic() < until, f"no answer: {[each.state for each in self.stores]}"
@@ -212,7 +217,7 @@ class Many:
         """Wait until every store is in the Redis that is there, and all journals are applied."""
         if self.away:
             return
-        until = time.monotonic() + WITHIN_S
+        until = time.monotonic() + self.within_s
         while not self._recovered() or not self._drained():
             assert time.monotonic() < until, [(store.state, store._shared.link.reason) for store in self.stores]
         for store in self.stores:
@@ -313,13 +318,15 @@ class Many:
         """Settle in a store and in the model: what the model says. An estimate that it replaces may be another process's."""
         project, id = entry.scopes.project, entry.id
         known = self.of_model("entry", project, id) if self.away else None
-        if known is not None and known.outcome != "expired" and self.do(store._journal.entry(project, id)) is None:
+        if known is not None and known.outcome != "expired" and self.wrote.get(id) != store._journal.id:
             return None  # which of them counts is found out later
         told, right = self.do(store.settle(entry)), self.do(self.model.settle(entry))
         if isinstance(right, TollkeeperError):
             assert isinstance(told, type(right)), (told, right)
         else:
             assert (told == "repeated") == (right == "repeated") or self.away, (told, right)
+            if right != "repeated":
+                self.wrote[id] = store._journal.id
         return right
 
     def settle_again(self) -> None:
@@ -354,8 +361,15 @@ class Many:
                 return
             if answers[-1] == "corrected":
                 assert self.do(ledger.correct(right)) == "repeated"
+            if isinstance(answers[0], Conflict) and self._outran(ledger, old):
+                return
         told, right = answers
         assert told == right or (isinstance(told, TollkeeperError) and isinstance(right, type(told))), answers
+
+    def _outran(self, ledger: RedisStore | MemoryStore, old: Entry) -> bool:
+        """Whether a journal has a revision that does not count any more, after the one that stands since Redis was emptied."""
+        own = self.do(ledger._journal.entry(old.scopes.project, old.id)) if isinstance(ledger, RedisStore) else None
+        return isinstance(own, Entry) and own.revision > old.revision
 
     def void(self) -> None:
         if self.holds:
@@ -470,6 +484,7 @@ class Many:
         for hold in self.of_model("live"):
             if self.owner[hold.id] not in self.stores and hold.id not in known:
                 self.do(self.model.void(hold.id))
+                self.voided.add(hold.id)
 
     def _ghosts(self) -> bool:
         """Whether a hold would come back that a process gave up of which nobody knows any more."""

@@ -52,7 +52,7 @@ class Verdict:
     def line(self, kind: str) -> str:
         return (
             f"{kind:24} {self.faults:4} {self.records:7} {len(self.lost):5} {len(self.doubled):5} {len(self.over):5} "
-            f"{len(self.phantoms):5} {self.slowest_s:5.1f}  {'; '.join(self.wrong)[:200]}"
+            f"{len(self.phantoms):5} {self.slowest_s:5.1f}  {'; '.join(self.wrong + self.over)[:2000]}"
         )
 
 
@@ -127,7 +127,7 @@ def judge(found: Verdict, entries: list[Entry], notes: Notes) -> None:
     found.doubled |= {id for id, times in Counter(entry.id for entry in entries).items() if times > 1}
     found.over += [f"{name}: {spent} booked" for name, spent in sums.items() if spent > limits[name[0]]]
     estimated = {id for id, entry in by_id.items() if entry.outcome == "expired"}
-    found.phantoms |= estimated & (notes.others["voided"] | notes.others["unheld"])
+    found.phantoms |= estimated & (notes.let_go)
 
 
 def audit_naive(client: redis.Redis, notes: Notes) -> Verdict:

@@ -43,7 +43,7 @@ class Notes:
         self._read: dict[Path, int] = {}
         self._lock = threading.Lock()
         self.settled: set[str] = set()
-        self.others: dict[str, set[str]] = {"voided": set(), "unheld": set(), "left": set()}
+        self.others: dict[str, set[str]] = {"voided": set(), "refused": set(), "unheld": set(), "left": set()}
         self.newest = dict.fromkeys(PROJECTS, 0)  #: the newest session in which something was settled
         self.started: set[str] = set()
 
@@ -59,6 +59,11 @@ class Notes:
                     for line in lines.decode().split("\n"):
                         self._take(path, *line.split())
             return len(self.settled)
+
+    @property
+    def let_go(self) -> set[str]:
+        """Ids of calls that were not made."""
+        return self.others["voided"] | self.others["refused"] | self.others["unheld"]
 
     def _take(self, path: Path, what: str, *words: str) -> None:
         if what == "started":
@@ -235,7 +240,7 @@ class Watcher:
             pipeline.hmget(name, "spent", "held")
             pipeline.hgetall(holds)
             (spent, held), standing = pipeline.execute()
-        let_go = self._notes.others["voided"] | self._notes.others["unheld"]
+        let_go = self._notes.let_go
         back = [
             field
             for field, text in standing.items()
@@ -244,7 +249,8 @@ class Watcher:
         ]  # fmt: skip
         sum_nanos = int(spent or 0) + int(held or 0) - len(back) * QUOTE
         if sum_nanos > limit:
-            told = f"{name}: {spent} spent + {held} held > {limit} ({len(back)} are back from the dead)"
+            ids = [field.decode() for field, text in standing.items() if name.encode() in text]
+            told = f"{name}: {int(spent)} spent + {int(held)} held > {limit}, {len(back)} back from the dead; {ids}"
             self._over.append((time.time(), told))
 
     def over(self, recovering: list[tuple[float, float]]) -> list[str]:

@@ -1,7 +1,7 @@
 """A process to be killed that shares a ledger in Redis: `python -m tests.crash.shared_gateway URL JOURNALS NAME SESSION`.
 
 Many tasks reserve, settle, void and abandon; JOURNALS/NAME.notes says what the ledger has acknowledged, a line each:
-"settled ID PROJECT SESSION", "voided ID", "unheld ID" (the reservation was not answered), "left ID". The notes are written
+"settled ID PROJECT SESSION", "voided ID", "refused ID", "unheld ID" (Redis did not answer), "left ID". The notes are written
 before anything else happens and outlive a SIGKILL, as all that is written does; no power is cut under them.
 
 Each session has a hard budget that lasts for some dozens of calls, and so has each key, which is shared by three sessions of
@@ -98,6 +98,7 @@ class Gateway:
         try:
             await self.store.reserve(hold)
         except BudgetExceeded:
+            self.say("refused", hold.id)
             self.sessions[project] = max(self.sessions[project], session + 1)
             return False
         except StoreUnavailable:

@@ -1,4 +1,4 @@
-"""While Redis is away: what a budget lets each gateway admit, and what stands in Redis afterwards."""
+"""tollkeeper.stores.redis_away: while Redis is away: what a budget lets each gateway admit, and what stands in Redis afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases of hot budgets: calls reserve without asking Redis, and no limit is passed, whatever dies."""
+"""tollkeeper.stores.redis_leases: calls reserve without asking Redis, and no limit is passed, whatever dies."""
 
 from __future__ import annotations
 
@@ -167,13 +167,6 @@ async def test_redis_forgets(own_redis: RedisServer, tmp_path: Path) -> None:
                 await store.verify()
             spent = 3 * DIME // 2 + 3 * DIME
             assert [await store.verify() for store in stores] == [[], [], []]
-            if sums(client)[TOGETHER] != (spent, 6 * DIME):
-                print("DEBUG", sums(client))
-                for store in stores:
-                    print("J", store._journal.id, store._journal.last, [(s, e.id) for s, e in store._journal.rows(0, 99, 99)])
-                    print(store._applier_debug() if hasattr(store, "_applier_debug") else (store._flusher._applier.applied, store._flusher._applier.starred))
-                print([(e.id) async for e in store.entries(0, 2**62)])
-                print({k: client.hgetall(k) for k in client.keys("*cursor")})
             assert sums(client)[TOGETHER] == (spent, 6 * DIME)
             assert sums(client)[ALPHA] == (spent, 6 * DIME)
             for number, store in enumerate(stores):

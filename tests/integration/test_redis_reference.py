@@ -36,6 +36,7 @@ async def use(url: str, folder: Path) -> None:
     """All that a gateway does with its store."""
     now_us = SystemClock().now_us()
     budgets = [Budget(scope=scope, limit=USD) for scope in ("project", "session", "all", "key", "model")]
+    budgets.append(Budget(scope="user", limit=USD, lease=2 * DIME))
     shared = SharedOptions(clock=SystemClock(), journal=folder)
     store = open_store(url, budgets=budgets, scope_cap=2, shared=shared)
     for number in range(3):
@@ -66,7 +67,7 @@ async def test_keys_are_told(redis_server: RedisServer, tmp_path: Path) -> None:
                 assert {field.decode().rpartition("|")[2] for field in client.hkeys(key)} <= set(CELL_SUMS)
     assert len(kinds) >= 15
     assert {kind: TYPES.get(kind) for kind in kinds} == kinds
-    assert set(TYPES) - set(kinds) == {"before", "members", "rebuild"}  # of a loss, of who is there
+    assert set(TYPES) - set(kinds) == {"before", "leases", "members", "rebuild"}  # of a loss, of who is there
 
 
 async def test_the_rule_for_a_user(own_redis: RedisServer, tmp_path: Path) -> None:

@@ -10,5 +10,7 @@ import typer
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file; default: ./tollkeeper.toml if there is one.")
 ]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="The ledger: sqlite:///path; default: the configured.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="The ledger: sqlite:///path or redis://…; default: the configured.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, amounts as exact decimal text.")]

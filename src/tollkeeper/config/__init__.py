@@ -215,7 +215,7 @@ def _budgets(settings: Settings, source: Source, key_ids: set[str]) -> tuple[Bud
     seen: dict[Budget, int] = {}
     for number, table in enumerate(settings.budgets):
         budget = _budget(table, ("budgets", number), source, key_ids)
-        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None, when_away=0), number)
+        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None, when_away=0, lease=0), number)
         if twin != number:
             raise source.error(("budgets", number), f"limits the same as #{twin + 1}; keep one of them")
         budgets.append(budget)
@@ -241,6 +241,7 @@ def _budget(table: BudgetTable, loc: tuple[str, int], source: Source, key_ids: s
         timezone=_timezone(table.timezone, (*loc, "timezone"), source),
         hard=table.hard,
         when_away=_when_away(table, limit, (*loc, "when_away"), source),
+        lease=_lease(table, limit, (*loc, "lease"), source),
     )
 
 
@@ -263,6 +264,20 @@ def _when_away(table: BudgetTable, limit: int | None, loc: Loc, source: Source) 
     if amount and (limit is None or not table.hard):
         raise source.error(loc, "is for hard budgets with a limit, others refuse nothing; remove it")
     if limit is not None and amount > limit:
+        raise source.error(loc, "is above the limit; expected a part of it")
+    return amount
+
+
+def _lease(table: BudgetTable, limit: int | None, loc: Loc, source: Source) -> int:
+    share = isinstance(table.lease, str) and table.lease.endswith("%")
+    amount = None if share else _amount(table.lease, table.measure, loc, source)
+    if amount == 0:
+        return 0
+    if limit is None or not table.hard:
+        raise source.error(loc, "is for hard budgets with a limit, others refuse nothing; remove it")
+    if amount is None:
+        return limit * int(str(table.lease).removesuffix("%")) // 100
+    if amount > limit:
         raise source.error(loc, "is above the limit; expected a part of it")
     return amount
 

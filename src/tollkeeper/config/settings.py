@@ -61,6 +61,16 @@ def _when_away(value: object) -> object:
     return _limit(value)
 
 
+def _lease(value: object) -> object:
+    if value is None or value == "none":
+        raise ValueError("expected an amount or a part of the limit like '5%'; 0: no lease")
+    if isinstance(value, str) and value.endswith("%"):
+        if not re.fullmatch(r"[1-9][0-9]?%", value):
+            raise ValueError("expected a part of the limit from '1%' to '99%'")
+        return value
+    return _limit(value)
+
+
 def _prefix(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
         raise ValueError("expected 1 to 64 letters, digits, '-', '_' and '.'")
@@ -188,6 +198,10 @@ class BudgetTable(_Table):
     when_away: Annotated[str | int, BeforeValidator(_when_away)] = Field(
         0,
         description="what each gateway may admit of a hard budget while Redis is away, as limit is written; 0: nothing",
+    )
+    lease: Annotated[str | int, BeforeValidator(_lease)] = Field(
+        0,
+        description='what a gateway may hold of a hard budget in Redis in advance, as limit is written or "5%" of it; 0: nothing',
     )
 
 

@@ -139,7 +139,9 @@ def _revise(unit: Unit, settled: str) -> Verdict:
     own = old.by is None  # it corrects what a gateway has booked
     if under.startswith("{"):
         estimate = _entry.decode(under)
-        if own and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
+        if old.outcome != "expired":  # of a settlement that has replaced it: its own journal is behind
+            if not own:
+                return Verdict((old, entry), mark, settled)
             replaced = correction(estimate, structs.replace(old, sign=1))
             return Verdict((*replaced, old, entry), mark, owes + digest_of(old))
         newer = entry.revision > estimate.revision

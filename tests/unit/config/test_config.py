@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tollkeeper.config import Config, check_listen, ledger, load
+from tollkeeper.config import Config, check_listen, load
 from tollkeeper.errors import ConfigError
 from tollkeeper.prices.file import entries
-from tollkeeper.testing.clock import ManualClock
 from tollkeeper.values import Budget
 
 HASH = "sha256:" + "ab" * 32
@@ -136,6 +135,14 @@ BAD = [
         "budgets #1.when_away",
         "whole number of tokens",
     ),
+    (budget(scope='"all"', limit='"1"', lease="0.5"), "budgets #1.lease", 'in quotes: "0.5"'),
+    (budget(scope='"all"', limit='"1"', lease='"none"'), "budgets #1.lease", "expected an amount or a part"),
+    (budget(scope='"all"', limit='"1"', lease='"100%"'), "budgets #1.lease", "from '1%' to '99%'"),
+    (budget(scope='"all"', limit='"1"', lease='"2.5%"'), "budgets #1.lease", "from '1%' to '99%'"),
+    (budget(scope='"all"', limit='"1"', lease='"1.01"'), "budgets #1.lease", "is above the limit"),
+    (budget(scope='"all"', lease='"5%"'), "budgets #1.lease", "is for hard budgets with a limit"),
+    (budget(scope='"all"', limit='"1"', lease='"1"', hard="false"), "budgets #1.lease", "is for hard budgets"),
+    (budget(scope='"all"', measure='"tokens"', limit="9", lease='"1"'), "budgets #1.lease", "whole number of tokens"),
     (key() + budget(scope='"key"', id='"kk"'), "budgets #1.id", "did you mean k?"),
     # keys
     (key(hash='"tk_canary"'), "keys #1.hash", "64 hex digits"),
@@ -258,7 +265,8 @@ def test_budgets() -> None:
             budget(scope='"project"', id='"a"', limit='"12.50"', timezone='"Asia/Kolkata"', hard="false"),
             budget(scope='"user"', project='"a"', limit="0"),
             budget(scope='"model"', id='"gpt"', measure='"tokens"', window='"minute"', limit="1_000", when_away="50"),
-            budget(scope='"all"', window='"day"', limit='"9"', when_away='"0.25"'),
+            budget(scope='"all"', window='"day"', limit='"9"', when_away='"0.25"', lease='"0.5"'),
+            budget(scope='"all"', window='"week"', limit='"9"', lease='"5%"'),
         ]
     )
     assert loaded(text).budgets == (
@@ -267,7 +275,8 @@ def test_budgets() -> None:
         Budget(scope="project", id="a", limit=12_500_000_000, timezone="Asia/Kolkata", hard=False),
         Budget(scope="user", project="a", limit=0),
         Budget(scope="model", id="gpt", limit=1000, measure="tokens", window="minute", when_away=50),
-        Budget(scope="all", limit=9 * 10**9, window="day", when_away=250_000_000),
+        Budget(scope="all", limit=9 * 10**9, window="day", when_away=250_000_000, lease=500_000_000),
+        Budget(scope="all", limit=9 * 10**9, window="week", lease=450_000_000),
     )
 
 
@@ -384,17 +393,3 @@ def test_no_secret_in_a_repr() -> None:
     assert "redis://h:6379/0" in repr(config)
     assert config.providers["openai"].credential == "sk-canary"
     assert "canary" not in repr(config)
-
-
-def test_what_a_shared_ledger_needs(tmp_path: Path) -> None:
-    """The settings of a Redis store reach it, with or without the rest of the configuration."""
-    file = tmp_path / "tollkeeper.toml"
-    file.write_text(
-        'store = "redis://h/0"\nredis_prefix = "mine"\nredis_dedupe_s = 7\njournal = "here"\ndata_dir = "there"\n'
-        'scope_cap = 9\n[retention]\nentries = "30d"\n'
-    )
-    clock = ManualClock()
-    shared = load(file, {}).shared(clock)
-    assert ledger(file, {}, clock) == ("redis://h/0", shared, 9)
-    assert (shared.prefix, shared.dedupe_s, shared.journal) == ("mine", 7, Path("there/here"))
-    assert (shared.retention.entries_s, shared.clock) == (30 * 86400, clock)

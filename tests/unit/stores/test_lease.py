@@ -136,7 +136,9 @@ def test_a_settlement(spent: int, part: int) -> None:
 steps = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from(["call", "call", "call", "settle", "void", "apply", "tend", "time", "recover", "die", "recall"]),
+        st.sampled_from(
+            ["call", "call", "call", "settle", "void", "apply", "tend", "time", "recover", "die", "recall"]
+        ),
         st.integers(0, 30),
     ),
     max_size=120,

@@ -203,6 +203,18 @@ def test_a_mistake_of_ours(links: Callable[[Any], Link], caplog: pytest.LogCaptu
     assert link.run(Ask(("GET", "k"))) == [b"OK"]
 
 
+def test_a_text_that_cannot_be_sent(links: Callable[[Any], Link]) -> None:
+    """H4: a lone surrogate in an id is its caller's error alone: the others are answered, and the connection stays."""
+    node = FakeNode("a:1")
+    link = links(FakeServers(node))
+    asks = [Ask(("GET", "k")), Ask(("HGET", "k", "\ud800")), Ask(("GET", "k"))]
+    with pytest.raises(UnicodeEncodeError):
+        link.run(*asks)
+    assert [ask.answer for ask in asks][::2] == [b"OK"] * 2
+    assert link.run(Ask(("GET", "k"))) == [b"OK"]
+    assert node.connects == 1
+
+
 def test_a_slot_that_has_moved(links: Callable[[Any], Link]) -> None:
     """MOVED: the map is read again, once for all that were sent by the old one, and they go where it says."""
     new = FakeNode("b:2", scripted(b"1", b"2", b"3"))

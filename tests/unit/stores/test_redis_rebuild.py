@@ -94,6 +94,27 @@ async def test_gateways_go_on(redis_server: RedisServer, tmp_path: Path) -> None
     await store.close()
 
 
+async def test_leases_stand_again(redis_server: RedisServer, tmp_path: Path) -> None:
+    """C1: what a gateway has leased is held again after a rebuild, as much as it knows, and is free when the gateway ends."""
+    budget = usd(9 * USD, lease=USD)
+    store = shared_store(redis_server, tmp_path / "b", budget)
+    for number in range(20):
+        await store.reserve(a_hold(f"{number}/1"))
+        await store.settle(an_entry(f"{number}/1"))
+    await asyncio.to_thread(again, redis_server, tmp_path / "b")
+    await asyncio.to_thread(store._shared.link.wait, lambda state: state == "ready", 10_000)
+    seen = await standing(store)
+    assert (seen.spent, seen.held <= USD) == (20 * DIME, True)
+    await store.reserve(a_hold("last/1"))
+    await store.settle(an_entry("last/1"))
+    await store.close()
+    other = shared_store(redis_server, tmp_path / "c", usd(9 * USD))
+    seen = await standing(other)
+    assert (seen.spent, seen.held) == (21 * DIME, 0)
+    assert await other.verify() == []
+    await other.close()
+
+
 async def test_stopped_half_way(redis_server: RedisServer, tmp_path: Path) -> None:
     """Stopped while keys are dropped, or while journals are applied, running it again finishes; gateways are let go."""
     await filled(redis_server, tmp_path)

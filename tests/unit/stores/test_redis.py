@@ -1,0 +1,60 @@
+"""tollkeeper.stores.redis: what the shared store adds to its parts; the suite of every store is in tests/conformance."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from tests.shared_stores import options, shared_store
+
+from tollkeeper.errors import ConfigError
+from tollkeeper.stores import Retention, open_store
+from tollkeeper.stores.redis import RedisStore
+from tollkeeper.testing.redis_server import RedisServer, free_port, until
+from tollkeeper.testing.samples import AT_US, DAY_US, DIME, USD, a_hold, an_entry, standing, usd
+
+
+async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tmp_path: Path) -> None:
+    """P3: what was booked without a hold, or above it, counts in the next reservation of this process."""
+    store = shared_store(redis_server, tmp_path, usd(10 * DIME))
+    for number in range(5):
+        await store.settle(an_entry(f"{number}/1"))
+        await store.reserve(a_hold(f"h{number}/1", DIME))
+        await store.settle(an_entry(f"h{number}/1", DIME))
+    assert (await standing(store)).spent == 10 * DIME
+    await store.close()
+
+
+async def test_late_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """I3, F2: without Redis it opens and says why it is not ready; recording goes on; Redis comes, and it is, with few lines."""
+    port = free_port()
+    with caplog.at_level(logging.INFO, "tollkeeper"):
+        store = open_store(f"redis://127.0.0.1:{port}", budgets=[usd(USD)], shared=options(tmp_path / "journal"))
+        assert isinstance(store, RedisStore)
+        assert "Redis" in (store.trouble or "")
+        await store.settle(an_entry("a/1"))
+        with RedisServer(tmp_path / "redis", port=port):
+            await asyncio.to_thread(until, lambda: store.trouble is None, "it is ready")
+            assert (await standing(store)).spent == DIME
+            await store.close()
+    states = [record.message for record in caplog.records if "Redis is " in record.message]
+    assert len(states) <= 4
+
+
+async def test_prune_keeps_what_is_not_applied(redis_server: RedisServer, tmp_path: Path) -> None:
+    """B4: pruning drops the entries of Redis and of the journal alike, and only what has outlived its time."""
+    store = shared_store(redis_server, tmp_path)
+    await store.settle(an_entry("old/1", at_us=AT_US - 70 * DAY_US))
+    await store.settle(an_entry("new/1"))
+    assert await store.prune(AT_US, Retention(hour_s=None, day_s=None, month_s=None, entries_s=30 * 86400)) > 0
+    assert [entry.id async for entry in store.entries(0, 2**62)] == ["new/1"]
+    assert await store._journal.entry("alpha", "old/1") is None
+    await store.close()
+
+
+def test_needs_a_folder() -> None:
+    """I2: a Redis store that is not told where its journal goes is refused with what to do."""
+    with pytest.raises(ConfigError, match="journal"):
+        open_store("redis://localhost")

@@ -1,0 +1,108 @@
+"""tollkeeper.stores.redis_keys: names that never meet, read back as they were, and a deadline for each thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from tollkeeper.ledger import BalanceKey, CellKey, Shape
+from tollkeeper.stores import Retention
+from tollkeeper.stores.redis_keys import (
+    FOREVER_S,
+    GLOBAL,
+    Deadlines,
+    Keys,
+    balance_tag,
+    decode,
+    digest_of,
+    encode,
+    hour_of,
+    shape_name,
+    shape_of,
+    tag_of,
+)
+from tollkeeper.testing.samples import AT_US, HOUR_US, an_entry
+from tollkeeper.values import OTHER, Charge, Scopes, Usage
+
+KEYS = Keys("t")
+HARSH = st.text(st.sampled_from(":{}|/=%#@\n\0 aé€\U0001f600\ud800"), min_size=1, max_size=12)
+IDS = st.one_of(HARSH, st.text(min_size=1, max_size=128))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(IDS, min_size=2, max_size=40, unique=True))
+def test_ids_never_meet(ids: list[str]) -> None:
+    """F3: keys, tags and fields of different ids differ, and an id is read back as it was; separators stay ours."""
+
+    def balance(id: str) -> str:
+        return KEYS.balance(BalanceKey(Shape("agent", "usd", "day", "UTC"), "p", id, 5))
+
+    def cells(id: str) -> str:
+        return KEYS.cells(tag_of("p"), CellKey("day", 5, "agent", "p", id, "o", "m"))
+
+    makers: list[Callable[[str], str]] = [encode, tag_of, balance, cells]
+    for make in makers:
+        assert len({make(id) for id in ids}) == len(ids)
+    for id in ids:
+        assert decode(encode(id)) == id
+        assert not set(encode(id)) & set(":{}|/= #\n\0")
+        key = balance(id)
+        assert KEYS.balance_key(key, "p").id == id
+        assert (key.count("{"), key.count("}"), key.count(":")) == (1, 1, 8)
+
+
+@pytest.mark.parametrize("scope", ["all", "project", "agent", "session", "user", "key", "model", "tag"])
+def test_a_balance_is_read_back(scope: Any) -> None:
+    """A balance's key says all of the balance but its project, which the slot says; zones keep their slashes."""
+    project = "" if scope in ("all", "key", "model") else "alpha"
+    key = BalanceKey(Shape(scope, "tokens", "week", "America/New_York"), project, "a:b", 7)
+    assert KEYS.balance_key(KEYS.balance(key), "alpha") == key
+    assert balance_tag(key) == (GLOBAL if not project else tag_of("alpha"))
+    assert shape_of(shape_name(key.shape)) == key.shape
+
+
+def test_one_slot() -> None:
+    """Every key of a project has its tag and no other one; a project that is called as the global tag has another."""
+    tag = tag_of(GLOBAL)
+    cell = CellKey("hour", 5, "project", "p", "", "o", "m")
+    made = [
+        *(make(tag) for make in (KEYS.cursor, KEYS.shapes, KEYS.holds, KEYS.due, KEYS.index, KEYS.before)),
+        KEYS.entries(tag, 1), KEYS.ids(tag, 1), KEYS.seen(tag, "agent", 1), KEYS.cells(tag, cell),
+    ]  # fmt: skip
+    assert len(set(made)) == len(made)
+    assert all(key.startswith(f"t:{{{tag}}}:") for key in made)
+    assert tag != GLOBAL
+    assert KEYS.cells(tag, cell) != KEYS.cells(tag, cell._replace(project=OTHER))
+
+
+def test_deadlines() -> None:
+    """Each thing is kept its time after its period's end; None is forever, which is a deadline too; ids count from now."""
+    kept = Deadlines(Retention(hour_s=10, day_s=20, month_s=None, entries_s=40), dedupe_s=50)
+    hour_s = hour_of(AT_US) // 10**6
+    assert kept.cells("hour", hour_of(AT_US)) == hour_s + 3600 + 1 + 10
+    assert kept.cells("month", AT_US) == FOREVER_S
+    assert kept.ids(AT_US) == AT_US // 10**6 + 1 + 3600 + 50
+    assert kept.balance(2**62) == FOREVER_S
+    assert Deadlines(Retention(hour_s=10), ahead_s=7).cells("hour", hour_of(AT_US)) == hour_s + 3600 + 1 + 10 + 7
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"latency_ms": 7, "http_status": 500, "at_us": AT_US + HOUR_US, "note": "x"}, True),
+        ({"served": "other"}, False),
+        ({"usage": Usage(input=101)}, False),
+        ({"scopes": Scopes(project="alpha", agent="x")}, False),
+        ({"charge": Charge(amount_nanos=None, status="unpriced")}, False),
+    ],
+)
+def test_digest(change: dict[str, Any], same: bool) -> None:
+    """B2: who, what and how much make an entry another one; when and how fast do not."""
+    entry = an_entry("a/1")
+    assert (digest_of(structs.replace(entry, **change)) == digest_of(entry)) is same
+    assert len(digest_of(entry)) == 12

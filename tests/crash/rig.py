@@ -249,8 +249,8 @@ class Watcher:
         ]  # fmt: skip
         sum_nanos = int(spent or 0) + int(held or 0) - len(back) * QUOTE
         if sum_nanos > limit:
-            standing_ids = [field.decode() for field, text in standing.items() if name.encode() in text]
-            told = f"{time.time():.3f} {name}: {int(spent)} spent + {int(held)} held > {limit}, {len(back)} from the dead; {standing_ids}"
+            ids = [field.decode() for field, text in standing.items() if name.encode() in text]
+            told = f"{name}: {int(spent)} spent + {int(held)} held > {limit}, {len(back)} back from the dead; {ids}"
             self._over.append((time.time(), told))
 
     def over(self, recovering: list[tuple[float, float]]) -> list[str]:

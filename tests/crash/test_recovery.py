@@ -122,6 +122,20 @@ async def test_living_neighbours_first(
     await neighbour.close()
 
 
+async def test_a_neighbour_that_dies_while_it_is_waited_for(own_redis: RedisServer, tmp_path: Path) -> None:
+    """B4, C1: what it had booked counts before anything is admitted again."""
+    folder = tmp_path / "journals"
+    folder.mkdir()
+    neighbour = Journal.open(folder / "7000000000000000.sqlite")
+    await neighbour.settle(entry("a/1"))
+    async with opened(own_redis.url, folder, ready=False) as store:
+        with own_redis.client() as client:
+            await soon(lambda: (client.hget(KEYS.members, store._journal.id) or b"").endswith(b"replayed"))  # type: ignore[union-attr]
+        await neighbour.close()
+        await soon(lambda: store.state == "ready")
+        assert (await store._holds.standings(entry("a/1").scopes, "m", CLOCK.now_us()))[0].spent == DIME
+
+
 async def test_an_orphan_that_is_an_old_copy(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,3 +241,27 @@ async def test_one_of_two_slots_was_counted(own_redis: RedisServer, tmp_path: Pa
     async with opened(own_redis.url, tmp_path, budgets) as store:
         found = await store.standings(scopes, "m", CLOCK.now_us())
         assert [(each.spent, each.held) for each in found] == [(DIME, 0), (DIME, 0)]
+
+
+async def test_settled_while_others_are_waited_for(own_redis: RedisServer, tmp_path: Path) -> None:
+    """C1: what is settled in the midst of a recovery is held or spent in Redis before anything is admitted again."""
+    async with opened(own_redis.url, tmp_path) as store:
+        for id in ("a/1", "b/1"):
+            await store.reserve(hold(id))
+        peer(own_redis, "7000000000000000")
+        await soon(lambda: "7000000000000000" in store._flusher.peers)
+        stands: list[int] = []
+        with own_redis.client() as client:
+            tell = store._holds.ready
+            key = KEYS.balance(store._holds.covering(hold("a/1").scopes, "m", CLOCK.now_us())[0][1])
+
+            def ready(*arguments: object) -> None:
+                stands.extend(int(each or 0) for each in client.hmget(key, "spent", "held"))  # type: ignore[union-attr]
+                tell(*arguments)  # type: ignore[arg-type]
+
+            store._holds.ready = ready  # type: ignore[method-assign,assignment]
+            client.flushall()
+            await soon(lambda: (client.hget(KEYS.members, store._journal.id) or b"").endswith(b"replayed"))  # type: ignore[union-attr]
+            await store.settle(entry("a/1"))
+            await soon(lambda: bool(stands))
+        assert sum(stands) == 2 * DIME

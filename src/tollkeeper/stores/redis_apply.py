@@ -43,6 +43,7 @@ _CONFLICT: Final = "entry %r of project %r was booked elsewhere with other conte
 _STUCK: Final = "store: the counter %s cannot be counted up; `tollkeeper store verify` says by how much it is off"
 #: Rows in one batch of a project.
 ROWS_MAX: Final = 500
+_TO_THE_END: Final = 2**62
 #: The same where many are applied again: fewer and larger batches cost less, and nobody waits for one of them.
 REPLAY_MAX: Final = 2000
 #: Blocks read at once.
@@ -154,13 +155,19 @@ class Applier:
                 )
             self._follow(tag)
         at = min((row for tag, row in self.applied.items() if row < newest[tags[tag]]), default=None)
-        upto = max(newest.values(), default=0)
-        while at is not None and at < upto:
-            rows = self._journal.rows(at, upto, REPLAY_MAX)
+        if at is not None:
+            self._replay(at, max(newest.values()))
+
+    def go_on(self) -> None:
+        """Apply what has come since `catch_up`, whether anybody has told of it or not."""
+        self._replay(max(self.applied.values(), default=0), _TO_THE_END)
+
+    def _replay(self, after: int, upto: int) -> None:
+        while rows := self._journal.rows(after, upto, REPLAY_MAX):
             if rows[-1][1].sign < 0:  # a reversal goes with what comes after it
                 rows += self._journal.rows(rows[-1][0], upto, 1)
             self.apply(rows)
-            at = rows[-1][0]
+            after = rows[-1][0]
 
     def _begin(self) -> None:
         """Redis has never seen this journal, or has lost everything: then it gets the sums of what is pruned here, too, once."""

@@ -291,6 +291,7 @@ class Flusher:
         self._learn("replayed", until_ms := shared.ticks_ms() + LEARN_MS)
         recovery.reassert()  # now, since balances begin with what everyone has replayed
         self._leases.reassert(shared.projects(), self._applier.applied, self._applier.starred)
+        self._applier.go_on()  # what was settled after the journal was read, and before its hold could be asserted
         self._learn("asserted", until_ms)
         self._awaited.clear()
         self._say("ready")
@@ -300,11 +301,16 @@ class Flusher:
 
     def _learn(self, step: str, until_ms: int) -> None:
         """Wait until every gateway that was alive has come so far with this very Redis. Raises Doubted."""
-        shared = self._shared
+        shared, tried = self._shared, set[str]()
         while True:
             if self._say(step) != self.epoch:
                 raise Doubted("store: Redis has begun again from nothing")
             missing = self._missing(STEPS[STEPS.index(step) :])
+            died = {path.stem for path in orphans(self._folder, self._journal.path)}.intersection(missing) - tried
+            if died:
+                tried |= died
+                self._adopt_orphans()
+                continue
             here = f" {self.epoch} {self._where()} "
             if (
                 missing
@@ -322,7 +328,11 @@ class Flusher:
     def _missing(self, steps: Sequence[str]) -> list[str]:
         """Gateways that were alive, or are on this host, and have taken none of these steps with this very Redis."""
         here = f" {self.epoch} {self._where()} "
-        told = {name: self.peers.get(name, "") for name in (*self._awaited, *self.peers, *neighbours(self._folder))}
+        here_now = set(neighbours(self._folder))
+        self._awaited |= here_now
+        told = {
+            name: self.peers.get(name, "") for name in here_now | ((self._awaited | self.peers.keys()) - self._drained)
+        }
         return [
             name
             for name, said in told.items()

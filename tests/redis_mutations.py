@@ -13,7 +13,9 @@ class Mutation(NamedTuple):
 
     def text(self, text: str) -> str:
         """The script with the mistake in it."""
-        assert text.count(self.old) == 1, f"{self.script}.lua has {self.old!r} {text.count(self.old)} times: say it anew"
+        assert text.count(self.old) == 1, (
+            f"{self.script}.lua has {self.old!r} {text.count(self.old)} times: say it anew"
+        )
         return text.replace(self.old, self.new)
 
 
@@ -72,7 +74,7 @@ MUTATIONS: Final = (
     Mutation("fill", "redis.call('SADD', shapes, shape)", "", walks=True),
     Mutation("fill", "redis.call('HSET', cursor, 'epoch', ARGV[1])", "", walks=True),
     Mutation("fill", "redis.call('EXPIREAT', balance[1], balance[2], 'NX')", "", walks=True),
-    Mutation("fill", "redis.call('HSET', balance[1], 'spent', balance[5])", "redis.call('HSET', balance[1], 'spent', 0)", walks=True),
+    Mutation("fill", "'spent', balance[5])", "'spent', 0)", walks=True),
     # beat, census, since, renew
     Mutation("beat", "if not epoch then\n", "if ARGV[1] ~= '' then\n"),
     Mutation("beat", "redis.call('EXPIREAT', KEYS[2], keep)", "", walks=True),

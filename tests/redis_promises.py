@@ -11,14 +11,18 @@ from typing import Any, Final
 
 import msgspec
 import redis
-
 from tests.redis_state import copy_of, problems
+
 from tollkeeper.stores.redis_link import Script
 
 TO: Final = 4_000_000_000
-CURSOR, SHAPES, HOLDS, DUE, INDEX = SLOT = tuple(f"p:{{a}}:{name}" for name in ("cursor", "shapes", "holds", "due", "index"))
+CURSOR, SHAPES, HOLDS, DUE, INDEX = SLOT = tuple(
+    f"p:{{a}}:{name}" for name in ("cursor", "shapes", "holds", "due", "index")
+)
 ONE, TWO = (f"p:{{a}}:balance:project:{measure}:total:UTC::0" for measure in ("usd", "requests"))
-LEASES, IDS, CELLS, BLOCKS = (f"p:{{a}}:{name}" for name in ("leases", "ids:0", "cells:hour:project::3000000", "entries:0"))
+LEASES, IDS, CELLS, BLOCKS = (
+    f"p:{{a}}:{name}" for name in ("leases", "ids:0", "cells:hour:project::3000000", "entries:0")
+)
 Text = Callable[[str], str]
 
 
@@ -113,7 +117,14 @@ def applies(ask: Asking) -> None:
     name = (["0=x", "0=y"], ["", ""], ["mark", "other"])
     sums = [(["p|m|calls", "p|m|output"], [((2, 3), (TO,))]), (["spent"], [((7,), (TO,))])]
     keys = (IDS, CELLS, ONE, BLOCKS)
-    batch = {"shapes": ["s", "t"], "names": [name], "ended": ["a", "a", "b"], "sums": sums, "blocks": [b"1"], "keys": keys}
+    batch = {
+        "shapes": ["s", "t"],
+        "names": [name],
+        "ended": ["a", "a", "b"],
+        "sums": sums,
+        "blocks": [b"1"],
+        "keys": keys,
+    }
     with ask.still():
         assert ask.apply((1, 2), **batch) == [b"cursor", b"0"]
         assert set(ask.apply((0, 2), **batch | {"shapes": ["s"]})) == {b"shapes", b"s", b"t"}

@@ -121,9 +121,10 @@ async def test_while_recovering(own_redis: RedisServer, tmp_path: Path, monkeypa
     """What is admitted between the assertion of the holds and the end of a recovery stands in Redis; voided, it does not."""
     arrived, go_on = Event(), Event()
 
-    def waits(self: Flusher) -> None:
-        arrived.set()
-        go_on.wait(10)
+    def waits(self: Flusher, step: str, until_ms: int) -> None:
+        if step == "asserted":
+            arrived.set()
+            go_on.wait(10)
 
     async with gateways([own_redis.url + QUICK], tmp_path, [OWN, ALL]) as stores:
         monkeypatch.setattr(Flusher, "_learn", waits)

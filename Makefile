@@ -40,7 +40,7 @@ serve: .venv/demo ## run the gateway; ARGS="--port 4141"
 simulate: .venv/dev ## the seeded simulation at length; SEEDS=100000
 	$(BIN)/pytest tests/simulation --seeds $(SEEDS) $(ARGS)
 
-crash: .venv/dev .venv/redis ## kill -9 the real process at length; ROUNDS=500
+crash: .venv/dev .venv/redis ## kill gateways and Redis in every way at length; ROUNDS=500
 	$(BIN)/pytest tests/crash --rounds $(ROUNDS) $(ARGS)
 
 lock: .venv/lock/bin/pip-compile ## resolve pyproject.toml again into requirements/*.txt

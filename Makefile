@@ -5,6 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 SEEDS ?= 20000
 ROUNDS ?= 50
+STEPS ?= 200000
 
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
@@ -40,8 +41,8 @@ serve: .venv/demo ## run the gateway; ARGS="--port 4141"
 simulate: .venv/dev ## the seeded simulation at length; SEEDS=100000
 	$(BIN)/pytest tests/simulation --seeds $(SEEDS) $(ARGS)
 
-crash: .venv/dev .venv/redis ## kill gateways and Redis in every way at length; ROUNDS=500
-	$(BIN)/pytest tests/crash --rounds $(ROUNDS) $(ARGS)
+crash: .venv/dev .venv/redis ## kill gateways and Redis in every way, and Redis beside the model; ROUNDS=500
+	$(BIN)/pytest tests/crash tests/property/test_redis_machine.py --rounds $(ROUNDS) --steps $(STEPS) $(ARGS)
 
 lock: .venv/lock/bin/pip-compile ## resolve pyproject.toml again into requirements/*.txt
 	$(PYTHON) requirements/wanted.py demo | $(LOCK) --upgrade --output-file requirements/demo.txt -

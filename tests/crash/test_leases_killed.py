@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -75,10 +76,10 @@ async def test_gateways_with_leases(own_redis: RedisServer, tmp_path: Path, roun
                 pause = time.monotonic() + 0.3 + random.random()
                 while time.monotonic() < pause:
                     most = max(most, balance(client)[0])
-                    time.sleep(0.01)
+                    await asyncio.sleep(0.01)
                 victim = processes.pop(random.randrange(PROCESSES))
                 victim.send_signal(signal.SIGKILL)
-                victim.wait()
+                await asyncio.to_thread(victim.wait)
         finally:
             for process in processes:
                 os.kill(process.pid, signal.SIGKILL)

@@ -19,6 +19,7 @@ from tests.integration.test_cli import ended, served
 from tollkeeper.clock import SystemClock
 from tollkeeper.keys import hash_secret
 from tollkeeper.testing.provider import FakeProvider, serving
+from tollkeeper.testing.redis_cluster import Cluster
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.values import iso_utc
 
@@ -285,3 +286,25 @@ async def test_commands_without_redis(tmp_path: Path, own_redis: RedisServer) ->
     answers = await asyncio.gather(*(ended(tmp_path, *words) for words in commands))
     for code, out, err in answers:
         assert (code, out, err.count("\n"), "Redis" in err) == (2, "", 1, True), err
+
+
+# ── other places ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_cluster(redis_executable: str, tmp_path: Path) -> None:
+    """B4: on a cluster of three masters `tollkeeper store` looks at each, compares all projects, and fills them again."""
+    with Cluster(tmp_path / "cluster", executable=redis_executable) as cluster:
+        url = cluster.url.replace("redis:", "redis+cluster:").removesuffix("/0")
+        async with gateway(
+            tmp_path / "a", settings=TOLL + budget("all", "9"), store=url, providers=PROVIDERS + ROUTES
+        ) as found:
+            assert [await ask(found, project) for project in ("p", "q", "r", "s")] == [200] * 4
+            code, out, _ = await ended(tmp_path / "a", "store", "rebuild", "--yes", "--force", PROVIDER_KEY="x")
+            assert (code, out) == (0, "filled from 1 journals: 4 entries, 4 projects\n")
+            await until(lambda: _is_ready(found))
+            assert await ask(found, "q") == 200
+        code, out, _ = await ended(tmp_path / "a", "store", "check", "--json", PROVIDER_KEY="x")
+        told = json.loads(out)
+        assert (code, len(told["servers"]), told["projects"], told["attention"]) == (0, 3, 4, [])
+        code, out, _ = await ended(tmp_path / "a", "store", "verify", PROVIDER_KEY="x")
+        assert (code, "5 entries of 1 journals: all agree" in out) == (0, True), out

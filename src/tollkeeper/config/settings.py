@@ -201,7 +201,7 @@ class BudgetTable(_Table):
     )
     lease: Annotated[str | int, BeforeValidator(_lease)] = Field(
         0,
-        description='what a gateway may hold of a hard budget in Redis in advance, as limit is written, or a part like "5%"; 0: nothing',
+        description='what a gateway may hold of a hard budget in Redis in advance, as limit is written or "5%" of it; 0: nothing',
     )
 
 

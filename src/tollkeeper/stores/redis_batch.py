@@ -139,7 +139,9 @@ def _revise(unit: Unit, settled: str) -> Verdict:
     own = old.by is None  # it corrects what a gateway has booked
     if under.startswith("{"):
         estimate = _entry.decode(under)
-        if own and old.outcome != "expired":  # a settlement that has replaced it: its own journal is behind
+        if old.outcome != "expired":  # of a settlement that has replaced it: its own journal is behind
+            if not own:
+                return Verdict((old, entry), mark, settled)
             replaced = correction(estimate, structs.replace(old, sign=1))
             return Verdict((*replaced, old, entry), mark, owes + digest_of(old))
         newer = entry.revision > estimate.revision
@@ -221,7 +223,7 @@ class Places:
     def __init__(self, keys: Keys, deadlines: Deadlines) -> None:
         self.keys, self.deadlines = keys, deadlines
         self._found: dict[tuple[Any, ...], tuple[Place, ...]] = {}
-        self._places: dict[tuple[tuple[str, ...], tuple[str, ...]], Place] = {}  # one of each, whoever counts there
+        self._places: dict[tuple[str, CellKey], Place] = {}  # one of each, whoever counts there
 
     def cells(self, entry: Entry) -> tuple[Place, ...]:
         name = (entry.scopes, entry.provider, entry.served, entry.other, hour_of(entry.at_us))
@@ -235,11 +237,13 @@ class Places:
         return places
 
     def _cells(self, tag: str, cells: Sequence[CellKey]) -> Place:
-        keys, fields = tuple(self.keys.cells(tag, cell) for cell in cells), cell_fields(cells[0])
-        place = self._places.get((keys, fields))
+        place = self._places.get((tag, cells[0]))
         if place is None:
-            deadlines = tuple(self.deadlines.cells(cell.period, cell.start_us) for cell in cells)
-            place = self._places[keys, fields] = Place(keys, deadlines, fields)
+            place = self._places[tag, cells[0]] = Place(
+                tuple(self.keys.cells(tag, cell) for cell in cells),
+                tuple(self.deadlines.cells(cell.period, cell.start_us) for cell in cells),
+                cell_fields(cells[0].provider, cells[0].model),
+            )
         return place
 
     def balance(self, key: BalanceKey, end_us: int) -> Place:
@@ -251,9 +255,9 @@ class Places:
 
     def forget(self) -> None:
         """Between two batches: remember no more than PLACES_MAX."""
-        if len(self._found) >= PLACES_MAX:
-            self._found.clear()
-            self._places.clear()
+        for found in (self._found, self._places):
+            if len(found) >= PLACES_MAX:
+                found.clear()
 
 
 def groups_of(entries: Iterable[Entry]) -> list[Group]:

@@ -39,7 +39,7 @@ def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadli
         tag = tag_of(project)
         deadline_s = deadlines.cells(cell.period, cell.start_us)
         if deadline_s > now_s:
-            place = Place((keys.cells(tag, cell),), (deadline_s,), cell_fields(cell))
+            place = Place((keys.cells(tag, cell),), (deadline_s,), cell_fields(cell.provider, cell.model))
             _batch(found, tag, journal).sums.append(Sums(place, list(sums)))
         if cell.period == "month":
             for tag_, field in _fields(cell):

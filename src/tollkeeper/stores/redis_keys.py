@@ -148,9 +148,10 @@ def balance_tag(key: BalanceKey) -> str:
     return GLOBAL if key.shape.scope in GLOBAL_SCOPES else tag_of(key.project)
 
 
-def cell_fields(key: CellKey) -> tuple[str, ...]:
+@lru_cache(SLOTS_MAX)
+def cell_fields(provider: str, model: str) -> tuple[str, ...]:
     """The fields of a cell in its hash, one for each of CELL_SUMS."""
-    before = f"{encode(key.provider)}|{encode(key.model)}|"
+    before = f"{encode(provider)}|{encode(model)}|"
     return tuple(before + name for name in CELL_SUMS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
@@ -80,6 +81,46 @@ def test_in_any_order(units: list[list[Entry]], right: int) -> None:
     expected = {right} if right != 2 * DIME else {corrected(SETTLED).charge.amount_nanos}
     for order in permutations(units):
         assert {total(list(enumerate([entry for unit in order for entry in unit], 1)))} == expected
+
+
+def asked(old: Entry, nanos: int, by: str) -> list[Entry]:
+    """A revision that somebody asked for, as a journal has it."""
+    right = an_entry("a/1", nanos, revision=old.revision + 1, by=by, outcome=old.outcome)
+    return [structs.replace(old, sign=-1), right]
+
+
+def interleaved(journals: list[list[list[Entry]]]) -> Iterator[list[Entry]]:
+    """Every order in which journals can come that leaves each of them in its own."""
+    if not any(journals):
+        yield []
+    for at, units in enumerate(journals):
+        if units:
+            for rest in interleaved([*journals[:at], units[1:], *journals[at + 1 :]]):
+                yield units[0] + rest
+
+
+LATE = structs.replace(SETTLED, revision=1)  # as it counted: it took the place of an estimate
+X = asked(LATE, 700, "x")
+Y = asked(X[1], 800, "y")
+Z = asked(Y[1], 900, "z")
+
+
+@pytest.mark.parametrize(
+    ("journals", "right"),
+    [
+        ([[[ESTIMATE], Y], [[SETTLED]], [X, Z]], 900),
+        ([[[ESTIMATE]], [[ESTIMATE]], [[SETTLED], X], [Y]], 800),
+        ([[[SETTLED]], [[SETTLED]], [asked(SETTLED, 700, "x")]], 700),
+        ([[[ESTIMATE]], [asked(ESTIMATE, 700, "x")], [[SETTLED]]], 5),
+        ([[[ESTIMATE]], [[ESTIMATE]], [asked(ESTIMATE, 700, "x")]], 700),
+        ([[[ESTIMATE], asked(ESTIMATE, 700, "x")], [[SETTLED]], [[SETTLED]]], 5),
+    ],
+    ids=["a chain", "two estimates", "twice", "a late one", "an estimate corrected", "both"],
+)  # fmt: skip
+def test_journals_in_any_order(journals: list[list[list[Entry]]], right: int) -> None:
+    """B4: what several processes have booked and corrected comes to the same after Redis was emptied, whoever is first."""
+    orders = [list(enumerate(order, 1)) for order in interleaved(journals)]
+    assert [order for order in orders if total(order) != right] == []
 
 
 def test_units() -> None:

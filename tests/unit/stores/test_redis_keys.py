@@ -12,12 +12,14 @@ from msgspec import structs
 
 from tollkeeper.ledger import BalanceKey, CellKey, Shape
 from tollkeeper.stores import Retention
+from tollkeeper.stores.redis_batch import Unit
 from tollkeeper.stores.redis_keys import (
     FOREVER_S,
     GLOBAL,
     Deadlines,
     Keys,
     balance_tag,
+    cell_fields,
     decode,
     digest_of,
     encode,
@@ -26,7 +28,8 @@ from tollkeeper.stores.redis_keys import (
     shape_of,
     tag_of,
 )
-from tollkeeper.testing.samples import AT_US, HOUR_US, an_entry
+from tollkeeper.stores.redis_legs import Held
+from tollkeeper.testing.samples import AT_US, HOUR_US, a_hold, an_entry
 from tollkeeper.values import OTHER, Charge, Scopes, Usage
 
 KEYS = Keys("t")
@@ -54,6 +57,48 @@ def test_ids_never_meet(ids: list[str]) -> None:
         key = balance(id)
         assert KEYS.balance_key(key, "p").id == id
         assert (key.count("{"), key.count("}"), key.count(":")) == (1, 1, 8)
+
+
+def near() -> list[str]:
+    """Ids that are like each other: what is encoded beside what it stands for, one sign more or less, one letter in two ways."""
+    signs = [*":{}|/=%#@ \n\0*aAé", "e\u0301", "\U0001f600", "\ud83d", "\udc00"]
+    parts = ["", *signs, *map(encode, signs)]
+    pairs = [before + after for before in parts for after in parts if before or after]
+    return list(dict.fromkeys([*pairs, *("x" * 127 + sign for sign in signs), *(f"{sign}:0" for sign in signs)]))
+
+
+def test_a_million_pairs_never_meet() -> None:
+    """F3: of 1,400 ids that are like each other no two share a name, wherever an id may stand; nor do pairs of them."""
+    ids = near()
+    assert len(ids) * (len(ids) - 1) // 2 > 1_000_000
+    shape, at = Shape("agent", "usd", "day", "UTC"), 5
+    places: list[Callable[[str], object]] = [
+        encode, tag_of,
+        lambda id: KEYS.balance(BalanceKey(shape, "p", id, at)),
+        lambda id: KEYS.balance(BalanceKey(shape, id, "p", at)),
+        lambda id: KEYS.cells("t", CellKey("day", at, "agent", "p", id, "o", "m")),
+        lambda id: KEYS.cells(tag_of(id), CellKey("day", at, "project", id, "", "o", "m")),
+        lambda id: cell_fields(CellKey("day", at, "agent", "p", "i", id, "m"))[0],
+        lambda id: cell_fields(CellKey("day", at, "agent", "p", "i", "o", id))[0],
+        lambda id: Unit(1, structs.replace(an_entry("a/1"), id=id)).name,
+        lambda id: Held(structs.replace(a_hold("a/1"), id=id), ()).field(GLOBAL),
+        lambda id: Held(a_hold("a/1", scopes=Scopes(project=id)), ()).field(GLOBAL),
+    ]  # fmt: skip
+    for place in places:
+        assert len({place(id) for id in ids}) == len(ids)
+    some = ids[:: len(ids) // 40]
+    pairs = [(a, b) for a in some for b in some]
+    assert len({cell_fields(CellKey("day", at, "agent", "p", "i", a, b))[0] for a, b in pairs}) == len(pairs)
+    assert len(
+        {Held(structs.replace(a_hold("a/1"), id=b, scopes=Scopes(project=a)), ()).field(GLOBAL) for a, b in pairs}
+    ) == len(pairs)
+    assert len({KEYS.balance(BalanceKey(shape, a, b, at)) for a, b in pairs}) == len(pairs)
+    names = {
+        Unit(1, structs.replace(an_entry("a/1"), id=id, revision=n, by=by)).name
+        for id in ids
+        for n, by in ((0, None), (1, "x"), (10, "x"))
+    }
+    assert len(names) == 3 * len(ids)
 
 
 @pytest.mark.parametrize("scope", ["all", "project", "agent", "session", "user", "key", "model", "tag"])

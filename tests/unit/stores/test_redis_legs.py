@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tollkeeper.stores.redis_keys import GLOBAL, tag_of
-from tollkeeper.stores.redis_legs import Held, Rules, balances_of, field_of, hold_in, legs_of, numbers_of
+from tollkeeper.stores.redis_legs import COVERING_MAX, Held, Rules, balances_of, field_of, hold_in, legs_of, numbers_of
 from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, USD, a_hold, usd
 from tollkeeper.values import Budget
 
@@ -50,3 +50,20 @@ def test_a_hold_is_read_back() -> None:
     hold = a_hold("a\nb/1")
     assert hold_in(b"key 5 #owner\n" + msgspec.json.encode(hold)) == hold
     assert field_of("x", "own", "own") == "x"
+
+
+def test_the_hard_budget_leases() -> None:
+    """Of a hard and a soft budget on one balance the hard one says how much may be leased, in any order; a soft one never."""
+    hard, soft = usd(USD, lease=DIME), usd(9 * USD, hard=False, lease=2)
+    for budgets in ((hard, soft), (soft, hard), (soft,)):
+        (leg,) = legs_of(Rules(budgets).covering(ALPHA, "m", AT_US), a_hold("a/1"))
+        assert leg.lease == (DIME if hard in budgets else 0)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """I4: the same call finds its budgets at once; of many calls not all are remembered."""
+    rules = Rules(BUDGETS)
+    assert rules.covering(ALPHA, "m", AT_US) is rules.covering(ALPHA, "m", AT_US + 1)
+    for number in range(COVERING_MAX):
+        rules.covering(ALPHA, f"m{number}", AT_US)
+    assert len(rules._found) <= COVERING_MAX

@@ -22,7 +22,7 @@ local find, format, call, pcall = string.find, string.format, redis.call, redis.
 local FIRST, EXACT = 5, 9007199254740992
 
 local function whole(value)
-  if type(value) ~= 'number' or value % 1 ~= 0 or value >= EXACT or value <= -EXACT then
+  if type(value) ~= 'number' or value % 1 ~= 0 or value >= EXACT or value <= -EXACT or value == 0 and 1 / value < 0 then
     error('not an amount: ' .. tostring(value):sub(1, 32))
   end
   return value
@@ -67,10 +67,14 @@ if #wrong > 0 then return {'ids', unpack(wrong)} end
 for _, alike in ipairs(sums) do
   for _, sum in ipairs(alike[2]) do
     for number = 1, #alike[1] do whole(sum[1][number]) end
-    for _, deadline in ipairs(sum[2]) do whole(deadline) end
+    for _, deadline in ipairs(sum[2]) do
+      whole(deadline)
+      at = at + 1
+    end
   end
 end
 for _, deadline in ipairs(blocks_until) do whole(deadline) end
+if at + #blocks_until ~= #KEYS or 1 + #blocks_until ~= #ARGV then error('not as many keys as a batch tells of') end
 for _, lease in ipairs(leased) do whole(lease[3]) end
 whole(keep)
 whole(names_until)

@@ -7,21 +7,29 @@
 --       then  tag, project, … that it has begun to keep
 --
 -- {epoch, journal, what it says, …}   what a member says stands behind the instant (UTC ms, of this server's clock) and a space
+local function whole(value)
+  if #value > 16 or not (value:find('^[1-9]%d*$') or value == '0') or tonumber(value) > 9007199254740991 then
+    error('not an amount: ' .. value:sub(1, 32))
+  end
+  return tonumber(value)
+end
+
+local keep, silent_ms = whole(ARGV[2]), whole(ARGV[5])
 local epoch = redis.call('GET', KEYS[1])
 if not epoch and ARGV[1] == '' then return {''} end
 if not epoch then
   epoch = ARGV[1]
   redis.call('SET', KEYS[1], epoch)
 end
-redis.call('EXPIREAT', KEYS[1], ARGV[2])
+redis.call('EXPIREAT', KEYS[1], keep)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], ARGV[3], string.format('%.0f %s', now, ARGV[4])) end
 for at = 6, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 1]) end
-redis.call('EXPIREAT', KEYS[2], ARGV[2])
-redis.call('EXPIREAT', KEYS[3], ARGV[2])
+redis.call('EXPIREAT', KEYS[2], keep)
+redis.call('EXPIREAT', KEYS[3], keep)
 
-local members, silent = {epoch}, now - tonumber(ARGV[5])
+local members, silent = {epoch}, now - silent_ms
 local all = redis.call('HGETALL', KEYS[2])
 for number = 1, #all, 2 do
   local at = tonumber(all[number + 1]:match('^%d+')) or 0

@@ -7,22 +7,28 @@
 --
 -- {"filled"} also where the shape was kept before   {"moved"} something was applied meanwhile
 local cursor, shapes, index = KEYS[1], KEYS[2], KEYS[3]
-local keep, shape = ARGV[2], ARGV[3]
+
+local function whole(value, below)
+  local digits = below and value:match('^%-([1-9]%d*)$') or value
+  if #digits > 16 or not (digits:find('^[1-9]%d*$') or digits == '0') or tonumber(digits) > 9007199254740991 then
+    error('not an amount: ' .. value:sub(1, 32))
+  end
+  return value
+end
+
+local keep, shape = whole(ARGV[2]), ARGV[3]
 
 local function stay(key)
   if redis.call('EXPIREAT', key, keep, 'NX') == 0 then redis.call('EXPIREAT', key, keep, 'GT') end
 end
 
 if shape ~= '' and redis.call('SISMEMBER', shapes, shape) == 0 then
-  if (redis.call('HGET', cursor, 'batch') or '0') ~= ARGV[4] then return {'moved'} end
+  if (redis.call('HGET', cursor, 'batch') or '0') ~= whole(ARGV[4]) then return {'moved'} end
   local balances = {}
   for number = 4, #KEYS do
     local at = 5 + (number - 4) * 4
-    local amount = ARGV[at + 3]
-    if #amount > 17 or not (amount:find('^%-?[1-9]%d*$') or amount == '0') then
-      error('not an amount: ' .. amount:sub(1, 32))
-    end
-    balances[#balances + 1] = {KEYS[number], ARGV[at], ARGV[at + 1], ARGV[at + 2], amount}
+    local amount = whole(ARGV[at + 3], true)
+    balances[#balances + 1] = {KEYS[number], whole(ARGV[at]), ARGV[at + 1], whole(ARGV[at + 2], true), amount}
   end
   for _, balance in ipairs(balances) do
     redis.call('HSET', balance[1], 'spent', balance[5])

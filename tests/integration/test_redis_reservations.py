@@ -1,0 +1,157 @@
+"""tollkeeper.stores.redis_holds and redis_holding: reservations in Redis, one at a time. Races are in tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.gateways import NOW_US, entry, gateways, hold, of, scan, soon, sums
+
+from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited, StoreUnavailable
+from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores.redis_keys import GLOBAL, tag_of
+from tollkeeper.testing.redis_server import RedisServer
+from tollkeeper.testing.samples import DIME, USD
+from tollkeeper.values import Budget, Scopes
+
+OWN = Budget(scope="project", limit=USD, window="total")
+ALL = Budget(scope="all", limit=5 * USD, window="total")
+HERE, TOGETHER = f"{tag_of('alpha')}:project:usd:total:UTC:", "*:all:usd:total:UTC:"
+
+
+@pytest.fixture
+async def store(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[RedisStore]:
+    async with gateways([redis_server.url], tmp_path, [OWN, ALL]) as (store,):
+        yield store
+
+
+def stand(server: RedisServer) -> dict[str, tuple[int, int]]:
+    with server.client() as client:
+        return sums(client)
+
+
+async def test_held_and_let_go(store: RedisStore, redis_server: RedisServer) -> None:
+    """A hold stands in each slot, once, however often it is asked for; let go of, in none; a second time is harmless."""
+    for _ in range(2):
+        grant = await store.reserve(hold("a/1"))
+        assert grant.tightest is not None
+        assert (grant.tightest.held, grant.capped) == (DIME, True)
+    assert stand(redis_server) == {HERE: (0, DIME), TOGETHER: (0, DIME)}
+    with pytest.raises(Conflict):
+        await store.reserve(hold("a/1", 2 * DIME))
+    assert [each.id for each in await store.live()] == ["a/1"]
+    for _ in range(2):
+        await store.void("a/1")
+    assert stand(redis_server) == {HERE: (0, 0), TOGETHER: (0, 0)}
+    assert await store.live() == []
+
+
+async def test_refused_with_numbers(store: RedisStore) -> None:
+    """C7: a refusal has the numbers of the budget that refuses; calls that cost nothing pass, unpriced ones do not."""
+    await store.reserve(hold("a/1", 95 * DIME // 10))
+    with pytest.raises(BudgetExceeded) as refusal:
+        await store.reserve(hold("b/1"))
+    told = refusal.value.refusal
+    assert (told.asked, told.standing.held, told.standing.budget) == (DIME, 95 * DIME // 10, OWN)
+    with pytest.raises(BudgetExceeded, match="no price"):
+        await store.reserve(hold("c/1", None))
+    await store.reserve(hold("d/1", 0))
+    await store.set_budgets([Budget(scope="user", measure="requests", limit=0, window="minute")])
+    with pytest.raises(RateLimited):
+        await store.reserve(hold("e/1", scopes=Scopes(project="alpha", user="u")))
+
+
+async def test_what_no_budget_covers(store: RedisStore, redis_server: RedisServer) -> None:
+    """Without budgets a hold is an intent in the journal, and Redis is not asked."""
+    await store.set_budgets([])
+    await store.reserve(hold("a/1"))
+    assert [each.id for each in await store.live()] == ["a/1"]
+    with redis_server.client() as client:
+        assert not any(name.endswith(":holds") for name in scan(client))
+    await store.settle(entry("a/1"))
+    assert await store.live() == []
+
+
+async def test_a_repeat_that_fails_keeps_the_hold(
+    store: RedisStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hold that stands is not let go of because asking for it again fails in one slot."""
+    await store.reserve(hold("a/1"))
+    with redis_server.client() as client:
+        client.hset(f"tollkeeper:{{{GLOBAL}}}:balance:all:usd:total:UTC::0", "spent", "much")
+        with pytest.raises(StoreUnavailable, match="refused a command"):
+            await store.reserve(hold("a/1"))
+        client.hset(f"tollkeeper:{{{GLOBAL}}}:balance:all:usd:total:UTC::0", "spent", "0")
+    assert stand(redis_server) == {HERE: (0, DIME), TOGETHER: (0, DIME)}
+    assert [each.id for each in await store.live()] == ["a/1"]
+
+
+async def test_cancelled_in_the_midst(store: RedisStore, redis_server: RedisServer) -> None:
+    """D4: a reservation that is cancelled at any moment leaves nothing once its id is let go of."""
+    await store.reserve(hold("open/1"))
+    await store.void("open/1")
+    for turns in range(12):
+        task = asyncio.create_task(store.reserve(hold(f"{turns}/1")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await store.void(f"{turns}/1")
+    assert stand(redis_server) == {HERE: (0, 0), TOGETHER: (0, 0)}
+    assert await store.live() == []
+
+
+async def test_a_slot_that_is_behind(store: RedisStore, redis_server: RedisServer) -> None:
+    """B4: a slot that lacks rows that it had is checked before anything is admitted there."""
+    await store.reserve(hold("a/1"))
+    await store.settle(entry("b/1"))
+    await store._current()
+    with redis_server.client() as client:
+        client.hset(f"tollkeeper:{{{tag_of('alpha')}}}:cursor", store._journal.id, "0")
+    with pytest.raises(StoreUnavailable, match="had more"):
+        await store.reserve(hold("c/1"))
+    await soon(lambda: store.state == "ready")
+
+
+async def test_due_and_dead(store: RedisStore, redis_server: RedisServer, tmp_path: Path) -> None:
+    """C2: one's own holds are due at their deadline, others' a grace later; each is booked at its estimate by one gateway."""
+    async with gateways([redis_server.url], tmp_path / "other", [OWN, ALL]) as (other,):
+        await other.reserve(hold("theirs/1", scopes=of("beta")))
+    await store.reserve(hold("own/1"))
+    deadline_us = NOW_US + 660_000_000
+    assert await store.expire(deadline_us - 1) == 0
+    with redis_server.client() as client:
+        client.delete(store._shared.keys.sweeper)
+    assert await store.expire(deadline_us) == 1
+    await store._current()
+    with redis_server.client() as client:
+        client.delete(store._shared.keys.sweeper)
+    assert await store.expire(deadline_us + 6_000_000) == 1
+    await store._current()
+    found = await store.known([("alpha", "own/1"), ("beta", "theirs/1")])
+    assert {each.outcome for each in found.values()} == {"expired"}
+    assert len(found) == 2
+    assert stand(redis_server)[TOGETHER] == (2 * DIME, 0)
+
+
+async def test_a_journal_that_fails(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B6: where the intent of a leased call cannot be written the call is refused, and its part of lease and slot is free."""
+    budgets = [Budget(scope="all", limit=5 * USD, window="total", lease=USD), OWN]
+    async with gateways([redis_server.url], tmp_path, budgets) as (store,):
+        kept = None
+        while kept is None or kept.lease.state != "leased":
+            await store.reserve(hold("first/1"))
+            await store.void("first/1")
+            (kept,) = store._leases._leases.values()
+            await asyncio.sleep(0.01)
+
+        async def fails(hold: object) -> None:
+            raise StoreUnavailable("disk full")
+
+        monkeypatch.setattr(store._journal, "reserve", fails)
+        with pytest.raises(StoreUnavailable, match="disk full"):
+            await store.reserve(hold("a/1"))
+        assert kept.lease.live == 0
+        assert stand(redis_server)[HERE] == (0, 0)

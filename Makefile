@@ -41,7 +41,7 @@ serve: .venv/demo ## run the gateway; ARGS="--port 4141"
 simulate: .venv/dev ## the seeded simulation at length; SEEDS=100000
 	$(BIN)/pytest tests/simulation --seeds $(SEEDS) $(ARGS)
 
-crash: .venv/dev .venv/redis ## kill -9 the real process at length, and Redis beside the model; ROUNDS=500
+crash: .venv/dev .venv/redis ## kill gateways and Redis in every way, and Redis beside the model; ROUNDS=500
 	$(BIN)/pytest tests/crash tests/property/test_redis_machine.py --rounds $(ROUNDS) --steps $(STEPS) $(ARGS)
 
 lock: .venv/lock/bin/pip-compile ## resolve pyproject.toml again into requirements/*.txt

@@ -12,8 +12,8 @@ from typing import Self
 
 import redis
 from tests.crash.naive import COUNTED
-from tests.crash.rig import PATIENCE_S, Notes
-from tests.crash.shared_gateway import BUDGETS, CLOCK, KEY_LIMIT, SESSION_LIMIT, amount, hurry, options
+from tests.crash.rig import PATIENCE_S, Account, Notes, accounts
+from tests.crash.shared_gateway import BUDGETS, CLOCK, amount, hurry, options
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import FOREVER_US
@@ -31,7 +31,10 @@ class Verdict:
     lost: set[str] = field(default_factory=set)
     doubled: set[str] = field(default_factory=set)
     over: list[str] = field(default_factory=list)  #: budgets above their limit, at any sample or in the end
-    phantoms: set[str] = field(default_factory=set)  #: booked at the estimate although they never were, or were voided
+    phantoms: set[str] = field(
+        default_factory=set
+    )  #: calls that were not made, booked at the estimate: their holds came back
+    back: Counter[Account] = field(default_factory=Counter)  #: how many of those each budget has
     wrong: list[str] = field(default_factory=list)
     slowest_s: float = 0.0  #: the longest recovery, from the connection on
 
@@ -114,20 +117,20 @@ def _told(entries: Iterable[Entry]) -> dict[str, str]:
 
 def judge(found: Verdict, entries: list[Entry], notes: Notes) -> None:
     by_id = {entry.id: entry for entry in entries}
-    sums: Counter[tuple[str, ...]] = Counter()
-    for entry in entries:
-        nanos, scopes = entry.charge.amount_nanos or 0, entry.scopes
-        if scopes.session is not None:
-            sums["session", scopes.project, scopes.session] += nanos
-            sums["key", str(scopes.key)] += nanos
-    limits = {"session": SESSION_LIMIT, "key": KEY_LIMIT}
     found.lost |= {
         id for id in notes.settled if id not in by_id or (by_id[id].charge.amount_nanos, by_id[id].outcome) != (amount(id), "ok")
     }  # fmt: skip
     found.doubled |= {id for id, times in Counter(entry.id for entry in entries).items() if times > 1}
-    found.over += [f"{name}: {spent} booked" for name, spent in sums.items() if spent > limits[name[0]]]
-    estimated = {id for id, entry in by_id.items() if entry.outcome == "expired"}
-    found.phantoms |= estimated & (notes.let_go)
+    found.phantoms |= {id for id, entry in by_id.items() if entry.outcome == "expired"} & notes.let_go
+    sums, limits = Counter[Account](), dict[Account, int]()
+    for entry in entries:
+        for account, limit in accounts(entry.scopes).items():
+            limits[account] = limit
+            if entry.id in found.phantoms:
+                found.back[account] += 1
+            else:
+                sums[account] += entry.charge.amount_nanos or 0
+    found.over += [f"{account}: {spent} booked" for account, spent in sums.items() if spent > limits[account]]
 
 
 def audit_naive(client: redis.Redis, notes: Notes) -> Verdict:

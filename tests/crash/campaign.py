@@ -37,7 +37,7 @@ def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, 
         else:
             verdict = asyncio.run(audit(ground.url, gateways.folder, gateways.notes))
             assert watcher.samples > 0
-    verdict.over += watcher.over(gateways.recovering())
+    verdict.over += watcher.over(gateways.recovering(), verdict.back)
     verdict.faults = faults
     verdict.slowest_s = max((to - since for since, to in gateways.recovering("store: Redis is checked")), default=0.0)
     return verdict

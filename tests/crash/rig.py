@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -15,11 +16,12 @@ from typing import Any, Final
 
 import redis
 from redis.exceptions import RedisError
-from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, QUOTE, SESSION_LIMIT, SESSIONS_OF_KEY
+from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, QUOTE, SESSION_LIMIT, scopes
 
 import tollkeeper
 from tollkeeper.ledger import BalanceKey, Shape, window_of
 from tollkeeper.stores.redis_keys import Keys
+from tollkeeper.values import Scopes
 
 ROOT: Final = Path(__file__).parents[2]
 #: Bounds failures only.
@@ -33,6 +35,10 @@ def until(true: Callable[[], bool], what: str, within_s: float = PATIENCE_S) -> 
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {within_s:g} s")
         time.sleep(0.005)
+
+
+Account = tuple[str, str, str]
+"""A hard budget: its scope, project and id."""
 
 
 class Notes:
@@ -185,6 +191,13 @@ class Gateways:
         self.running.clear()
 
 
+def accounts(scopes: Scopes) -> dict[Account, int]:
+    """The hard budgets of a call, and their limits."""
+    if scopes.session is None or scopes.key is None:
+        return {}
+    return {("session", scopes.project, scopes.session): SESSION_LIMIT, ("key", "", scopes.key): KEY_LIMIT}
+
+
 #: A sample so shortly before a gateway has noticed, or after it has recovered, is not yet what it goes by.
 MARGIN_S: Final = 0.1
 
@@ -193,8 +206,8 @@ class Watcher:
     """Samples the budgets in which the gateways spend just now."""
 
     def __init__(self, gateways: Gateways, direct: Callable[[], Any]) -> None:
-        self._notes, self._died, self._direct = gateways.notes, gateways.died, direct
-        self._over: list[tuple[float, str]] = []
+        self._notes, self._direct = gateways.notes, direct
+        self._over: list[tuple[float, Account, int]] = []
         self.samples = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
@@ -224,47 +237,26 @@ class Watcher:
         with self._client.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hmget(name, "spent", "held")
-            for (name, limit), (spent, held) in zip(names.items(), pipeline.execute(), strict=True):
+            for (budget, limit), (spent, held) in zip(names.values(), pipeline.execute(), strict=True):
                 self.samples += spent is not None
-                if int(spent or 0) + int(held or 0) > limit:
-                    self._look_again(name, limit)
+                above = int(spent or 0) + int(held or 0) - limit
+                if above > 0:
+                    self._over.append((time.time(), budget, above))
 
-    def _look_again(self, name: str, limit: int) -> None:
-        """At the balance and its holds at one instant.
-
-        A hold that a dead gateway had let go of may come back with an old Redis: nobody is left who knows better, and it stands
-        until its deadline. It is not held against the budget.
-        """
-        holds = name.partition("}")[0] + "}:holds"
-        with self._client.pipeline(transaction=True) as pipeline:
-            pipeline.hmget(name, "spent", "held")
-            pipeline.hgetall(holds)
-            (spent, held), standing = pipeline.execute()
-        let_go = self._notes.let_go
-        back = [
-            field
-            for field, text in standing.items()
-            if name.encode() in text and (id := field.decode().partition("/")[2] if "{*}" in name else field.decode()) in let_go
-            and id.partition("-")[0] in self._died
-        ]  # fmt: skip
-        sum_nanos = int(spent or 0) + int(held or 0) - len(back) * QUOTE
-        if sum_nanos > limit:
-            ids = [field.decode() for field, text in standing.items() if name.encode() in text]
-            told = f"{name}: {int(spent)} spent + {int(held)} held > {limit}, {len(back)} back from the dead; {ids}"
-            self._over.append((time.time(), told))
-
-    def over(self, recovering: list[tuple[float, float]]) -> list[str]:
+    def over(self, recovering: list[tuple[float, float]], back: Counter[Account]) -> list[str]:
         """Balances above their limit while all gateways admitted by them.
 
-        A Redis that has gone back has old holds beside new spending, until the gateways have put that right.
+        A Redis that has gone back has old holds beside new spending, until the gateways have put that right. `back`: how many
+        holds have come back so for good, because nobody who knew better lived.
         """
         return [
-            said
-            for at, said in self._over
-            if not any(since - MARGIN_S <= at <= to + MARGIN_S for since, to in recovering)
+            f"{budget}: {above} above its limit at {at:.3f}"
+            for at, budget, above in self._over
+            if above > back[budget] * QUOTE
+            and not any(since - MARGIN_S <= at <= to + MARGIN_S for since, to in recovering)
         ]
 
-    def _names(self) -> Iterator[tuple[str, int]]:
+    def _names(self) -> Iterator[tuple[str, tuple[Account, int]]]:
         keys = Keys()
         start_us, _ = window_of("month", "UTC", time.time_ns() // 1000)
         for project in PROJECTS:
@@ -272,10 +264,10 @@ class Watcher:
                 continue
             newest = self._notes.newest[project]
             for session in range(max(0, newest - 2), newest + 3):
-                shape = Shape("session", "usd", "month", "UTC")
-                yield keys.balance(BalanceKey(shape, project, f"s{session}", start_us)), SESSION_LIMIT
-                shape, key = Shape("key", "usd", "month", "UTC"), f"k{session // SESSIONS_OF_KEY}"
-                yield keys.balance(BalanceKey(shape, "", key, start_us)), KEY_LIMIT
+                for name, limit in accounts(scopes(project, session)).items():
+                    kind, its, id = name
+                    shape = Shape(kind, "usd", "month", "UTC")  # type: ignore[arg-type]
+                    yield keys.balance(BalanceKey(shape, its, id, start_us)), (name, limit)
 
 
 def redis_of(url: str) -> redis.Redis:

@@ -116,6 +116,7 @@ class Lease:
             self.tell("again")
         if self.state == "leased" and now_ms - self.used_ms >= IDLE_MS:
             self.tell("idle")
+            self.wanted = False
         if self.state != "leased" and self.free:
             self.granted = self.live + self.owed  # before Redis hears it: nobody takes of it any more
             return Wish(self.granted, self.granted, back=True)

@@ -221,13 +221,19 @@ class Watcher:
         finally:
             self._ending.set()
             self._thread.join()
+            self._drop()
 
     def _work(self) -> None:
         while not self._ending.wait(0.02):
             try:
                 self._sample()
             except (RedisError, OSError):
-                self._client = None  # it is away, or another server now
+                self._drop()  # it is away, or another server now
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     def _sample(self) -> None:
         if self._client is None:

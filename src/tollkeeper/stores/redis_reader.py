@@ -17,7 +17,7 @@ from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_finder import Finder
-from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, decode, digest_of, shape_of, tag_of
+from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, balance_tag, decode, digest_of, shape_of, tag_of
 from tollkeeper.stores.redis_link import Ask, Link, Servers, State
 from tollkeeper.values import OTHER, Entry, ScopeKind
 
@@ -257,7 +257,11 @@ class RedisReader:
         def whole(key: CellKey) -> bool:
             return key.start_us >= max(since[key.period], since["entry"])
 
-        kept = {key: spent_ for key, spent_ in self._balances(projects).items() if key.start_us >= since["entry"]}
+        kept = {
+            key: spent_
+            for key, spent_ in self._balances(projects).items()
+            if key.start_us >= since["entry"] and key.shape in shapes[balance_tag(key)]  # else it is being filled
+        }
         right = {
             key: amount
             for key, amount in spent.items()

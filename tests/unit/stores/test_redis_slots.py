@@ -8,13 +8,13 @@ import pytest
 from tests.slots import FakeJournal, applier, contents, shared
 
 from tollkeeper.ledger import BalanceKey, Shape
-from tollkeeper.stores import redis_slots
 from tollkeeper.stores.redis_apply import Doubted, Shared
+from tollkeeper.stores.redis_fill import Filling
 from tollkeeper.stores.redis_keys import GLOBAL, tag_of
 from tollkeeper.stores.redis_slots import TRIES_MAX, open_slot
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import AT_US, DAY_US, DIME, an_entry
-from tollkeeper.values import Entry, Scopes
+from tollkeeper.values import Scopes
 
 TAG = tag_of("alpha")
 TOTAL = Shape("project", "usd", "total", "UTC")
@@ -55,31 +55,31 @@ def test_another_epoch(redis_server: RedisServer, ours: Shared) -> None:
 
 def test_entries_between(redis_server: RedisServer, ours: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     """P3: a batch that comes while the entries are read is in the balance, once."""
-    journal, entries = FakeJournal("b"), redis_slots._entries
+    journal, read = FakeJournal("b"), Filling.read
     late = iter([an_entry("3/1"), an_entry("4/1")])
 
-    def read(shared: Shared, tag: str) -> Iterator[Entry]:
-        yield from entries(shared, tag)
+    def reading(filling: Filling) -> None:
+        read(filling)
         for entry in late:
             journal.book(entry)
-            applier(shared, journal).catch_up()
+            applier(ours, journal).catch_up()
             break
 
-    monkeypatch.setattr(redis_slots, "_entries", read)
+    monkeypatch.setattr(Filling, "read", reading)
     open_slot(ours, TAG, "epoch-1", [TOTAL])
     assert balance(redis_server, ours) == b"%d" % (4 * DIME)
 
 
 def test_entries_that_keep_coming(redis_server: RedisServer, ours: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that never rests is not filled: the caller hears of it, and no shape is kept by halves."""
-    journal = FakeJournal("b")
+    journal, read = FakeJournal("b"), Filling.read
 
-    def read(shared: Shared, tag: str) -> Iterator[Entry]:
+    def reading(filling: Filling) -> None:
+        read(filling)
         journal.book(an_entry(f"late-{journal.last}/1"))
-        applier(shared, journal).catch_up()
-        yield from ()
+        applier(ours, journal).catch_up()
 
-    monkeypatch.setattr(redis_slots, "_entries", read)
+    monkeypatch.setattr(Filling, "read", reading)
     with pytest.raises(Doubted, match="entries keep coming"):
         open_slot(ours, TAG, "epoch-1", [TOTAL])
     assert journal.last == TRIES_MAX

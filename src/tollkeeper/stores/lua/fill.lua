@@ -4,8 +4,9 @@
 -- KEYS  1 cursor  2 shapes  3 index  4… balances
 -- ARGV  1 epoch  2 keep until, s  3 shape ("": only open the slot)  4 batches applied when the entries were read
 --       then per balance  keep until, name in the index, start in s, amount
+--       then  "more": others follow, and until then nobody looks at these
 --
--- {"filled"} also where the shape was kept before   {"moved"} something was applied meanwhile
+-- {"filled"} also where the shape was kept before   {"moved"} something was applied meanwhile   {"more"}
 local cursor, shapes, index = KEYS[1], KEYS[2], KEYS[3]
 
 local function whole(value, below)
@@ -34,6 +35,10 @@ if shape ~= '' and redis.call('SISMEMBER', shapes, shape) == 0 then
     redis.call('HSET', balance[1], 'spent', balance[5])
     redis.call('EXPIREAT', balance[1], balance[2], 'NX')
     redis.call('ZADD', index, balance[4], balance[3])
+  end
+  if ARGV[5 + #balances * 4] == 'more' then
+    stay(index)
+    return {'more'}
   end
   redis.call('SADD', shapes, shape)
 end

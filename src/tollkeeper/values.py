@@ -6,7 +6,7 @@ They are trees of plain values, so the garbage collector need not know of them (
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from typing import Final, Literal
@@ -345,6 +345,18 @@ def show_amount(amount: int | None, measure: str) -> str:
 def utc(at_us: int) -> datetime:
     """An instant as a datetime."""
     return EPOCH + at_us * _MICRO
+
+
+def moment_of(value: object) -> datetime | None:
+    """What TOML or ISO text says of an instant: a time with its zone, or a day, which is its midnight in UTC. None: no instant."""
+    if isinstance(value, str):
+        try:
+            value = date.fromisoformat(value) if len(value) == len("2026-01-31") else datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time(), UTC)
+    return value if isinstance(value, datetime) and value.tzinfo is not None else None
 
 
 def us_of(moment: datetime) -> int:

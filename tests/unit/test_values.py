@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,9 @@ from tollkeeper.values import (
     Standing,
     Usage,
     iso_utc,
+    moment_of,
     show_amount,
+    us_of,
 )
 
 PROMPT = (
@@ -201,3 +203,22 @@ def test_a_provider_does_not_show_its_secret() -> None:
     )  # fmt: skip
     assert repr(provider) == "Provider('openai', 'https://api.example')"
     assert "canary" not in f"{provider} {provider!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "iso"),
+    [
+        ("2027-01-31", "2027-01-31T00:00:00Z"),
+        (date(2027, 1, 31), "2027-01-31T00:00:00Z"),
+        ("2027-01-31T12:00:00+02:00", "2027-01-31T10:00:00Z"),
+        (datetime(2027, 1, 31, 12, tzinfo=UTC), "2027-01-31T12:00:00Z"),
+        ("2027-01-31T12:00:00", None),
+        ("soon", None),
+        (2027, None),
+        (None, None),
+    ],
+)
+def test_moments(value: object, iso: str | None) -> None:
+    """I2: a day is its midnight in UTC; a time without a zone, and what is no time, is no instant."""
+    moment = moment_of(value)
+    assert (None if moment is None else iso_utc(us_of(moment))) == iso

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -18,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tollkeeper.keys import is_id
 from tollkeeper.money import parse_usd
-from tollkeeper.values import MAX_ID, MAX_MODEL, MAX_TOKENS, DialectName, Measure, ScopeKind, Window
+from tollkeeper.values import MAX_ID, MAX_MODEL, MAX_TOKENS, DialectName, Measure, ScopeKind, Window, moment_of
 
 PREFIX: Final = "TOLLKEEPER_"
 _DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")
@@ -92,16 +91,10 @@ def _duration(value: object) -> int | None:
 
 def _instant(value: object) -> int | None:
     """TOML date-time with an offset, a date (its midnight in UTC), or either as ISO text → UTC microseconds."""
-    if isinstance(value, str):
-        try:
-            value = date.fromisoformat(value) if len(value) == len("2026-01-31") else datetime.fromisoformat(value)
-        except ValueError:
-            value = None
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, time(), UTC)
-    if not isinstance(value, datetime) or value.tzinfo is None:
+    moment = moment_of(value)
+    if moment is None:
         raise ValueError("expected a date such as 2027-01-31, or a time with its zone such as 2027-01-31T12:00:00Z")
-    return int(value.timestamp()) * 1_000_000
+    return int(moment.timestamp()) * 1_000_000
 
 
 def _id(value: object) -> object:

@@ -15,7 +15,6 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
 from importlib import resources
@@ -27,7 +26,7 @@ from tollkeeper.money import CONTEXT
 from tollkeeper.prices.override import EVERY, Override
 from tollkeeper.prices.rates import BILLED, Price, call_context
 from tollkeeper.prices.windows import read_windows
-from tollkeeper.values import MAX_TOKENS, us_of
+from tollkeeper.values import MAX_TOKENS, moment_of, us_of
 
 KINDS: Final = (*BILLED, "reasoning")
 _CONTEXT_FIELDS: Final = ("service_tier", "speed", "geo")
@@ -177,18 +176,12 @@ class _Entry:
 
     def _instant(self, name: str) -> int | None:
         """A UTC day or an instant, from TOML's own or from text."""
-        value = found = self.table.get(name)
+        value = self.table.get(name)
         if value is None:
             return None
-        if isinstance(value, str) and not isinstance(value, _Float):
-            try:
-                found = date.fromisoformat(value) if len(value) == len("2026-01-31") else datetime.fromisoformat(value)
-            except ValueError:
-                found = None
-        if isinstance(found, date) and not isinstance(found, datetime):
-            found = datetime.combine(found, time(), UTC)
-        if isinstance(found, datetime) and found.tzinfo is not None:
-            return us_of(found)
+        moment = None if isinstance(value, _Float) else moment_of(value)
+        if moment is not None:
+            return us_of(moment)
         self.mistakes.append(
             f"{name}: expected a UTC day such as 2026-01-31, or a time with its zone such as 2026-01-31T12:00:00Z, "
             f"got {str(value)!r}"

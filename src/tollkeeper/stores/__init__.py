@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -18,6 +18,9 @@ from tollkeeper.errors import ConfigError
 from tollkeeper.ledger import BalanceKey, CellKey, Period, window_of
 from tollkeeper.stores.redis_url import is_redis, parse
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing, Window
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 #: booked: counted now · repeated: counted before, nothing changed · late: its hold had expired, the difference is booked
 Booked = Literal["booked", "repeated", "late"]
@@ -67,6 +70,18 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None  #: what went wrong last
     waiting: int | None = None  #: entries that are safe here and not yet there; None: unknown, it was never there
     peers: int = 0  #: other gateways that are alive
+
+
+def differences(what: str, stored: Mapping[K, V], right: Mapping[K, V], zero: V) -> Iterator[Difference]:
+    """Where sums differ from what they should be; one that is not there is `zero`."""
+    for key in sorted(stored.keys() | right.keys(), key=str):
+        if stored.get(key, zero) != right.get(key, zero):
+            yield Difference(what, str(key), str(stored.get(key, zero)), str(right.get(key, zero)))
+
+
+def is_named(key: CellKey, project: str | None, id: str | None) -> bool:
+    """Whether a cell is one of those asked for by project and id; None: any."""
+    return project in (None, key.project) and id in (None, key.id)
 
 
 class Size(NamedTuple):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from msgspec import structs
 
@@ -23,11 +22,21 @@ from tollkeeper.ledger import (
     settling,
     spent_by,
 )
-from tollkeeper.stores import Booked, Cell, Condition, Corrected, Difference, Kept, Retention, Size, horizons
+from tollkeeper.stores import (
+    Booked,
+    Cell,
+    Condition,
+    Corrected,
+    Difference,
+    Kept,
+    Retention,
+    Size,
+    differences,
+    horizons,
+    is_named,
+)
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
-K = TypeVar("K")
-V = TypeVar("V")
 _ZERO = (0,) * len(CELL_SUMS)
 
 
@@ -105,7 +114,7 @@ class MemoryStore:
                 key.scope == scope
                 and key.period == period
                 and from_us <= key.start_us < to_us
-                and _named(key, project, id)
+                and is_named(key, project, id)
             )
 
         return sorted((key, sums) for key, sums in self._cells.items() if wanted(key))
@@ -117,7 +126,7 @@ class MemoryStore:
         for entry in self._entries:
             if from_us <= entry.at_us < to_us:
                 for key, sums in cells_of(entry):
-                    if key.period == "hour" and key.scope == scope and _named(key, project, id):
+                    if key.period == "hour" and key.scope == scope and is_named(key, project, id):
                         _add(found, key._replace(start_us=from_us), sums)
         return sorted(found.items())
 
@@ -154,8 +163,8 @@ class MemoryStore:
             for sums in (self._spent, spent)
         )
         return [
-            *_differences("cell", kept, {key: sums for key, sums in cells.items() if self._whole(key)}, _ZERO),
-            *_differences("balance", stored, right, 0),
+            *differences("cell", kept, {key: sums for key, sums in cells.items() if self._whole(key)}, _ZERO),
+            *differences("balance", stored, right, 0),
         ]
 
     def _whole(self, key: CellKey) -> bool:
@@ -214,15 +223,5 @@ class MemoryStore:
         self._book.booked(touched)
 
 
-def _named(key: CellKey, project: str | None, id: str | None) -> bool:
-    return project in (None, key.project) and id in (None, key.id)
-
-
 def _add(cells: dict[CellKey, tuple[int, ...]], key: CellKey, sums: tuple[int, ...]) -> None:
     cells[key] = tuple(map(int.__add__, cells.get(key, _ZERO), sums))
-
-
-def _differences(what: str, stored: Mapping[K, V], right: Mapping[K, V], zero: V) -> Iterator[Difference]:
-    for key in sorted(stored.keys() | right.keys(), key=str):
-        if stored.get(key, zero) != right.get(key, zero):
-            yield Difference(what, str(key), str(stored.get(key, zero)), str(right.get(key, zero)))

@@ -132,10 +132,8 @@ class RedisStore(RedisReader):
         ends = self._holds.ends(entry)
         if not self._flusher.begun and not ends:
             await self._begun()
-        if not ends and self.state == "ready":
-            with contextlib.suppress(StoreUnavailable):  # Redis is away: it is found out when it is applied
-                if await self._booked_elsewhere(entry):
-                    return "repeated"
+        if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
+            return "repeated"
         booked = await self._journal.settle(entry)
         if booked == "repeated" and ends:
             await self._holds.void(entry.id)
@@ -149,7 +147,7 @@ class RedisStore(RedisReader):
         key = self._shared.keys.ids(tag_of(entry.scopes.project), hour_of(entry.at_us))
         try:
             found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
-        except StoreUnavailable:  # recording goes on
+        except StoreUnavailable:  # recording goes on; it is found out when it is applied
             return False
         _, stands = parted("" if found is None else found.decode())
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
@@ -230,8 +228,9 @@ class RedisStore(RedisReader):
     def _prune(self, before: dict[str, int]) -> int:
         """Drop what has outlived its retention, without waiting for its deadline; how many keys, for a list how many blocks."""
         shared, dropped = self._shared, 0
-        self._holds.keep(shared.projects())  # a balance begins with what entries say that go now
-        for tag in self._shared.projects():
+        tags = shared.projects()
+        self._holds.keep(tags)  # a balance begins with what entries say that go now
+        for tag in tags:
             gone = [name for name in (each.decode() for each in self._dated(tag)) if _is_over(name, before)]
             for name in gone:
                 key = shared.keys.of(tag, name)

@@ -100,6 +100,18 @@ class Shared(msgspec.Struct):
             self.beat("", "", "", 10**15, *(each for project in sorted(new) for each in (tag_of(project), project)))
             self.registered |= new
 
+    def lists(self, tag: str) -> dict[str, int]:
+        """The lists of entries of a project's slot, month by month, and how many blocks each has now."""
+        (names,) = self.link.run(Ask(("ZRANGE", self.keys.index(tag), 0, -1)))
+        keys = [self.keys.of(tag, name.decode()) for name in names if name.startswith(b"entries:")]
+        return dict(zip(keys, self.link.run(*(Ask(("LLEN", key)) for key in keys)), strict=True))
+
+    def blocks(self, key: str, first: int, length: int) -> Iterator[Block]:
+        """Blocks of a list, from one on up to how long it was."""
+        for at in range(first, length, BLOCKS_PAGE):
+            (some,) = self.link.run(Ask(("LRANGE", key, at, min(length, at + BLOCKS_PAGE) - 1)))
+            yield from map(unpack, some)
+
     def heard(self, tag: str, answer: Sequence[bytes]) -> None:
         """A slot says which shapes it keeps."""
         self.shapes[tag] = frozenset(shape_of(name.decode()) for name in answer)
@@ -139,6 +151,7 @@ class Applier:
         """Read the cursors, then apply every row that they do not cover. Raises StoreUnavailable."""
         link, keys, name = self._shared.link, self._shared.keys, self._journal.id
         newest = self._journal.projects()
+        self._shared.register(newest)
         tags = {tag_of(project): project for project in newest}
         cursors = link.run(*(Ask(("HGET", keys.cursor(tag), name)) for tag in tags)) if tags else []
         stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{name}@{tag}")) for tag in tags)) if tags else []
@@ -337,16 +350,8 @@ def _ended(job: _Job) -> list[str]:
 
 def blocks_of(shared: Shared, tag: str) -> Iterator[Block]:
     """Every block of a project's slot, month by month."""
-    (names,) = shared.link.run(Ask(("ZRANGE", shared.keys.index(tag), 0, -1)))
-    for name in names:
-        if name.startswith(b"entries:"):
-            key, at = shared.keys.of(tag, name.decode()), 0
-            while True:
-                (some,) = shared.link.run(Ask(("LRANGE", key, at, at + BLOCKS_PAGE - 1)))
-                yield from map(unpack, some)
-                if len(some) < BLOCKS_PAGE:
-                    break
-                at += BLOCKS_PAGE
+    for key, length in shared.lists(tag).items():
+        yield from shared.blocks(key, 0, length)
 
 
 def pairs(found: Any) -> dict[bytes, bytes]:

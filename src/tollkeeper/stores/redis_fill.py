@@ -11,10 +11,9 @@ from itertools import islice
 from typing import Final, Literal
 
 from tollkeeper.ledger import BalanceKey, Shape, spent_by
-from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
+from tollkeeper.stores.redis_apply import Shared, pairs
 from tollkeeper.stores.redis_batch import window_at
 from tollkeeper.stores.redis_before import begins_with
-from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, decode, shape_name
 from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.values import Entry
@@ -61,20 +60,15 @@ class Filling:
                 self._uncovered.append((field, seq, entry))
 
     def _read_blocks(self, tag: str) -> None:
-        link, keys = self._shared.link, self._shared.keys
-        (names,) = link.run(Ask(("ZRANGE", keys.index(tag), 0, -1)))
-        lists = [keys.of(tag, name.decode()) for name in names if name.startswith(b"entries:")]
-        for key, length in zip(lists, link.run(*(Ask(("LLEN", key)) for key in lists)), strict=True):
+        for key, length in self._shared.lists(tag).items():
             first = self._read.get(key, 0)
-            for at in range(first if first <= length else 0, length, BLOCKS_PAGE):
-                (some,) = link.run(Ask(("LRANGE", key, at, min(length, at + BLOCKS_PAGE) - 1)))
-                for block in map(unpack, some):
-                    if self._tag == GLOBAL:
-                        field = f"{block.journal}@{tag}".encode()
-                        self._uncovered += ((field, seq, entry) for seq, entry in block.rows)
-                    else:
-                        for _, entry in block.rows:
-                            self._count(entry)
+            for block in self._shared.blocks(key, first if first <= length else 0, length):
+                if self._tag == GLOBAL:
+                    field = f"{block.journal}@{tag}".encode()
+                    self._uncovered += ((field, seq, entry) for seq, entry in block.rows)
+                else:
+                    for _, entry in block.rows:
+                        self._count(entry)
             self._read[key] = length
 
     def _count(self, entry: Entry) -> None:

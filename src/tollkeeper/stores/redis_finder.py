@@ -10,7 +10,7 @@ from threading import Lock
 
 import msgspec
 
-from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared
+from tollkeeper.stores.redis_apply import Shared
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_keys import tag_of
 from tollkeeper.stores.redis_link import Ask
@@ -51,10 +51,8 @@ class Finder:
     def _grown(self, tag: str) -> _Index:
         """The index of a project, with what has come since the last time."""
         link, keys = self._shared.link, self._shared.keys
-        epoch, names = link.run(Ask(("GET", keys.epoch)), Ask(("ZRANGE", keys.index(tag), 0, -1)))
-        runs = link.runs
-        lists = [keys.of(tag, name.decode()) for name in names if name.startswith(b"entries:")]
-        lengths = dict(zip(lists, link.run(*(Ask(("LLEN", key)) for key in lists)), strict=True))
+        (epoch,) = link.run(Ask(("GET", keys.epoch)))
+        runs, lengths = link.runs, self._shared.lists(tag)
         index = self._of.get(tag)
         if (
             index is None
@@ -64,11 +62,10 @@ class Finder:
         ):
             index = self._of[tag] = _Index(epoch, runs)  # the first time, or Redis has forgotten some
         for key, length in lengths.items():
-            for at in range(index.read.get(key, 0), length, BLOCKS_PAGE):
-                (some,) = link.run(Ask(("LRANGE", key, at, min(length, at + BLOCKS_PAGE) - 1)))
-                for number, data in enumerate(some, at):
-                    for id in {entry.id for _, entry in unpack(data).rows}:
-                        index.places.setdefault(id, []).append((key, number))
+            first = index.read.get(key, 0)
+            for number, block in enumerate(self._shared.blocks(key, first, length), first):
+                for id in {entry.id for _, entry in block.rows}:
+                    index.places.setdefault(id, []).append((key, number))
             index.read[key] = length
         return index
 

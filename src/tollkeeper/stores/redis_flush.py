@@ -91,9 +91,8 @@ class Flusher:
         self._closing = False
         self._wants = False  # a lease is to be asked for
         self._drained: set[str] = set()  # journals of the dead whose leases have ended
-        self._awaited: set[str] = (
-            set()
-        )  # gateways that were alive, and have not come back since the last recovery began
+        # Gateways that were alive, and have not come back since the last recovery began.
+        self._awaited: set[str] = set()
         self.peers: dict[str, str] = {}  #: journal → what its gateway said last
         self.done = 0  #: every row up to this one is applied
         self.begun = False  #: Redis has been ready once
@@ -277,7 +276,6 @@ class Flusher:
         emptied = bool(known) and known != self.epoch
         if emptied:
             log.error("store: Redis was emptied; it is filled again from the journals")
-        shared.register(self._journal.projects())
         recovery = self._recovery()
         self._applier.catch_up()
         if self._applier.forgotten and known in ("", self.epoch):  # the others do not know yet
@@ -364,7 +362,6 @@ class Flusher:
                 log.warning("store: the journal %s is left alone: %s", path.name, error)
                 continue
             try:
-                self._shared.register(journal.projects())
                 Applier(self._shared, journal).catch_up()
                 if journal.id not in self._drained:
                     end_leases(self._shared, journal.id, self._shared.projects())

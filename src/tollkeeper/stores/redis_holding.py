@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis_apply import Shared, pairs
 from tollkeeper.stores.redis_keys import GLOBAL, shape_name, tag_of
 from tollkeeper.stores.redis_legs import Held, Leg, field_of, hold_in
 from tollkeeper.stores.redis_link import Ask, Script
-from tollkeeper.values import Entry, Hold
+from tollkeeper.values import Hold
 
-#: The largest amount that a script compares exactly.
-AMOUNT_MAX: Final = 2**53 - 1
 PAGE: Final = 500
 _reserve: Final = Script("reserve")
 _void: Final = Script("void")
@@ -43,7 +42,7 @@ class Holding:
         for leg in legs:
             place = shared.places.balance(leg.key, leg.end_us)
             names += place.keys
-            asked = "" if leg.asked is None else min(leg.asked, AMOUNT_MAX)
+            asked = "" if leg.asked is None else min(leg.asked, MAX_NANOS)
             args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
         return _reserve(names, args)
 
@@ -55,10 +54,10 @@ class Holding:
         """Let go of holds by their names in a slot."""
         return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], fields)
 
-    def end_of(self, entry: Entry) -> list[Ask]:
-        """Let go of the hold that ends with an entry, in each slot that may have it."""
-        own = tag_of(entry.scopes.project)
-        return [self.end(tag, [field_of(entry.id, own, tag)]) for tag in (own, GLOBAL)]
+    def end_of(self, project: str, id: str) -> list[Ask]:
+        """Let go of a project's hold, whosever it is, in each slot that may have it."""
+        own = tag_of(project)
+        return [self.end(tag, [field_of(id, own, tag)]) for tag in (own, GLOBAL)]
 
     def live(self, tags: Iterable[str]) -> list[Hold]:
         """Holds of all gateways; on a thread."""

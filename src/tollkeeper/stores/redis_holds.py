@@ -15,11 +15,12 @@ from typing import Final
 from tollkeeper.book import grant_of, refused, standing_of
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import Shape
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_apply import Doubted, Shared
 from tollkeeper.stores.redis_away import Allowance
-from tollkeeper.stores.redis_holding import AMOUNT_MAX, PAGE, Holding
-from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag, tag_of
+from tollkeeper.stores.redis_holding import PAGE, Holding
+from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag
 from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_legs import (
     Covering,
@@ -69,10 +70,10 @@ class Holds:
         """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
         budgets = tuple(budgets)
         for budget in budgets:
-            if budget.limit is not None and budget.limit > AMOUNT_MAX:
+            if budget.limit is not None and budget.limit > MAX_NANOS:
                 raise ConfigError(
                     f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
-                    f"exactly; expected at most {AMOUNT_MAX} (usd: 9007199.254740991)"
+                    f"exactly; expected at most {MAX_NANOS} (usd: 9007199.254740991)"
                 )
         self._rules = Rules(budgets)
         self._leases.recall()
@@ -220,9 +221,7 @@ class Holds:
 
     async def let_go(self, hold: Hold) -> None:
         """End another gateway's hold, for which nothing is owed any more."""
-        held = Held(hold, ())
-        tags = (tag_of(hold.scopes.project), GLOBAL)
-        await self._shared.link.asks([self.stand.release(held, tag) for tag in tags])
+        await self._shared.link.asks(self.stand.end_of(hold.scopes.project, hold.id))
 
     def ends(self, entry: Entry) -> bool:
         """Whether an entry ends a hold of this process: the one of its id, if it is its own project's."""
@@ -322,7 +321,8 @@ class Holds:
 
     def applied_before(self, entries: Iterable[Entry]) -> None:
         """Rows that Redis had before this process heard that they are safe: `reassert` may have found their holds alive."""
-        self._run([ask for entry in entries if entry.by is None for ask in self.stand.end_of(entry)])
+        own = [(entry.scopes.project, entry.id) for entry in entries if entry.by is None]
+        self._run([ask for name in own for ask in self.stand.end_of(*name)])
 
     def _assert(self, held: Sequence[Held]) -> None:
         """Make holds stand that may be given up meanwhile."""

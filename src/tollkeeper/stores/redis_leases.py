@@ -52,9 +52,8 @@ class Leases:
         self._lock = Lock()
         self._leases: dict[BalanceKey, _Kept] = {}
         self._calls: dict[str, tuple[Leg, ...]] = {}  # hold's id → what it has taken
-        self._parts: dict[
-            int, tuple[str, list[Part]]
-        ] = {}  # journal's row → its project's tag, what is yet to be applied
+        # Journal's row → its project's tag, what is yet to be applied.
+        self._parts: dict[int, tuple[str, list[Part]]] = {}
         self._seen: Numbers = {}
 
     # ── for calls ──

@@ -11,10 +11,9 @@ from typing import Any, Final, TypeVar
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
-from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, horizons
-from tollkeeper.stores.redis_apply import BLOCKS_PAGE, Shared, pairs
+from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, differences, horizons, is_named
+from tollkeeper.stores.redis_apply import Shared, pairs
 from tollkeeper.stores.redis_batch import Places, window_at
-from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_finder import Finder
 from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, balance_tag, decode, digest_of, shape_of, tag_of
@@ -63,7 +62,7 @@ class RedisReader:
         id: str | None = None,
     ) -> list[Cell]:
         found = await self._do(self._cells, scope, period, from_us, to_us, self._tags(scope, project))
-        return sorted((key, sums) for key, sums in found.items() if _named(key, project, id))
+        return sorted((key, sums) for key, sums in found.items() if is_named(key, project, id))
 
     async def tally(
         self, scope: ScopeKind, from_us: int, to_us: int, project: str | None = None, id: str | None = None
@@ -72,7 +71,7 @@ class RedisReader:
             found: dict[CellKey, list[int]] = {}
             for entry in self._walk(self._tags(scope, project), from_us, to_us):
                 for key, sums in cells_of(entry):
-                    if key.period == "hour" and key.scope == scope and _named(key, project, id):
+                    if key.period == "hour" and key.scope == scope and is_named(key, project, id):
                         _add(found, key._replace(start_us=from_us), sums)
             return found
 
@@ -226,11 +225,8 @@ class RedisReader:
         """Entries in the order in which they were applied, each list read block by block."""
 
         def read(key: str, length: int) -> Iterator[tuple[tuple[int, str, int], Entry]]:
-            for at in range(0, length, BLOCKS_PAGE):
-                last = min(length, at + BLOCKS_PAGE) - 1
-                (some,) = self._shared.link.run(Ask(("LRANGE", key, at, last)))
-                for block in map(unpack, some):
-                    yield from (((block.applied_ms, block.journal, seq), entry) for seq, entry in block.rows)
+            for block in self._shared.blocks(key, 0, length):
+                yield from (((block.applied_ms, block.journal, seq), entry) for seq, entry in block.rows)
 
         merged = heapq.merge(*(read(key, length) for key, length in lists), key=lambda each: each[0])
         return (entry for _, entry in merged if from_us <= entry.at_us < to_us)
@@ -269,11 +265,11 @@ class RedisReader:
             and deadlines.balance(window_at(key.shape.window, key.shape.timezone, key.start_us)[1]) > now_s
         }
         return [
-            *_differences(
+            *differences(
                 "cell", {key: sums for key, sums in stored.items() if whole(key)},
                 {key: tuple(sums) for key, sums in cells.items() if whole(key)}, _ZERO,
             ),
-            *_differences("balance", kept, right, 0),
+            *differences("balance", kept, right, 0),
         ]  # fmt: skip
 
     def _shapes(self, tag: str) -> list[Any]:
@@ -338,17 +334,7 @@ def _name(entry: Entry) -> tuple[str, str, str, str | None]:
     return entry.scopes.project, entry.id, digest_of(entry), entry.by
 
 
-def _named(key: CellKey, project: str | None, id: str | None) -> bool:
-    return project in (None, key.project) and id in (None, key.id)
-
-
 def _add(cells: dict[K, list[int]], key: K, sums: tuple[int, ...]) -> None:
     mine = cells.setdefault(key, list(_ZERO))
     for number, amount in enumerate(sums):
         mine[number] += amount
-
-
-def _differences(what: str, stored: Mapping[K, T], right: Mapping[K, T], zero: T) -> Iterator[Difference]:
-    for key in sorted(stored.keys() | right.keys(), key=str):
-        if stored.get(key, zero) != right.get(key, zero):
-            yield Difference(what, str(key), str(stored.get(key, zero)), str(right.get(key, zero)))

@@ -58,7 +58,6 @@ def rebuild(servers: Servers, shared: Shared, folder: Path, told: Told = lambda 
         except StoreOwned:  # a gateway was quicker
             continue
         try:
-            shared.register(journal.projects())
             Applier(shared, journal).catch_up()
         finally:
             asyncio.run(journal.close())

@@ -13,7 +13,7 @@ from tollkeeper.stores.redis_keys import GLOBAL, tag_of
 from tollkeeper.stores.redis_legs import Held, Rules, legs_of
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.testing.redis_server import RedisServer
-from tollkeeper.testing.samples import ALPHA, AT_US, DIME, USD, a_hold, an_entry, usd
+from tollkeeper.testing.samples import ALPHA, AT_US, DIME, USD, a_hold, usd
 from tollkeeper.values import Budget
 
 TAG = tag_of("alpha")
@@ -59,7 +59,7 @@ def test_stands_and_ends(redis_server: RedisServer, ours: Shared) -> None:
     assert {hold.id for hold in mine.dead([TAG], deadline_us)} == {"a/1", "b/1"}
     assert {id for found in mine.own([TAG]).values() for id in found.values()} == {"a/1", "b/1"}
     assert not any(other.own([TAG]).values())
-    ours.link.run(*mine.end_of(an_entry("a/1")))
+    ours.link.run(*mine.end_of("alpha", "a/1"))
     ours.link.run(*(mine.release(held("b/1"), tag) for tag in held("b/1").slots))
     assert sums(redis_server) == [0, 0]
     with redis_server.client() as client:

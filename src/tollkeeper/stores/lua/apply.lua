@@ -131,34 +131,37 @@ for _, lease in ipairs(leased) do
   end
 end
 
--- Read, add and set all fields of a hash in two calls; what a double cannot count exactly is left to HINCRBY.
+-- All fields of a hash are read, added to and set in two calls; where a double cannot count one exactly, or one is no number,
+-- each is left to HINCRBY. `set` has the fields already, each before the place of its value.
 local failed = {}
-local function count_up(key, fields, amounts, deadline)
-  local had, set, last = pcall('HMGET', key, unpack(fields)), {}, 0
-  for number = 1, #fields do
-    local add, old, total = amounts[number], had[number], nil
-    if not old and not had.err then
-      total = add
-    elseif old and #old < 16 and find(old, '^%-?%d+$') then
-      total = old + add
-    end
+local function count_up(key, fields, amounts, set)
+  local had, exact = pcall('HMGET', key, unpack(fields)), true
+  for number, add in ipairs(amounts) do
+    local old = had[number]
+    local total = not old and add or #old < 16 and find(old, '^%-?%d+$') and old + add
     if total and total < EXACT and total > -EXACT then
-      set[last + 1], set[last + 2] = fields[number], total
-      last = last + 2
-    -- A counter that is full or is none must not stop the others half-way.
-    elseif type(pcall('HINCRBY', key, fields[number], add)) == 'table' then
-      failed[#failed + 1] = key .. ' ' .. fields[number]
+      set[2 * number] = format('%d', total)
+    else
+      exact = false
     end
   end
-  if last > 0 then call('HSET', key, unpack(set)) end
-  if not had[1] then dated(key, deadline) end
+  if exact and not had.err then
+    call('HSET', key, unpack(set))
+  else -- A counter that is full or is none must not stop the others half-way.
+    for number, add in ipairs(amounts) do
+      if type(pcall('HINCRBY', key, fields[number], add)) == 'table' then failed[#failed + 1] = key .. ' ' .. fields[number] end
+    end
+  end
+  return not had[1]
 end
 
 for _, alike in ipairs(sums) do
+  local fields, set = alike[1], {}
+  for number, field in ipairs(fields) do set[2 * number - 1], set[2 * number] = field, 0 end
   for _, sum in ipairs(alike[2]) do
     for _, deadline in ipairs(sum[2]) do
       at = at + 1
-      count_up(KEYS[at], alike[1], sum[1], deadline)
+      if count_up(KEYS[at], fields, sum[1], set) then dated(KEYS[at], deadline) end
     end
   end
 end

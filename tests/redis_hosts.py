@@ -148,7 +148,10 @@ class Hosts:
 
     def open(self, number: int) -> RedisStore:
         folder = self.folder / ("all" if self.together else str(number))
-        options = SharedOptions(clock=self.clock, journal=folder, retention=KEEP_ALL, ahead_s=self.ahead_s)
+        options = SharedOptions(
+            clock=self.clock, journal=folder, retention=KEEP_ALL, ahead_s=self.ahead_s,
+            dedupe_s=FAR_US // SECOND_US,  # the model forgets no id
+        )  # fmt: skip
         store = RedisStore(Servers(parse(self.server.url)), options, self.budgets, scope_cap=self.cap)
         self.stores.append(store)
         self.homes[store._journal.id] = folder

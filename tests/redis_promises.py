@@ -13,15 +13,15 @@ import msgspec
 import redis
 from tests.redis_state import copy_of, problems
 
-from tollkeeper.stores.redis_link import Script
+from tollkeeper.stores.redis_ask import Script
 
 TO: Final = 4_000_000_000
 CURSOR, SHAPES, HOLDS, DUE, INDEX = SLOT = tuple(
     f"p:{{a}}:{name}" for name in ("cursor", "shapes", "holds", "due", "index")
 )
 ONE, TWO = (f"p:{{a}}:balance:project:{measure}:total:UTC::0" for measure in ("usd", "requests"))
-LEASES, IDS, CELLS, BLOCKS = (
-    f"p:{{a}}:{name}" for name in ("leases", "ids:0", "cells:hour:project::3000000", "entries:0")
+LEASES, IDS, OLDER, CELLS, BLOCKS = (
+    f"p:{{a}}:{name}" for name in ("leases", "ids:1", "ids:0", "cells:hour:project::3000000", "entries:0")
 )
 Text = Callable[[str], str]
 
@@ -67,11 +67,11 @@ class Asking:
         return self.run("reserve", (*SLOT, ONE, TWO), epoch, "j", row, id, text, 5000, TO, whatever, "#me", *legs)
 
     def apply(
-        self, seq: tuple[int, int], *, shapes: Any = None, names: Any = (), ended: Any = (), sums: Any = (), blocks: Any = (),
-        leased: Any = (), keys: tuple[str, ...] = (),
+        self, seq: tuple[int, int], *, shapes: Any = None, names: Any = ((), (), ()), ended: Any = (), sums: Any = (),
+        blocks: Any = (), leased: Any = (), keys: tuple[str, ...] = (),
     ) -> Any:  # fmt: skip
-        batch = (TO, [("j", *seq)], shapes, TO, names, ended, sums, [TO] * len(blocks), leased)
-        return self.run("apply", (*SLOT, *keys), msgspec.msgpack.encode(batch), *blocks)
+        batch = (TO, [("j", *seq)], shapes, 2, TO, *names, ended, sums, [TO] * len(blocks), leased)
+        return self.run("apply", (*SLOT, IDS, OLDER, *keys), msgspec.msgpack.encode(batch), *blocks)
 
 
 def reserves(ask: Asking) -> None:
@@ -115,11 +115,11 @@ def applies(ask: Asking) -> None:
     for id in "abc":
         ask.reserve(id)
     name = (["0=x", "0=y"], ["", ""], ["mark", "other"])
-    sums = [(["p|m|calls", "p|m|output"], [((2, 3), (TO,))]), (["spent"], [((7,), (TO,))])]
-    keys = (IDS, CELLS, ONE, BLOCKS)
+    sums = [(["p|m|calls", "p|m|output"], (TO,), [(2, 3)]), (["spent"], (TO,), [(7,)])]
+    keys = (CELLS, ONE, BLOCKS)
     batch = {
         "shapes": ["s", "t"],
-        "names": [name],
+        "names": name,
         "ended": ["a", "a", "b"],
         "sums": sums,
         "blocks": [b"1"],
@@ -129,15 +129,18 @@ def applies(ask: Asking) -> None:
         assert ask.apply((1, 2), **batch) == [b"cursor", b"0"]
         assert set(ask.apply((0, 2), **batch | {"shapes": ["s"]})) == {b"shapes", b"s", b"t"}
         assert set(ask.apply((0, 2), **batch | {"shapes": ["s", "u"]})) == {b"shapes", b"s", b"t"}
-        stale = ([name[0], ["", "z"], name[2]],)
+        stale = (name[0], ["", "z"], name[2])
         assert ask.apply((0, 2), **batch | {"names": stale}) == [b"ids", 2, b""]
-        stale = (name, (["0=z"], ["y"], ["x"]))
-        assert ask.apply((0, 2), names=stale, keys=(IDS, IDS)) == [b"ids", 3, b""]
+    ask.client.hset(OLDER, mapping={"0=x": "old", "0=z": "old"})
+    ask.client.expireat(OLDER, TO)
+    with ask.still():
+        assert ask.apply((0, 2), **batch) == [b"ids", 1, b"old"]
+    name[1][0] = "old"
     batches = ask.batch()
     assert ask.apply((0, 2), **batch) == [b"applied"]
     with ask.still():
         assert ask.apply((0, 2), **batch) == [b"cursor", b"2"]
-        assert ask.apply((2, 4), **batch) == [b"ids", 1, b"mark", 2, b"other"]
+        assert ask.apply((2, 4), **batch) == [b"ids", 1, b"mark", 2, b"other"]  # what is newer stands
     assert (ask.number(CURSOR, "j"), ask.batch()) == (2, batches + 1)
     assert ask.client.hgetall(IDS) == {b"0=x": b"mark", b"0=y": b"other"}
     assert (ask.number(ONE, "spent"), ask.number(ONE, "held"), ask.number(TWO, "held")) == (17, 5, 1)
@@ -153,8 +156,12 @@ def applies(ask: Asking) -> None:
     ask.apply((4, 5), sums=sums[:1], keys=(CELLS,))
     assert ask.number(CELLS, "p|m|calls") == 2**53 + 1
     ask.client.hset(CELLS, "p|m|calls", 10**15 - 2)
-    ask.apply((5, 6), sums=[(["p|m|calls"], [((2**53 - 1,), (TO,))])], keys=(CELLS,))
+    ask.apply((5, 6), sums=[(["p|m|calls"], (TO,), [(2**53 - 1,)])], keys=(CELLS,))
     assert ask.number(CELLS, "p|m|calls") == 10**15 + 2**53 - 3
+    ask.client.set(CELLS, "no hash")
+    stuck = [f"{CELLS} p|m|{name}".encode() for name in ("calls", "output")]
+    assert ask.apply((6, 7), sums=sums, keys=(CELLS, ONE)) == [b"applied", *stuck]
+    assert ask.number(ONE, "spent") == 24
 
 
 def leases(ask: Asking) -> None:
@@ -215,4 +222,16 @@ def lives(ask: Asking) -> None:
     assert (ask.client.get(keys[0]), problems(ask.client)) == (b"g", [])
 
 
-PROMISES: Final = (reserves, voids, applies, leases, fills, lives)
+def moves(ask: Asking) -> None:
+    """What is newer stands; the hour is gone, and the day has a deadline only where it has ids."""
+    ask.client.flushall()
+    ask.client.hset(OLDER, mapping={"0=x": "old", "0=z": "old"})
+    ask.client.hset(IDS, "0=x", "new")
+    assert ask.run("move", (OLDER, IDS), TO) == 1
+    assert ask.client.hgetall(IDS) == {b"0=x": b"new", b"0=z": b"old"}
+    assert ask.run("move", (OLDER, IDS), TO - 1) == 0
+    assert problems(ask.client) == []
+    assert ask.client.expiretime(IDS) == TO
+
+
+PROMISES: Final = (reserves, voids, applies, leases, fills, lives, moves)

@@ -12,7 +12,7 @@ from tests.redis_mutations import MUTATIONS, QUICK, Mutation
 from tests.redis_promises import PROMISES, Asking, shipped
 
 from tollkeeper.stores import redis_flush
-from tollkeeper.stores.redis_link import Script
+from tollkeeper.stores.redis_ask import Script
 from tollkeeper.testing.redis_server import RedisServer
 
 WALKS, STEPS = 40, 60

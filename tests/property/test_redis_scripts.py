@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.redis_state import copy_of
 
-from tollkeeper.stores.redis_link import Script
+from tollkeeper.stores.redis_ask import Script
 from tollkeeper.testing.redis_server import RedisServer
 
 TO: Final = "4000000000"  #: a deadline
@@ -53,14 +53,15 @@ CALLS: Final = (
     Call("census", ["{a}:seen"], ["5", TO, "one", "two"], (0, 1)),
     Call("since", ["{a}:since"], [TO, "hour", "5", "day", "6"], (0, 2, 4)),
     Call("renew", ["{a}:old"], ["e", "f", TO], (2,)),
+    Call("move", ["{a}:ids:1", "{a}:ids:2"], [TO], (0,)),
 )  # fmt: skip
 BATCH: Final[list[Any]] = [
-    4000000000, [["j", 7, 9]], ["s"], 4000000000, [[["0=x"], [""], ["mark"]]], ["held"],
-    [[["p|m|calls", "p|m|usd"], [[[1, 2], [4000000000]]]]], [4000000000], [["j b", BALANCE, 4]],
+    4000000000, [["j", 7, 9]], ["s"], 1, 4000000000, ["0=x"], [""], ["mark"], ["held"],
+    [[["p|m|calls", "p|m|usd"], [4000000000], [[1, 2]]]], [4000000000], [["j b", BALANCE, 4]],
 ]  # fmt: skip
 #: Where amounts stand in it.
 PLACES: Final = (
-    (0,), (1, 0, 1), (1, 0, 2), (3,), (6, 0, 1, 0, 0, 0), (6, 0, 1, 0, 0, 1), (6, 0, 1, 0, 1, 0), (7, 0), (8, 0, 2),
+    (0,), (1, 0, 1), (1, 0, 2), (3,), (4,), (9, 0, 1, 0), (9, 0, 2, 0, 0), (9, 0, 2, 0, 1), (10, 0), (11, 0, 2),
 )  # fmt: skip
 
 
@@ -75,6 +76,7 @@ def client(redis_server: RedisServer) -> Any:
         client.hset(BALANCE, mapping={"spent": 1, "held": 7})
         client.hset("{a}:leases", "j b", 4)
         client.set("{a}:old", "e")
+        client.hset("{a}:ids:1", "0=y", "mark")
         for key in client.scan_iter():
             client.expireat(key, 3999999999)
         yield client

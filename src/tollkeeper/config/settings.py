@@ -282,7 +282,7 @@ class Settings(BaseSettings):
         86400,
         ge=1,
         le=30 * 86400,
-        description="seconds for which Redis knows an entry's id, so that no gateway books it again",
+        description="seconds after its day (UTC) for which Redis knows an entry's id, so that no gateway books it again",
     )
     journal: Path = Field(
         Path("journal"),

@@ -19,13 +19,14 @@ from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.journal import Journal
+from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_batch import Row, parted
 from tollkeeper.stores.redis_check import Watch
 from tollkeeper.stores.redis_flush import Flusher
 from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
-from tollkeeper.stores.redis_keys import FOREVER_S, digest_of, hour_of, tag_of
+from tollkeeper.stores.redis_keys import DAY_US, FOREVER_S, digest_of, tag_of
 from tollkeeper.stores.redis_leases import Leases
-from tollkeeper.stores.redis_link import Ask, Script, State
+from tollkeeper.stores.redis_link import State
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
@@ -144,12 +145,13 @@ class RedisStore(RedisReader):
 
         Raises Conflict where it was booked with other contents.
         """
-        key = self._shared.keys.ids(tag_of(entry.scopes.project), hour_of(entry.at_us))
+        shared, tag = self._shared, tag_of(entry.scopes.project)
+        days = [shared.keys.ids(tag, day_us) for day_us in shared.deadlines.days(shared.now_us())]
         try:
-            found = await self._shared.link.ask(Ask(("HGET", key, f"0={entry.id}")))
+            found = await asyncio.gather(*(shared.link.ask(Ask(("HGET", day, f"0={entry.id}"))) for day in days))
         except StoreUnavailable:  # recording goes on; it is found out when it is applied
             return False
-        _, stands = parted("" if found is None else found.decode())
+        _, stands = parted(next((each.decode() for each in found if each is not None), ""))
         if entry.outcome == "expired" or not stands or stands.startswith("{"):
             return bool(stands) and entry.outcome == "expired"
         if stands != digest_of(entry):
@@ -230,7 +232,9 @@ class RedisStore(RedisReader):
         shared, dropped = self._shared, 0
         tags = shared.projects()
         self._holds.keep(tags)  # a balance begins with what entries say that go now
+        forgotten_us = min(shared.deadlines.days(shared.now_us())) - DAY_US
         for tag in tags:
+            shared.link.run(Ask(("UNLINK", shared.keys.ids(tag, forgotten_us))))
             gone = [name for name in (each.decode() for each in self._dated(tag)) if _is_over(name, before)]
             for name in gone:
                 key = shared.keys.of(tag, name)

@@ -18,6 +18,7 @@ from msgspec import structs
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import Shape
 from tollkeeper.stores.journal import Journal
+from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_batch import (
     Batch,
     Decision,
@@ -34,7 +35,7 @@ from tollkeeper.stores.redis_before import before_of
 from tollkeeper.stores.redis_blocks import Block, unpack
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, Deadlines, Keys, shape_of, tag_of
-from tollkeeper.stores.redis_link import Ask, Link, Script
+from tollkeeper.stores.redis_link import Link
 from tollkeeper.values import Entry
 
 log = logging.getLogger("tollkeeper")
@@ -123,7 +124,7 @@ class _Job:
     def __init__(self, tag: str, units: list[Unit], from_seq: int) -> None:
         self.tag, self.units, self.from_seq = tag, units, from_seq
         self.to_seq = units[-1].seq
-        self.stand: dict[tuple[str, str], str] = {}
+        self.stand: dict[str, str] = {}
         self.decision: Decision
 
 
@@ -289,7 +290,7 @@ class Applier:
 
     def _ask(self, job: _Job) -> Ask:
         shared = self._shared
-        job.decision = decide_all(job.units, job.tag, shared.keys, job.stand)
+        job.decision = decide_all(job.units, job.stand)
         return shared.ask(
             project_batch(
                 job.tag, self._journal.id, job.from_seq, job.to_seq, job.decision, ended=_ended(job),
@@ -311,7 +312,7 @@ class Applier:
             case b"shapes":
                 self._shared.heard(job.tag, answer[1:])
             case b"ids":
-                names = job.decision.in_order()
+                names = list(job.decision.names)
                 for number, stands in zip(answer[1::2], answer[2::2], strict=True):
                     job.stand[names[int(number) - 1]] = stands.decode()
             case _:

@@ -15,9 +15,9 @@ import msgspec
 from tollkeeper.stores import Difference
 from tollkeeper.stores.journal import files, looking
 from tollkeeper.stores.redis_apply import Shared, blocks_of
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_batch import Unit, units_of
 from tollkeeper.stores.redis_keys import digest_of, tag_of
-from tollkeeper.stores.redis_link import Ask
 from tollkeeper.stores.sqlite_file import row_entry
 from tollkeeper.stores.sqlite_reader import SqliteReader
 from tollkeeper.values import Entry

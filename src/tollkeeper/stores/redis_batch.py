@@ -164,28 +164,21 @@ class Decision(msgspec.Struct):
     """What a batch of rows counts as."""
 
     counted: list[Counted]
-    names: dict[tuple[str, str], tuple[str, str]]  #: (key of ids, field) → what stands there, what shall
+    names: dict[str, tuple[str, str]]  #: name → what stands there, what shall
     conflicts: list[Entry]
 
-    def in_order(self) -> list[tuple[str, str]]:
-        """The names in the order in which the script is told of them: those of one hash together."""
-        keys = list(dict.fromkeys(key for key, _ in self.names))
-        return sorted(self.names, key=lambda name: keys.index(name[0]))
 
-
-def decide_all(units: Iterable[Unit], tag: str, keys: Keys, stand: dict[tuple[str, str], str]) -> Decision:
+def decide_all(units: Iterable[Unit], stand: dict[str, str]) -> Decision:
     """All units of a batch, one after the other. `stand`: what Redis said stands under names, nothing where it is silent."""
     counted: list[Counted] = []
-    now: dict[tuple[str, str], str] = {}
+    now: dict[str, str] = {}
     conflicts: list[Entry] = []
     for unit in units:
-        key = keys.ids(tag, hour_of(unit.entry.at_us))
-        name = (key, unit.name)
-        settled = (key, f"0={unit.entry.id}")
-        found = [now.setdefault(each, stand.get(each, "")) for each in (name, settled)]
+        settled = f"0={unit.entry.id}"
+        found = [now.setdefault(each, stand.get(each, "")) for each in (unit.name, settled)]
         verdict = decide(unit, *found)
         now[settled] = verdict.settled
-        now[name] = verdict.mark
+        now[unit.name] = verdict.mark
         counted += (Counted(unit.seq, each) for each in verdict.adds)
         if verdict.conflict:
             conflicts.append(unit.entry)
@@ -319,36 +312,30 @@ class Batch(msgspec.Struct):
     tag: str
     cursors: list[tuple[str, int, int]]  #: field, from, to
     shapes: frozenset[str] | None  #: None: whatever shapes the slot keeps, this adds to no balance
-    names: dict[tuple[str, str], tuple[str, str]] = {}
-    names_until_s: int = 0
+    ids: tuple[str, ...] = ()  #: hashes in which names are looked for; the first is written
+    ids_until_s: int = 0
+    names: dict[str, tuple[str, str]] = {}
     ended: list[str] = []
     sums: list[Sums] = []
     blocks: list[tuple[str, int, bytes]] = []  #: key, deadline, data
     leased: Leased = {}
 
     def arguments(self, keys: Keys) -> tuple[list[str], list[Any]]:
-        every = list(keys.slot(self.tag))
-        names: dict[str, tuple[list[str], list[str], list[str]]] = {}
-        for (key, field), (old, new) in self.names.items():
-            fields, stand, marks = names.setdefault(key, ([], [], []))
-            fields.append(field)
-            stand.append(old)
-            marks.append(new)
-        every += names
-        alike: dict[tuple[str, ...], list[Sums]] = {}
+        every = [*keys.slot(self.tag), *self.ids]
+        stand, marks = zip(*self.names.values(), strict=True) if self.names else ((), ())
+        alike: dict[tuple[tuple[str, ...], tuple[int, ...]], list[Sums]] = {}
         for place, amounts in self.sums:
-            alike.setdefault(tuple(compress(place.fields, amounts)), []).append(Sums(place, amounts))
-        alike.pop((), None)
+            if any(amounts):
+                name = tuple(compress(place.fields, amounts)), place.deadlines
+                alike.setdefault(name, []).append(Sums(place, amounts))
         every += (key for some in alike.values() for place, _ in some for key in place.keys)
         every += (key for key, _, _ in self.blocks)
         until_s = [deadline_s for _, deadline_s, _ in self.blocks]
-        keep_s = max((self.names_until_s, *(max(place.deadlines) for place, _ in self.sums), *until_s))
+        keep_s = max((self.ids_until_s, *(max(place.deadlines) for place, _ in self.sums), *until_s))
         batch = (
-            keep_s or FOREVER_S, self.cursors, self.shapes, self.names_until_s, tuple(names.values()), self.ended,
-            [
-                (fields, [(tuple(filter(None, amounts)), place.deadlines) for place, amounts in some])
-                for fields, some in alike.items()
-            ],
+            keep_s or FOREVER_S, self.cursors, self.shapes,
+            len(self.ids), self.ids_until_s, tuple(self.names), stand, marks, self.ended,
+            [(*name, [tuple(filter(None, amounts)) for _, amounts in some]) for name, some in alike.items()],
             until_s, [(*names, amount) for names, amount in self.leased.items()],
         )  # fmt: skip
         return every, [_pack(batch), *(data for _, _, data in self.blocks)]
@@ -360,13 +347,14 @@ def project_batch(
 ) -> Batch:  # fmt: skip
     """What rows up to `to_seq` do in their project's slot."""
     keys, deadlines = places.keys, places.deadlines
+    ids = tuple(keys.ids(tag, day_us) for day_us in deadlines.days(now_us))
     groups = groups_of(counted.entry for counted in decision.counted)
     by_month: dict[int, list[Counted]] = {}
     for counted in decision.counted:
         by_month.setdefault(window_at("month", "UTC", counted.entry.at_us)[0], []).append(counted)
     return Batch(
-        tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)), names=decision.names,
-        names_until_s=deadlines.ids(now_us), ended=list(ended),
+        tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)), ids=ids,
+        ids_until_s=deadlines.ids(now_us), names=decision.names, ended=list(ended),
         sums=cell_sums(groups, places) + balance_sums(groups, shapes, places),
         blocks=[
             (keys.entries(tag, month_us), deadlines.entries(month_us), pack(now_us // 1000, journal, rows))

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from tollkeeper.ledger import ids_of
+from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_batch import window_at
 from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, tag_of
-from tollkeeper.stores.redis_link import Ask, Link, Script
+from tollkeeper.stores.redis_link import Link
 from tollkeeper.values import OTHER, Entry, ScopeKind, Scopes
 
 _COUNTED: Final[tuple[ScopeKind, ...]] = ("agent", "session", "user", "tag")

@@ -12,10 +12,10 @@ from typing import Final, Literal
 
 from tollkeeper.ledger import BalanceKey, Shape, spent_by
 from tollkeeper.stores.redis_apply import Shared, pairs
+from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_batch import window_at
 from tollkeeper.stores.redis_before import begins_with
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, decode, shape_name
-from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.values import Entry
 
 _fill: Final = Script("fill")

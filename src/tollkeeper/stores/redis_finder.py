@@ -11,9 +11,9 @@ from threading import Lock
 import msgspec
 
 from tollkeeper.stores.redis_apply import Shared
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_blocks import unpack
 from tollkeeper.stores.redis_keys import tag_of
-from tollkeeper.stores.redis_link import Ask
 from tollkeeper.values import Entry
 
 

@@ -26,9 +26,11 @@ from typing import Final, Protocol
 from tollkeeper.errors import StoreError, StoreUnavailable
 from tollkeeper.stores.journal import Journal, neighbours, orphans
 from tollkeeper.stores.redis_apply import ROWS_MAX, Applier, Doubted, Shared
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_batch import Row
+from tollkeeper.stores.redis_layout import bring_up
 from tollkeeper.stores.redis_leases import Leases, end_leases
-from tollkeeper.stores.redis_link import Ask, State
+from tollkeeper.stores.redis_link import State
 from tollkeeper.values import Entry
 
 log = logging.getLogger("tollkeeper")
@@ -273,6 +275,7 @@ class Flusher:
             self._say(STOPPED)
             raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
+        bring_up(shared)
         emptied = bool(known) and known != self.epoch
         if emptied:
             log.error("store: Redis was emptied; it is filled again from the journals")

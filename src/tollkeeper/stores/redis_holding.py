@@ -10,9 +10,9 @@ import msgspec
 
 from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis_apply import Shared, pairs
+from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_keys import GLOBAL, shape_name, tag_of
 from tollkeeper.stores.redis_legs import Held, Leg, field_of, hold_in
-from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.values import Hold
 
 PAGE: Final = 500

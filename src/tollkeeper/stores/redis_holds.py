@@ -18,6 +18,7 @@ from tollkeeper.ledger import Shape
 from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.journal import Journal
 from tollkeeper.stores.redis_apply import Doubted, Shared
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_away import Allowance
 from tollkeeper.stores.redis_holding import PAGE, Holding
 from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag
@@ -32,7 +33,7 @@ from tollkeeper.stores.redis_legs import (
     legs_of,
     numbers_of,
 )
-from tollkeeper.stores.redis_link import Ask, State
+from tollkeeper.stores.redis_link import State
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 

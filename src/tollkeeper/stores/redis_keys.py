@@ -30,6 +30,11 @@ BALANCE_KEEP_S: Final = 62 * 86400
 #: Slots and shapes whose names are remembered.
 SLOTS_MAX: Final = 10_000
 _US: Final = 1_000_000
+DAY_US: Final = 86400 * _US
+#: By how many seconds the clocks of two gateways may differ.
+SKEW_S: Final = 60
+#: Ids of a day stay so much longer than they are looked at: whoever prunes drops them in the background before Redis does at once.
+SPARE_S: Final = 7200
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -72,6 +77,7 @@ class Keys:
         self.rebuild = self.of(
             GLOBAL, "rebuild"
         )  #: string: everything is dropped just now; no gateway begins until it is gone
+        self.layout = self.of(GLOBAL, "layout")  #: string: of the keys (redis_layout.py)
         self.sweeper = self.of(GLOBAL, "sweeper")  #: string: who looks for dead gateways' holds just now
 
         self.slot = lru_cache(SLOTS_MAX)(self._slot)  #: tag → the keys that each script on a slot begins with
@@ -134,9 +140,9 @@ class Keys:
         """Hash: scope:id:measure → what pruned entries had spent, which a refilled slot cannot read any more."""
         return self.of(tag, "before")
 
-    def ids(self, tag: str, hour_us: int) -> str:
-        """Hash: entry's id → what was booked under it, for those who book it again."""
-        return self.of(tag, f"ids:{hour_us}")
+    def ids(self, tag: str, day_us: int) -> str:
+        """Hash: revision=id → what was booked under it that UTC day, for those who book it again."""
+        return self.of(tag, f"ids:{day_us}")
 
     def seen(self, tag: str, scope: ScopeKind, month_us: int) -> str:
         """Set: ids of a scope that have cells of their own in a month; past the cap others count under `_other`."""
@@ -159,9 +165,13 @@ def hour_of(at_us: int) -> int:
     return at_us - at_us % (3600 * _US)
 
 
+def _day_of(at_us: int) -> int:
+    return at_us - at_us % DAY_US
+
+
 class Deadlines:
     """Until when a key is kept, in UTC seconds of Redis's clock, which is `ahead_s` of ours (a clock that is passed in may stand
-    anywhere). `dedupe_s`: how long an id is remembered after its hour.
+    anywhere). `dedupe_s`: how long an id is remembered after its day.
     """
 
     def __init__(self, retention: Retention, dedupe_s: int = 86400, ahead_s: int = 0) -> None:
@@ -183,9 +193,18 @@ class Deadlines:
         """Nobody may have looked for it until then."""
         return self._after(deadline_us, BALANCE_KEEP_S)
 
+    def days(self, now_us: int) -> tuple[int, ...]:
+        """The days of booking in which an id may stand that is remembered: today's first, in UTC microseconds.
+
+        Tomorrow's too where another gateway's clock may have reached it.
+        """
+        today_us = _day_of(now_us)
+        first, last = (_day_of(now_us + seconds * _US) for seconds in (-self._dedupe_s, SKEW_S))
+        return today_us, *(day_us for day_us in range(first, last + 1, DAY_US) if day_us != today_us)
+
     def ids(self, now_us: int) -> int:
         """Of what is booked now, whenever it happened: what is replayed or imported is remembered as long as what is new."""
-        return self._after(now_us, 3600 + self._dedupe_s)
+        return self._after(_day_of(now_us) + DAY_US, self._dedupe_s + SPARE_S)
 
     def _after(self, end_us: int, keep_s: int | None) -> int:
         return FOREVER_S if keep_s is None else min(FOREVER_S, end_us // _US + 1 + keep_s + self._ahead_s)

@@ -17,10 +17,10 @@ from typing import Final, NamedTuple
 from tollkeeper.ledger import BalanceKey, amount_of, ids_of
 from tollkeeper.stores.lease import SCARCE_IN, Lease, Wish
 from tollkeeper.stores.redis_apply import Shared
+from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_batch import Leased, window_at
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, balance_tag, shape_name, tag_of
 from tollkeeper.stores.redis_legs import Leg, Numbers
-from tollkeeper.stores.redis_link import Ask, Script
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.values import Entry
 

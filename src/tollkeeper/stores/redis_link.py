@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from importlib.resources import files
 from threading import Condition, Thread
 from typing import Any, Final, Literal, Protocol
 
@@ -35,6 +33,7 @@ from redis.exceptions import (
 )
 
 from tollkeeper.errors import StoreUnavailable
+from tollkeeper.stores.redis_ask import NONE_YET, Ask
 
 log = logging.getLogger("tollkeeper")
 
@@ -62,37 +61,6 @@ REDIRECTS_MAX: Final = 8
 _LOST: Final = (ConnectionError, TimeoutError, ReadOnlyError, ClusterDownError, MasterDownError)
 #: Asks in one pipeline: a longer queue goes out in several, so that one reply's size stays bounded.
 PIPELINE_MAX: Final = 512
-
-Command = tuple[Any, ...]
-_NONE_YET: Final = object()
-
-
-class Script:
-    """A Lua script, called by its hash: ours of that name, or a test's own text."""
-
-    def __init__(self, name: str, text: str | None = None) -> None:
-        self.name = name
-        self.text = text or (files("tollkeeper.stores") / "lua" / f"{name}.lua").read_text("utf-8")
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-    def __call__(self, keys: Sequence[str], args: Iterable[Any]) -> Ask:
-        return Ask(("EVALSHA", self.sha, len(keys), *keys, *args), keys[0], self)
-
-
-class Ask:
-    """One command, and who waits for its answer: a task or a thread."""
-
-    __slots__ = ("answer", "command", "key", "node", "packed", "script", "tries", "waiter")
-
-    def __init__(self, command: Command, key: str | None = None, script: Script | None = None) -> None:
-        self.command = command
-        self.key = command[1] if key is None else key  #: decides which server of a cluster it goes to
-        self.script = script
-        self.packed = b""  #: the command as it is sent
-        self.tries = 0
-        self.node: Any = None  #: where it was redirected to
-        self.waiter: asyncio.Future[Any] | Future[Any]
-        self.answer: Any = _NONE_YET  #: what came, or the exception to raise
 
 
 class Node(Protocol):
@@ -257,7 +225,7 @@ class Link:
                 log.exception("store: a command could not be sent to Redis")
                 self._lose(asks, error)
                 return
-            _tell(ask for ask in asks if ask.answer is not _NONE_YET)
+            _tell(ask for ask in asks if ask.answer is not NONE_YET)
             asks = again
 
     def _wire(self, ask: Ask) -> _Wire:
@@ -297,7 +265,7 @@ class Link:
             asks = [*asks, *self._asks]
             self._asks.clear()
         for ask in asks:
-            if ask.answer is _NONE_YET:
+            if ask.answer is NONE_YET:
                 ask.answer = self.unavailable()
         _tell(asks)
 

@@ -13,11 +13,12 @@ from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import CELL_SUMS, PERIODS, BalanceKey, CellKey, Period, cells_of, spent_by
 from tollkeeper.stores import Cell, Difference, Kept, SharedOptions, Size, differences, horizons, is_named
 from tollkeeper.stores.redis_apply import Shared, pairs
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_batch import Places, window_at
 from tollkeeper.stores.redis_census import SharedCensus
 from tollkeeper.stores.redis_finder import Finder
 from tollkeeper.stores.redis_keys import GLOBAL, Deadlines, Keys, balance_tag, decode, digest_of, shape_of, tag_of
-from tollkeeper.stores.redis_link import Ask, Link, Servers, State
+from tollkeeper.stores.redis_link import Link, Servers, State
 from tollkeeper.values import OTHER, Entry, ScopeKind
 
 T = TypeVar("T")

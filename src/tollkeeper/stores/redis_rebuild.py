@@ -19,9 +19,9 @@ from redis.exceptions import RedisError
 from tollkeeper.errors import StoreOwned, StoreUnavailable
 from tollkeeper.stores.journal import Journal, orphans
 from tollkeeper.stores.redis_apply import Applier, Shared
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_flush import STOPPED
 from tollkeeper.stores.redis_keys import FOREVER_S
-from tollkeeper.stores.redis_link import Ask
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.stores.redis_survey import journals_of, members
 

@@ -10,9 +10,9 @@ from typing import Final
 
 from tollkeeper.ledger import Shape
 from tollkeeper.stores.redis_apply import Doubted, Shared
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_fill import Filling
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL
-from tollkeeper.stores.redis_link import Ask
 
 #: Steps in a row that find that a batch was quicker.
 TRIES_MAX: Final = 100

@@ -14,10 +14,10 @@ import msgspec
 from tollkeeper.errors import StoreError
 from tollkeeper.stores.journal import files, is_journal, looking
 from tollkeeper.stores.redis_apply import Shared, pairs
+from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_check import Findings, check_all
 from tollkeeper.stores.redis_flush import SILENT_MS
 from tollkeeper.stores.redis_keys import GLOBAL, tag_of
-from tollkeeper.stores.redis_link import Ask
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.stores.sqlite_file import owned
 from tollkeeper.stores.sqlite_reader import SqliteReader

@@ -7,13 +7,15 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.shared_stores import options, shared_store
+from tests.shared_stores import KEPT, options, shared_store
 
+from tollkeeper.clock import SystemClock
 from tollkeeper.errors import ConfigError
 from tollkeeper.stores import Retention, open_store
 from tollkeeper.stores.redis import RedisStore
 from tollkeeper.testing.redis_server import RedisServer, free_port, until
-from tollkeeper.testing.samples import AT_US, DAY_US, DIME, USD, a_hold, an_entry, standing, usd
+from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, USD, a_hold, an_entry, standing, usd
+from tollkeeper.values import Scopes
 
 
 async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -24,6 +26,42 @@ async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tm
         await store.reserve(a_hold(f"h{number}/1", DIME))
         await store.settle(an_entry(f"h{number}/1", DIME))
     assert (await standing(store)).spent == 10 * DIME
+    await store.close()
+
+
+class Turned(SystemClock):
+    """A wall clock that stands where a test has set it; durations go on."""
+
+    us = AT_US
+
+    def now_us(self) -> int:
+        return self.us
+
+
+@pytest.mark.parametrize("later_us", [HOUR_US, -HOUR_US, 40 * DAY_US])
+async def test_a_repeat_elsewhere_at_another_instant(redis_server: RedisServer, tmp_path: Path, later_us: int) -> None:
+    """B2: an event that another process books again, with another instant, counts once."""
+    first, second = shared_store(redis_server, tmp_path), shared_store(redis_server, tmp_path)
+    assert await first.settle(an_entry("a/1")) == "booked"
+    await first.standings(Scopes(project="alpha"), "", AT_US)  # by now it is in Redis
+    assert await second.settle(an_entry("a/1", at_us=AT_US + later_us)) == "repeated"
+    assert [entry.at_us async for entry in second.entries(0, 2**62)] == [AT_US]
+    await first.close()
+    await second.close()
+
+
+async def test_ids_of_days_that_are_over(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Pruning drops the ids of a day that nobody looks at any more, before Redis would have to do it at once."""
+    clock = Turned()
+    store = shared_store(redis_server, tmp_path, clock=clock)
+    for number in range(4):
+        clock.us = AT_US + number * DAY_US
+        await store.settle(an_entry(f"{number}/1"))
+        await store.prune(clock.us, KEPT)
+    with redis_server.client() as client:
+        days = sorted(int(key.rpartition(b":")[2]) for key in client.scan_iter("*:ids:*"))
+    today_us = clock.us - clock.us % DAY_US
+    assert days == [today_us - DAY_US, today_us]
     await store.close()
 
 

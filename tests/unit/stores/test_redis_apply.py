@@ -12,9 +12,9 @@ from tests.slots import FakeJournal, applier, contents, shared
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import Shape, expired
 from tollkeeper.stores.redis_apply import Applier, Doubted, Shared, blocks_of
+from tollkeeper.stores.redis_ask import Script
 from tollkeeper.stores.redis_batch import Batch, Place, Sums
 from tollkeeper.stores.redis_keys import GLOBAL, tag_of
-from tollkeeper.stores.redis_link import Script
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import AT_US, DIME, a_hold, an_entry
@@ -157,7 +157,7 @@ def test_a_hostile_amount(redis_server: RedisServer, ours: Shared, amount: Any) 
     before = contents(redis_server)
     keys, (packed,) = sums(ours, 1, 1).arguments(ours.keys)
     batch = msgspec.msgpack.decode(packed)
-    ((_, ((amounts, _),)),) = batch[6]
+    ((_, _, (amounts,)),) = batch[9]
     amounts[1] = amount
     with pytest.raises(StoreUnavailable, match="not an amount"):
         ours.link.run(Script("apply")(keys, [msgspec.msgpack.encode(batch)]))

@@ -58,10 +58,10 @@ def test_decide(unit: Unit, stands: str, adds: list[int], conflict: bool) -> Non
 
 def total(rows: list[tuple[int, Entry]]) -> int:
     """What rows of one id come to, each unit applied by itself in this order."""
-    stand: dict[tuple[str, str], str] = {}
+    stand: dict[str, str] = {}
     sum_ = 0
     for unit in units_of(rows):
-        decision = decide_all([unit], TAG, KEYS, stand)
+        decision = decide_all([unit], stand)
         stand |= {name: new for name, (_, new) in decision.names.items()}
         sum_ += sum(each.entry.sign * (each.entry.charge.amount_nanos or 0) for each in decision.counted)
     return sum_
@@ -154,14 +154,15 @@ def test_groups_add_up() -> None:
 def test_batch() -> None:
     """One batch has the cursor's move, the id, a block for the month and the sums of every cell and balance."""
     shape = Shape("project", "usd", "month", "UTC")
-    decision = decide_all([one(an_entry("a/1"))], TAG, KEYS, {})
+    decision = decide_all([one(an_entry("a/1"))], {})
     assert isinstance(decision, Decision)
     batch = project_batch(
         TAG, "j", 0, 1, decision, ended=["a/1"], leased={}, shapes=frozenset({shape}), now_us=AT_US,
         places=Places(KEYS, Deadlines(KEPT)),
     )  # fmt: skip
     assert (batch.cursors, batch.ended, len(batch.blocks)) == ([("j", 0, 1)], ["a/1"], 1)
-    assert list(batch.names) == [(KEYS.ids(TAG, AT_US - AT_US % 3_600_000_000), "0=a/1")]
+    assert list(batch.names) == ["0=a/1"]
+    assert batch.ids == tuple(KEYS.ids(TAG, day_us) for day_us in Deadlines(KEPT).days(AT_US))
     names, args = batch.arguments(KEYS)
     assert all(f"{{{TAG}}}" in name for name in names)
     assert args

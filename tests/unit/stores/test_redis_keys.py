@@ -16,6 +16,8 @@ from tollkeeper.stores.redis_batch import Unit
 from tollkeeper.stores.redis_keys import (
     FOREVER_S,
     GLOBAL,
+    SKEW_S,
+    SPARE_S,
     Deadlines,
     Keys,
     balance_tag,
@@ -29,7 +31,7 @@ from tollkeeper.stores.redis_keys import (
     tag_of,
 )
 from tollkeeper.stores.redis_legs import Held
-from tollkeeper.testing.samples import AT_US, HOUR_US, a_hold, an_entry
+from tollkeeper.testing.samples import AT_US, DAY_US, HOUR_US, a_hold, an_entry
 from tollkeeper.values import OTHER, Charge, Scopes, Usage
 
 KEYS = Keys("t")
@@ -126,14 +128,33 @@ def test_one_slot() -> None:
 
 
 def test_deadlines() -> None:
-    """Each thing is kept its time after its period's end; None is forever, which is a deadline too; ids count from now."""
+    """Each thing is kept its time after its period's end; None is forever, a deadline too; ids: after the day of booking."""
     kept = Deadlines(Retention(hour_s=10, day_s=20, month_s=None, entries_s=40), dedupe_s=50)
     hour_s = hour_of(AT_US) // 10**6
     assert kept.cells("hour", hour_of(AT_US)) == hour_s + 3600 + 1 + 10
     assert kept.cells("month", AT_US) == FOREVER_S
-    assert kept.ids(AT_US) == AT_US // 10**6 + 1 + 3600 + 50
+    day_us = AT_US - AT_US % DAY_US
+    assert kept.ids(AT_US) == (day_us + DAY_US) // 10**6 + 1 + 50 + SPARE_S
     assert kept.balance(2**62) == FOREVER_S
     assert Deadlines(Retention(hour_s=10), ahead_s=7).cells("hour", hour_of(AT_US)) == hour_s + 3600 + 1 + 10 + 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "dedupe_s", "days"),
+    [
+        (0, 86400, [0, -1]),
+        (86400 - SKEW_S - 1, 86400, [0, -1]),
+        (86400 - SKEW_S, 86400, [0, -1, 1]),
+        (3600, 3600, [0]),
+        (3599, 3600, [0, -1]),
+        (7200, 3 * 86400, [0, -3, -2, -1]),
+    ],
+)
+def test_days(seconds: int, dedupe_s: int, days: list[int]) -> None:
+    """B2: an id is looked for where it may have been booked for so long, by a clock that may be ahead; it is written first."""
+    day_us = AT_US - AT_US % DAY_US
+    found = Deadlines(Retention(), dedupe_s).days(day_us + seconds * 10**6)
+    assert [(each - day_us) // DAY_US for each in found] == days
 
 
 @pytest.mark.parametrize(

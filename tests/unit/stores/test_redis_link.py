@@ -21,7 +21,8 @@ from redis.exceptions import (
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.stores import redis_link
-from tollkeeper.stores.redis_link import LINK_LIFE, REDIRECTS_MAX, Ask, Link, Script
+from tollkeeper.stores.redis_ask import Ask, Script
+from tollkeeper.stores.redis_link import LINK_LIFE, REDIRECTS_MAX, Link
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.stores.redis_url import parse
 from tollkeeper.testing.redis_server import RedisServer, until

@@ -2,15 +2,16 @@
 -- Apply a batch of a journal's rows to one slot, once: the cursor moves with the sums, or nothing does.
 -- A slot is what shares a hash tag. Its cursor also counts the batches, so that a reader knows whether one came between.
 --
--- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… what the batch changes, in the order in which the batch tells of it
+-- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… where ids may stand, the first is written  …what the batch changes, in the order in which the batch tells of it
 -- ARGV  1 the batch in MessagePack, which is cheaper to take apart than as many arguments. An array of
 --         keep until, s (of the cursor)
 --         [[cursor's field, from row, to row], …]
 --         [shape that the sums are of, …], or nil: the slot keeps no balances yet, or the batch has none
---         keep until, s (of the names)
---         [[fields, what stands in each ("": nothing), what shall stand there], …]: a key for each
+--         in how many hashes ids may stand
+--         keep until, s (of the ids)
+--         [id, …], [what stands under each ("": nothing), …], [what shall stand there, …]
 --         [id of a hold that ends, …]
---         [[fields, [[amounts to add, [keep until, s, …]], …]], …]: a key for each deadline
+--         [[fields, [keep until, s, …], [[amount to add to each field, …], …]], …]: of all amounts a key for each deadline
 --         [keep until, s, …]: a key for each, of a block
 --         [[field of a lease, key of its balance, how much of it is spent now], …]
 --       2… blocks of entries
@@ -29,8 +30,8 @@ local function whole(value)
 end
 
 -- Read and check all of it before the first write.
-local keep, cursors, kept, names_until, names, ended, sums, blocks_until, leased =
-  unpack(cmsgpack.unpack(ARGV[1]), 1, 9)
+local keep, cursors, kept, days, ids_until, ids, supposed, marks, ended, sums, blocks_until, leased =
+  unpack(cmsgpack.unpack(ARGV[1]), 1, 12)
 local rows, moved = {}, {}
 for number, each in ipairs(cursors) do
   rows[number] = call('HGET', cursor, each[1]) or '0'
@@ -50,34 +51,35 @@ if kept then
   if not same then return {'shapes', unpack(call('SMEMBERS', shapes))} end
 end
 
-local at, seen, wrong = FIRST, 0, {}
-for _, name in ipairs(names) do
-  at = at + 1
-  local stands = call('HMGET', KEYS[at], unpack(name[1]))
-  for number, supposed in ipairs(name[2]) do
-    if (stands[number] or '') ~= supposed then
-      wrong[#wrong + 1] = seen + number
+local at, wrong = FIRST + whole(days), {}
+if #ids > 0 then
+  local stands = call('HMGET', KEYS[FIRST + 1], unpack(ids))
+  for day = 2, days do
+    for number, older in ipairs(call('HMGET', KEYS[FIRST + day], unpack(ids))) do
+      stands[number] = stands[number] or older
+    end
+  end
+  for number, text in ipairs(supposed) do
+    if (stands[number] or '') ~= text then
+      wrong[#wrong + 1] = number
       wrong[#wrong + 1] = stands[number] or ''
     end
   end
-  seen = seen + #name[1]
 end
 if #wrong > 0 then return {'ids', unpack(wrong)} end
 
 for _, alike in ipairs(sums) do
-  for _, sum in ipairs(alike[2]) do
-    for number = 1, #alike[1] do whole(sum[1][number]) end
-    for _, deadline in ipairs(sum[2]) do
-      whole(deadline)
-      at = at + 1
-    end
+  for _, deadline in ipairs(alike[2]) do whole(deadline) end
+  for _, amounts in ipairs(alike[3]) do
+    for number = 1, #alike[1] do whole(amounts[number]) end
   end
+  at = at + #alike[2] * #alike[3]
 end
 for _, deadline in ipairs(blocks_until) do whole(deadline) end
 if at + #blocks_until ~= #KEYS or 1 + #blocks_until ~= #ARGV then error('not as many keys as a batch tells of') end
 for _, lease in ipairs(leased) do whole(lease[3]) end
 whole(keep)
-whole(names_until)
+whole(ids_until)
 
 -- Now write.
 local function until_(key, deadline)
@@ -99,16 +101,13 @@ call('HINCRBY', cursor, 'batch', 1)
 until_(cursor, keep)
 until_(shapes, keep)
 
-at = FIRST
-for _, name in ipairs(names) do
-  at = at + 1
-  local set, marks = {}, name[3]
-  for number, field in ipairs(name[1]) do
-    set[2 * number - 1] = field
-    set[2 * number] = marks[number]
+if #ids > 0 then
+  local set = {}
+  for number, id in ipairs(ids) do
+    set[2 * number - 1], set[2 * number] = id, marks[number]
   end
-  call('HSET', KEYS[at], unpack(set))
-  until_(KEYS[at], names_until)
+  call('HSET', KEYS[FIRST + 1], unpack(set))
+  until_(KEYS[FIRST + 1], ids_until)
 end
 
 local lives = #ended > 0 and call('HMGET', holds, unpack(ended)) or {}
@@ -134,10 +133,11 @@ end
 -- All fields of a hash are read, added to and set in two calls; where a double cannot count one exactly, or one is no number,
 -- each is left to HINCRBY. `set` has the fields already, each before the place of its value.
 local failed = {}
+at = FIRST + days
 local function count_up(key, fields, amounts, set)
   local had, exact = pcall('HMGET', key, unpack(fields)), true
-  for number, add in ipairs(amounts) do
-    local old = had[number]
+  for number = 1, #fields do
+    local add, old = amounts[number], had[number]
     local total = not old and add or #old < 16 and find(old, '^%-?%d+$') and old + add
     if total and total < EXACT and total > -EXACT then
       set[2 * number] = format('%d', total)
@@ -156,12 +156,12 @@ local function count_up(key, fields, amounts, set)
 end
 
 for _, alike in ipairs(sums) do
-  local fields, set = alike[1], {}
+  local fields, deadlines, set = alike[1], alike[2], {}
   for number, field in ipairs(fields) do set[2 * number - 1], set[2 * number] = field, 0 end
-  for _, sum in ipairs(alike[2]) do
-    for _, deadline in ipairs(sum[2]) do
+  for _, amounts in ipairs(alike[3]) do
+    for _, deadline in ipairs(deadlines) do
       at = at + 1
-      if count_up(KEYS[at], fields, sum[1], set) then dated(KEYS[at], deadline) end
+      if count_up(KEYS[at], fields, amounts, set) then dated(KEYS[at], deadline) end
     end
   end
 end

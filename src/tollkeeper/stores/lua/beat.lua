@@ -7,14 +7,7 @@
 --       then  tag, project, … that it has begun to keep
 --
 -- {epoch, journal, what it says, …}   what a member says stands behind the instant (UTC ms, of this server's clock) and a space
-local function whole(value)
-  if #value > 16 or not (value:find('^[1-9]%d*$') or value == '0') or tonumber(value) > 9007199254740991 then
-    error('not an amount: ' .. value:sub(1, 32))
-  end
-  return tonumber(value)
-end
-
-local keep, silent_ms = whole(ARGV[2]), whole(ARGV[5])
+local keep, silent_ms = amount(ARGV[2]), amount(ARGV[5])
 local epoch = redis.call('GET', KEYS[1])
 if not epoch and ARGV[1] == '' then return {''} end
 if not epoch then

@@ -2,14 +2,7 @@
 -- Which ids have cells of their own: those seen before, and new ones while there are fewer than the cap.
 -- KEYS  1 the ids seen     ARGV  1 cap  2 keep until, s  3… ids
 -- A 1 or a 0 for each id
-local function whole(value)
-  if #value > 16 or not (value:find('^[1-9]%d*$') or value == '0') or tonumber(value) > 9007199254740991 then
-    error('not an amount: ' .. value:sub(1, 32))
-  end
-  return tonumber(value)
-end
-
-local cap, keep, fits = whole(ARGV[1]), whole(ARGV[2]), {}
+local cap, keep, fits = amount(ARGV[1]), amount(ARGV[2]), {}
 for number = 3, #ARGV do
   local fit = redis.call('SISMEMBER', KEYS[1], ARGV[number])
   if fit == 0 and redis.call('SCARD', KEYS[1]) < cap then

@@ -9,27 +9,19 @@
 -- {"filled"} also where the shape was kept before   {"moved"} something was applied meanwhile   {"more"}
 local cursor, shapes, index = KEYS[1], KEYS[2], KEYS[3]
 
-local function whole(value, below)
-  local digits = below and value:match('^%-([1-9]%d*)$') or value
-  if #digits > 16 or not (digits:find('^[1-9]%d*$') or digits == '0') or tonumber(digits) > 9007199254740991 then
-    error('not an amount: ' .. value:sub(1, 32))
-  end
-  return value
-end
-
-local keep, shape = whole(ARGV[2]), ARGV[3]
+local keep, shape = amount(ARGV[2]), ARGV[3]
 
 local function stay(key)
   if redis.call('EXPIREAT', key, keep, 'NX') == 0 then redis.call('EXPIREAT', key, keep, 'GT') end
 end
 
 if shape ~= '' and redis.call('SISMEMBER', shapes, shape) == 0 then
-  if (redis.call('HGET', cursor, 'batch') or '0') ~= whole(ARGV[4]) then return {'moved'} end
+  if tonumber(redis.call('HGET', cursor, 'batch') or '0') ~= amount(ARGV[4]) then return {'moved'} end
   local balances = {}
   for number = 4, #KEYS do
     local at = 5 + (number - 4) * 4
-    local amount = whole(ARGV[at + 3], true)
-    balances[#balances + 1] = {KEYS[number], whole(ARGV[at]), ARGV[at + 1], whole(ARGV[at + 2], true), amount}
+    local spent = amount(ARGV[at + 3], true)
+    balances[#balances + 1] = {KEYS[number], amount(ARGV[at]), ARGV[at + 1], amount(ARGV[at + 2], true), spent}
   end
   for _, balance in ipairs(balances) do
     redis.call('HSET', balance[1], 'spent', balance[5])

@@ -10,13 +10,6 @@
 local cursor, shapes, leases, index, balance = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local field = ARGV[3]
 
-local function amount(value)
-  if #value > 16 or not (value:find('^[1-9]%d*$') or value == '0') or tonumber(value) > 9007199254740991 then
-    error('not an amount: ' .. value:sub(1, 32))
-  end
-  return tonumber(value)
-end
-
 if ARGV[1] ~= '' then
   local epoch = redis.call('HGET', cursor, 'epoch')
   if epoch ~= ARGV[1] then return {'epoch', epoch or ''} end

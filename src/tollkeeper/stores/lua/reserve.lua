@@ -13,13 +13,6 @@ local cursor, shapes, holds, due, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KE
 local id, text = ARGV[4], ARGV[5]
 local FIRST, WIDTH = 10, 4
 
-local function amount(value)
-  if #value > 16 or not (value:find('^[1-9]%d*$') or value == '0') or tonumber(value) > 9007199254740991 then
-    error('not an amount: ' .. value:sub(1, 32))
-  end
-  return tonumber(value)
-end
-
 -- Everything is read and checked before the first write: a script that ends early keeps what it has written.
 local epoch, row = unpack(redis.call('HMGET', cursor, 'epoch', ARGV[2]))
 if epoch ~= ARGV[1] then return {'epoch', epoch or ''} end

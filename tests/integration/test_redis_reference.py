@@ -49,6 +49,8 @@ async def use(url: str, folder: Path) -> None:
         await store.reserve(structs.replace(hold, deadline_us=now_us + ahead_us))
     await store.void("void/1")
     assert await store.expire(now_us + 2) == 1
+    assert await store.claim("alert", now_us, 10**7)
+    await store.done("alert", now_us + 10**9)
     await store.prune(now_us, Retention())
     assert await store.verify() == []
     await store.close()

@@ -214,6 +214,18 @@ class Store(Reader, Protocol):
         """Holds that stand."""
         ...
 
+    async def claim(self, what: str, now_us: int, for_us: int) -> bool:
+        """Whether a thing that is done once, such as an alert of a budget's window, is this caller's to do now.
+
+        It is not where it is done, or where somebody of this ledger has claimed it less than `for_us` before: who dies with it
+        loses it to the next one. Whoever has done it says so (`done`).
+        """
+        ...
+
+    async def done(self, what: str, until_us: int) -> None:
+        """Nobody is to do it again until then, also after a restart; kept as safe as the balances are."""
+        ...
+
     async def prune(self, now_us: int, retention: Retention) -> int:
         """Drop what has outlived its retention; returns how many rows."""
         ...

@@ -35,6 +35,7 @@ from tollkeeper.stores import (
     horizons,
     is_named,
 )
+from tollkeeper.stores.turns import Turns
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing
 
 _ZERO = (0,) * len(CELL_SUMS)
@@ -54,6 +55,7 @@ class MemoryStore:
         self._census = Census(scope_cap, self._census_ids)
         self._book = Book(budgets, load=lambda key: self._spent[key])
         self._since = dict.fromkeys((*PERIODS, "entry"), 0)
+        self._turns = Turns()
 
     async def reserve(self, hold: Hold) -> Grant:
         return self._book.reserve(hold)
@@ -99,6 +101,12 @@ class MemoryStore:
 
     async def live(self) -> list[Hold]:
         return [live.hold for live in self._book.live.values()]
+
+    async def claim(self, what: str, now_us: int, for_us: int) -> bool:
+        return self._turns.claim(what, now_us, for_us)
+
+    async def done(self, what: str, until_us: int) -> None:
+        self._turns.done(what, until_us)
 
     async def cells(
         self,

@@ -131,7 +131,7 @@ class RedisStore(RedisReader):
 
     async def settle(self, entry: Entry) -> Booked:
         ends = self._holds.ends(entry)
-        if not self._flusher.begun and not ends:
+        if not ends:
             await self._begun()
         if not ends and self.state == "ready" and await self._booked_elsewhere(entry):
             return "repeated"
@@ -222,6 +222,16 @@ class RedisStore(RedisReader):
         shared = await self._do(lambda: self._holds.stand.live(self._shared.projects()))
         return list({hold.id: hold for hold in (*intents, *shared)}.values())
 
+    async def claim(self, what: str, now_us: int, for_us: int) -> bool:
+        await self._begun()
+        key = self._shared.keys.once(what)
+        mine = await self._shared.link.ask(Ask(("SET", key, self._journal.id, "NX", "PX", max(1, for_us // 1000))))
+        return mine is not None
+
+    async def done(self, what: str, until_us: int) -> None:
+        shared = self._shared
+        await shared.link.ask(Ask(("SET", shared.keys.once(what), "done", "EXAT", shared.deadlines.once(until_us))))
+
     async def prune(self, now_us: int, retention: Retention) -> int:
         await self._current()
         await self._journal.prune(now_us, retention, self._flusher.applied_upto())
@@ -253,14 +263,13 @@ class RedisStore(RedisReader):
 
     async def _begun(self) -> None:
         """Give Redis a moment at the start, before the first calls fail or go on without it."""
-        left_ms = self._begin_until_ms - self._shared.ticks_ms()
+        left_ms = 0 if self._flusher.begun else self._begin_until_ms - self._shared.ticks_ms()
         if left_ms > 0:
             await asyncio.to_thread(self._shared.link.wait, lambda state: state == "ready", left_ms)
 
     async def _current(self) -> None:
         """Wait until everything booked here before can be read in Redis. Raises StoreUnavailable."""
-        if not self._flusher.begun:
-            await self._begun()
+        await self._begun()
         await asyncio.wrap_future(self._flusher.flushed())
 
 

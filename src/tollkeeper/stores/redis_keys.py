@@ -112,6 +112,10 @@ class Keys:
         """Sorted set: the dated keys of this slot (without prefix and tag) → the start of their period, UTC seconds."""
         return self.of(tag, "index")
 
+    def once(self, what: str) -> str:
+        """String: who is at a thing that is done once, or "done"."""
+        return self.of(GLOBAL, f"once:{encode(what)}")
+
     def balance(self, key: BalanceKey) -> str:
         """Hash {spent, held} of one balance."""
         return self.of(
@@ -188,6 +192,9 @@ class Deadlines:
 
     def balance(self, end_us: int) -> int:
         return self._after(end_us, BALANCE_KEEP_S)
+
+    def once(self, until_us: int) -> int:
+        return self._after(until_us, 0)
 
     def hold(self, deadline_us: int) -> int:
         """Nobody may have looked for it until then."""

@@ -30,6 +30,7 @@ from tollkeeper.stores.news import News, Placed
 from tollkeeper.stores.sqlite_file import encode, own, unusable
 from tollkeeper.stores.sqlite_reader import SqliteReader
 from tollkeeper.stores.sqlite_writer import ROLL_EVERY, Write, Writer, nothing, unwritable
+from tollkeeper.stores.turns import Turns
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 
 #: When this many callers shared the last commit, the next one waits a moment for half as many: fewer, larger commits cost less,
@@ -81,6 +82,7 @@ class SqliteStore(SqliteReader):
                 self._writer.identify(journal)
             super().__init__(path)
             self._lookups = Lookups(path)
+            self._turns = Turns(self._writer.turns())
             self._census = Census(scope_cap, self._lookups.ids)
             self._book = Book((), self._lookups.spent)
             self._writer.roll()
@@ -180,6 +182,15 @@ class SqliteStore(SqliteReader):
         self._news.hear()
         with self._lock:
             return [live.hold for live in self._book.live.values()]
+
+    async def claim(self, what: str, now_us: int, for_us: int) -> bool:
+        with self._lock:
+            return self._turns.claim(what, now_us, for_us)
+
+    async def done(self, what: str, until_us: int) -> None:
+        await self._work(lambda: self._writer.done(what, until_us))
+        with self._lock:
+            self._turns.done(what, until_us)
 
     async def set_budgets(self, budgets: Iterable[Budget]) -> None:
         await self._work(lambda: self._set_budgets(tuple(budgets)))

@@ -26,6 +26,8 @@ from tollkeeper.values import Budget, Entry, Hold
 ROLL_EVERY: Final = 1024
 #: Balances of windows that ended longer ago than this are dropped: nothing can be reserved in them any more.
 _BALANCE_KEEP_US: Final = 62 * 86_400_000_000
+#: Before the name of a thing that is done once, among the marks.
+_DONE: Final = "done:"
 _hold = msgspec.json.Decoder(Hold)
 
 
@@ -155,6 +157,16 @@ class Writer:
         """Holds in the file."""
         return [_hold.decode(doc) for (doc,) in rows(self._connection, "holds")]
 
+    def turns(self) -> dict[str, int]:
+        """What was done once, and until when that counts."""
+        marks = rows(self._connection, "marks")
+        return {name.removeprefix(_DONE): value for name, value in marks if name.startswith(_DONE)}
+
+    def done(self, what: str, until_us: int) -> None:
+        """Write down that it was."""
+        sql = "INSERT INTO mark VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+        self._connection.execute(sql, (_DONE + what, until_us))
+
     def unlimited(self) -> tuple[Budget, ...]:
         """Budgets of the shapes that have balances, without limits."""
         return tuple(
@@ -198,6 +210,7 @@ class Writer:
                     execute("DELETE FROM cell WHERE period = ? AND start_us < ?", (what, horizon_us))
             since["balance"] = max(0, now_us - _BALANCE_KEEP_US)
             execute("DELETE FROM balance WHERE end_us < ?", (since["balance"],))
+            execute("DELETE FROM mark WHERE name GLOB ? AND value < ?", (_DONE + "*", now_us))
             changed = self._connection.total_changes() - before
             for what, horizon_us in since.items():
                 execute("UPDATE mark SET value = max(value, ?) WHERE name = ?", (horizon_us, what))

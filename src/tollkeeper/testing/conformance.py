@@ -64,6 +64,18 @@ class StoreContract(Corrections, ABC):
         finally:
             await store.close()
 
+    # ── what is done once ──
+
+    async def test_once(self) -> None:
+        """G2: of many who ask at once one has the turn; what is done is done, and another thing is another's."""
+        minute_us = 60_000_000
+        async with self.opened() as store:
+            told = await asyncio.gather(*(store.claim("alert:a", AT_US, minute_us) for _ in range(20)))
+            assert sorted(told) == [False] * 19 + [True]
+            assert await store.claim("alert:b", AT_US, minute_us)
+            await store.done("alert:a", AT_US + DAY_US)
+            assert not await store.claim("alert:a", AT_US + 2 * minute_us, minute_us)
+
     # ── reserve ──
 
     @pytest.mark.parametrize(

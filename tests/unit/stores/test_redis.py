@@ -92,6 +92,30 @@ async def test_prune_keeps_what_is_not_applied(redis_server: RedisServer, tmp_pa
     await store.close()
 
 
+async def test_one_alert_of_five_gateways(redis_server: RedisServer, tmp_path: Path) -> None:
+    """G2: of five gateways that see 500 calls pass 80 % of a budget one is to tell; one that dies with it is followed."""
+    stores = [shared_store(redis_server, tmp_path, usd(500 * DIME)) for _ in range(5)]
+    told: list[int] = []
+
+    async def calls(number: int, store: RedisStore) -> None:
+        for call in range(100):
+            await store.settle(an_entry(f"{number}-{call}/1"))
+            if (await standing(store)).spent >= 400 * DIME and await store.claim("alert", AT_US, 60_000_000):
+                told.append(number)
+
+    await asyncio.gather(*(calls(*each) for each in enumerate(stores)))
+    assert len(told) == 1
+    with redis_server.client() as client:
+        (key,) = client.keys("*:once:*")
+        assert 0 < client.pttl(key) <= 60_000
+        client.delete(key)  # as if its time were over
+    others = [store for number, store in enumerate(stores) if number != told[0]]
+    assert [await store.claim("alert", AT_US, 60_000_000) for store in others] == [True, False, False, False]
+    await others[0].done("alert", AT_US + DAY_US)
+    assert [await store.claim("alert", AT_US, 60_000_000) for store in stores] == [False] * 5
+    await asyncio.gather(*(store.close() for store in stores))
+
+
 def test_needs_a_folder() -> None:
     """I2: a Redis store that is not told where its journal goes is refused with what to do."""
     with pytest.raises(ConfigError, match="journal"):

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from tollkeeper import flow, headers
+from tollkeeper import flow, headers, metrics
 from tollkeeper.dialects import DIALECTS, Dialect
 from tollkeeper.dialects.json_body import json_depth_ok
 from tollkeeper.errors import (
@@ -57,7 +57,7 @@ FREE: Final[dict[str, str]] = {
 #: Those of them whose path names a model: (what stands before it, what stands behind it, dialect).
 _WITH_MODEL: Final = tuple((*path.split("{model}"), name) for path, name in (CALLS | FREE).items() if "{model}" in path)
 #: Paths that answer a GET; those in OPEN need no key.
-PAGES: Final = ("/v1/models", "/v1beta/models", "/healthz", "/readyz")
+PAGES: Final = ("/v1/models", "/v1beta/models", "/healthz", "/readyz", "/metrics")
 #: Paths that answer a POST without calling anybody.
 QUESTIONS: Final = ("/v1/tollkeeper/estimate",)
 OPEN: Final = frozenset({"/healthz", "/readyz"})
@@ -214,6 +214,9 @@ class Api:
             except TollkeeperError as error:
                 await _answer(send, error.http_status, DIALECTS[name].refusal(error, ""))
                 return
+            if path == "/metrics":
+                await _answer(send, 200, metrics.exposition(gate.store), kind=metrics.TEXT)
+                return
             names = self._models(None if key is None else key.models)
             await _answer(send, 200, _encode(_listed(names, name)))
 
@@ -283,7 +286,14 @@ def _problem(code: str, message: str) -> bytes:
     return _encode({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
 
 
-async def _answer(send: Send, status: int, body: bytes, extra: list[tuple[bytes, bytes]] | None = None) -> None:
-    fields = [headers.JSON, headers.length(body), *(extra or [])]
+async def _answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    extra: list[tuple[bytes, bytes]] | None = None,
+    *,
+    kind: tuple[bytes, bytes] = headers.JSON,
+) -> None:
+    fields = [kind, headers.length(body), *(extra or [])]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -62,10 +62,13 @@ class Difference(NamedTuple):
     entries: str
 
 
+SharedState = Literal["away", "recovering", "ready", "closed"]
+
+
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """How a shared store is just now, for whoever watches it."""
 
-    state: Literal["away", "recovering", "ready", "closed"]
+    state: SharedState
     since_us: int
     reason: str | None = None  #: what went wrong last
     waiting: int | None = None  #: entries that are safe here and not yet there; None: unknown, it was never there

@@ -33,11 +33,12 @@ from redis.exceptions import (
 )
 
 from tollkeeper.errors import StoreUnavailable
+from tollkeeper.stores import SharedState
 from tollkeeper.stores.redis_ask import NONE_YET, Ask
 
 log = logging.getLogger("tollkeeper")
 
-State = Literal["away", "recovering", "ready", "closed"]
+State = SharedState
 Event = Literal["connected", "recovered", "doubted", "lost", "close"]
 #: (state, event) → state. `doubted`: what Redis has is not what it had; all of it is checked before anything is admitted again.
 LINK_LIFE: Final[dict[tuple[State, Event], State]] = {

@@ -33,6 +33,8 @@ MONEY += ("reports", "tracker/*", "importing/*")
 
 #: Modules without a test file of their own name, and the test file that covers them.
 OWNERS = {
+    "attempt": "unit/test_flow.py",
+    "call": "unit/test_flow.py",
     "cli/configured": "unit/cli/test_cli.py",
     "cli/reprice_tables": "unit/cli/test_reprice.py",
     "cli/store_tables": "unit/cli/test_store.py",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.gateway import BODIES, CHAT, STREAMS, Gateway, budget, gateway, parsed, pieces, request, until
 
-from tollkeeper import flow
+from tollkeeper import attempt
 from tollkeeper.money import format_nanos
 from tollkeeper.testing.provider import Cut, Endless, ErrorEvent, FakeProvider, Huge, NoUsage, Replay, Stall
 
@@ -225,7 +225,7 @@ async def test_provider_that_does_not_close(
     tmp_path: Path, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A provider that keeps its stream open after the end marker does not keep the client waiting."""
-    monkeypatch.setattr(flow, "AFTER_END_S", 0.01)
+    monkeypatch.setattr(attempt, "AFTER_END_S", 0.01)
     stall = Stall(after=len(pieces(path, body)))
     async with gateway(tmp_path, FakeProvider(always=stall)) as gw:
         status, through = await relayed(gw, path, body)

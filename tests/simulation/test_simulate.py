@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from tollkeeper import book, chores, flow, settlement
+from tollkeeper import attempt, book, chores, flow, settlement
+from tollkeeper.call import Attempt
 from tollkeeper.cancellation import Deadline
 from tollkeeper.dialects import openai_chat
 from tollkeeper.errors import UpstreamUnreachable
@@ -59,53 +60,56 @@ def test_a_wrong_argument(capsys: pytest.CaptureFixture[str]) -> None:
 def unshielded(patch: Patch) -> None:
     """Settling stops where the call is cancelled."""
 
-    async def put_right(gate: flow.Gate, call: flow.Call, failure: Any) -> Entry | None:
-        assert call.hold is not None
-        sent = call.sent and not isinstance(failure, UpstreamUnreachable)
-        entry = flow._entry(gate, call, failure) if sent else None
-        await flow._book(gate, entry if entry is not None else call.hold)
+    async def put_right(gate: flow.Gate, call: flow.Call, tried: Attempt) -> Entry | None:
+        assert tried.hold is not None
+        sent = tried.sent and not isinstance(tried.failure, UpstreamUnreachable)
+        entry = attempt._entry(gate, call, tried) if sent else None
+        await attempt._book(gate, entry if entry is not None else tried.hold)
         return entry
 
-    patch.setattr(flow, "_put_right", put_right)
+    patch.setattr(attempt, "_put_right", put_right)
 
 
 def nothing_settled(patch: Patch) -> None:
     """A call that failed after it was sent has its hold let go."""
-    good = flow._entry
+    good = attempt._entry
 
-    async def put_right(gate: flow.Gate, call: flow.Call, failure: Any) -> Entry | None:
-        assert call.hold is not None
-        entry = good(gate, call, failure) if call.sent and failure is None else None
-        await flow._book(gate, entry if entry is not None else call.hold)
+    async def put_right(gate: flow.Gate, call: flow.Call, tried: Attempt) -> Entry | None:
+        assert tried.hold is not None
+        entry = good(gate, call, tried) if tried.sent and tried.failure is None else None
+        await attempt._book(gate, entry if entry is not None else tried.hold)
         return entry
 
-    patch.setattr(flow, "_put_right", put_right)
+    patch.setattr(attempt, "_put_right", put_right)
 
 
 def released_on_leave(patch: Patch) -> None:
     """The hold of a client that leaves is let go at once."""
-    good = flow._leave
+    good = attempt.leave
     tasks = []
 
     def leave(gate: flow.Gate, call: flow.Call) -> None:
         good(gate, call)
-        assert call.hold is not None
-        tasks.append(asyncio.ensure_future(flow._book(gate, call.hold)))
+        assert call.attempt is not None
+        assert call.attempt.hold is not None
+        tasks.append(asyncio.ensure_future(attempt._book(gate, call.attempt.hold)))
 
-    patch.setattr(flow, "_leave", leave)
+    patch.setattr(attempt, "leave", leave)
 
 
 def end_before_the_record(patch: Patch) -> None:
     """The client sees [DONE] before the call is booked."""
-    good = flow._relay
+    good = attempt._relay
 
-    async def relay(gate: flow.Gate, request: flow.Request, call: flow.Call, reply: flow.Reply) -> None:
-        await good(gate, request, call, reply)
+    async def relay(
+        gate: flow.Gate, request: flow.Request, call: flow.Call, tried: Attempt, reply: flow.Reply
+    ) -> None:  # fmt: skip
+        await good(gate, request, call, tried, reply)
         if call.started:
-            last, call.last = call.last, b""
+            last, tried.last = tried.last, b""
             await reply.send(last)
 
-    patch.setattr(flow, "_relay", relay)
+    patch.setattr(attempt, "_relay", relay)
 
 
 def booked_twice(patch: Patch) -> None:
@@ -123,13 +127,13 @@ def booked_twice(patch: Patch) -> None:
 
 def owed_forgotten(patch: Patch) -> None:
     """What the ledger does not take is dropped."""
-    good = flow._book
+    good = attempt._book
 
     async def settle(gate: flow.Gate, due: Entry | Hold) -> None:
         await good(gate, due)
         gate.owed.clear()
 
-    patch.setattr(flow, "_book", settle)
+    patch.setattr(attempt, "_book", settle)
 
 
 def done_after_the_error(patch: Patch) -> None:
@@ -153,23 +157,23 @@ def nothing_estimated(patch: Patch) -> None:
 
 def estimate_passed_off(patch: Patch) -> None:
     """An estimate is booked as exact."""
-    good = flow._entry
+    good = attempt._entry
 
-    def entry(gate: flow.Gate, call: flow.Call, failure: Any) -> Entry:
-        found = good(gate, call, failure)
+    def entry(gate: flow.Gate, call: flow.Call, tried: Attempt) -> Entry:
+        found = good(gate, call, tried)
         return structs.replace(found, charge=structs.replace(found.charge, status="priced"))
 
-    patch.setattr(flow, "_entry", entry)
+    patch.setattr(attempt, "_entry", entry)
 
 
 def a_piece_lost(patch: Patch) -> None:
     """The first piece of a stream is not relayed."""
-    good = flow._send
+    good = attempt._send
 
-    async def send(call: flow.Call, answer: Any, meter: Any, reply: flow.Reply, data: bytes) -> None:
-        await good(call, answer, meter, reply, data if call.started else data[data.find(b"\n\n") + 2 :])
+    async def send(call: flow.Call, tried: Attempt, reply: flow.Reply, data: bytes) -> None:
+        await good(call, tried, reply, data if call.started else data[data.find(b"\n\n") + 2 :])
 
-    patch.setattr(flow, "_send", send)
+    patch.setattr(attempt, "_send", send)
 
 
 def cut_not_told(patch: Patch) -> None:
@@ -184,13 +188,13 @@ def limits_not_checked(patch: Patch) -> None:
 
 def drain_not_counted_down(patch: Patch) -> None:
     """A drained reply stays counted."""
-    good = flow._leave
+    good = attempt.leave
 
     def leave(gate: flow.Gate, call: flow.Call) -> None:
         good(gate, call)
         call.draining = False
 
-    patch.setattr(flow, "_leave", leave)
+    patch.setattr(attempt, "leave", leave)
 
 
 def waits_for_ever(patch: Patch) -> None:

@@ -1,4 +1,4 @@
-"""flow: one call from its bytes to the end of its reply. Every run is judged too: `played` raises on what does not hold."""
+"""flow, attempt, call: one call from its bytes to the end of its reply. Every run is judged too: `played` raises on what does not hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 from tests.lines import GOOD, MARKED, SHAPES, STREAMS, a_call, a_run, entry, events, played
 
-from tollkeeper import flow
+from tollkeeper import attempt
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.meter import Meter
 from tollkeeper.testing.script import Ledger, Manners, Planned
@@ -249,7 +249,7 @@ def test_a_finished_reply_stays_finished(dialect: str, stream: bool | str, polic
 
 def test_a_provider_that_does_not_close_is_not_waited_for() -> None:
     """A second after the end marker the reply ends."""
-    assert played(a_call(trouble="lingers")).over_s < flow.AFTER_END_S + 0.5
+    assert played(a_call(trouble="lingers")).over_s < attempt.AFTER_END_S + 0.5
 
 
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
@@ -314,7 +314,7 @@ def test_a_settlement_is_tried_again() -> None:
 def test_what_the_ledger_does_not_take_is_owed() -> None:
     """B1: the reply ends, and the call is booked when the ledger is back."""
     run = played(a_call(), ledger=Ledger(outages_s=((0.05, 8),)))
-    assert sum(flow.SETTLE_PAUSES_S) < run.over_s < 3
+    assert sum(attempt.SETTLE_PAUSES_S) < run.over_s < 3
     assert entry(run).charge.status == "priced"
     assert run.gate.owed == []
 

@@ -1,0 +1,247 @@
+"""One attempt of a call: held, sent, relayed and metered, settled.
+
+The frame that reserves is the frame that settles. The hold is named before it is asked for, so that a lost answer can be
+settled too. Settling is shielded from cancellation and tried again within bounds. Nothing else reserves, opens or settles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from urllib.parse import quote as quote_path
+
+from tollkeeper import headers
+from tollkeeper.call import Attempt, Call, Gate, Reply, Request
+from tollkeeper.cancellation import Deadline, to_its_end
+from tollkeeper.errors import (
+    Conflict,
+    StoreError,
+    StreamBroken,
+    TollkeeperError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from tollkeeper.meter import Meter
+from tollkeeper.settlement import Course, entry_of
+from tollkeeper.upstream import Answer
+from tollkeeper.values import Entry, Hold, Reading, Route
+
+log = logging.getLogger("tollkeeper")
+
+#: Seconds between the tries of a settlement that the ledger did not take. What is still owed then is tried again by chores.
+SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
+#: Seconds that a provider may take to close its stream after its end marker.
+AFTER_END_S = 1.0
+
+
+async def make(gate: Gate, request: Request, call: Call, route: Route, reply: Reply) -> Attempt:
+    """Try a route, from the hold to the entry. Raises nothing but CancelledError, and then the account is right too."""
+    call.made += 1
+    attempt = Attempt(number=call.made, route=route, deadline=Deadline(), started_s=gate.clock.monotonic_s())
+    call.attempt = attempt
+    try:
+        async with attempt.deadline:
+            await _reserve(gate, request, call, attempt)
+            await _relay(gate, request, call, attempt, reply)
+    except TollkeeperError as error:
+        attempt.failure = error
+    except TimeoutError:
+        attempt.failure = _timed_out(call, attempt)
+    finally:  # also when cancelled: then the account is put right, and nothing else
+        attempt.over = True
+        if attempt.hold is not None:
+            attempt.entry = await _put_right(gate, call, attempt)
+    return attempt
+
+
+# ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _reserve(gate: Gate, request: Request, call: Call, attempt: Attempt) -> None:
+    ask, quote, route, now_us = call.ask, call.quote, attempt.route, gate.clock.now_us()
+    assert ask is not None
+    if quote is None:  # it costs nothing
+        return
+    assert call.scopes is not None
+    attempt.hold = Hold(
+        id=f"{call.id}/{attempt.number}", call=call.id, attempt=call.sent + 1, scopes=call.scopes, dialect=request.dialect.name,
+        provider=route.provider.name, model=ask.model, quote_nanos=quote.amount_nanos, quote_usage=quote.usage,
+        at_us=now_us, deadline_us=now_us + int(gate.limits.hold_ttl_s * 1_000_000), price_version=quote.price_version,
+        sent=route.model if route.model != ask.model else None, tier=ask.tier,
+        speed=ask.speed, geo=ask.geo,
+    )  # fmt: skip
+    call.grant = await gate.store.reserve(attempt.hold)
+
+
+# ── relay and meter ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, reply: Reply) -> None:
+    ask, route, limits, deadline = call.ask, attempt.route, gate.limits, attempt.deadline
+    assert ask is not None
+    dialect, provider, now_s = request.dialect, route.provider, asyncio.get_running_loop().time
+    if call.grant.capped and call.quote is not None:
+        call.cap = call.quote.written_cap
+    body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
+    begins = dict(provider.paths).get(dialect.name)
+    path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
+    if "{model}" in path:
+        path = path.replace("{model}", quote_path(route.model))
+    if call.ends_s is None:
+        call.ends_s = now_s() + limits.total_s
+    ends_s = call.ends_s
+    deadline.move(min(ends_s, now_s() + limits.first_byte_s))
+    if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case
+        reply.on_left(lambda: leave(gate, call))
+    attempt.sent = True
+    call.sent += 1
+    async with gate.upstream.open(route, dialect.name, path, body, request.headers) as answer:
+        attempt.answer = answer
+        attempt.is_stream = is_stream = answer.is_stream or (ask.array and answer.status < 300)
+        attempt.meter = meter = Meter(
+            dialect, stream=is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks,
+            array=is_stream and not answer.is_stream,
+        )  # fmt: skip
+        if not call.leaving:
+            deadline.move(min(ends_s, now_s() + limits.idle_s))
+        while chunk := await answer.read():
+            data = meter.feed(chunk)
+            if meter.ended:
+                attempt.complete = True
+                deadline.move(None)
+                attempt.last += data + await _rest(answer, meter)
+                break
+            if data:
+                await _send(call, attempt, reply, data)
+            if not call.leaving:
+                deadline.move(min(ends_s, now_s() + limits.idle_s))
+    reading = meter.finish()
+    attempt.last += meter.tail
+    attempt.complete = True
+    if not is_stream:
+        attempt.last = meter.body
+    if answer.status >= 300:
+        raise _refused(answer, provider.name)
+    if is_stream and reading.error is not None and not (call.started or meter.content):
+        raise UpstreamRefused(502, f"provider {provider.name} answered with an error: {reading.error}")
+    if is_stream and reading.error is None and not reading.ended:
+        attempt.complete = False
+        raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
+
+
+async def _send(call: Call, attempt: Attempt, reply: Reply, data: bytes) -> None:
+    """Relay a piece. The headers go with the first one: a stream that begins with an error gets a status of its own."""
+    if not call.started:
+        answer, meter = attempt.answer, attempt.meter
+        assert answer is not None
+        assert meter is not None
+        attempt.last += data
+        if meter.error is not None and not meter.content:
+            return
+        call.started = True
+        data, attempt.last = attempt.last, b""
+        await reply.start(answer.status, answer.headers + told(call))
+    await reply.send(data)
+
+
+async def _rest(answer: Answer, meter: Meter) -> bytes:
+    """What still comes after the end marker; a provider that then breaks off, or does not close, has done its work."""
+    rest = b""
+    with suppress(TimeoutError, StreamBroken):
+        async with asyncio.timeout(AFTER_END_S):
+            while chunk := await answer.read():
+                rest += meter.feed(chunk)
+    return rest
+
+
+def leave(gate: Gate, call: Call) -> None:
+    """The client has gone: drain within bounds, or stop at once."""
+    attempt = call.attempt
+    assert attempt is not None
+    if call.leaving or attempt.complete or attempt.over:
+        return
+    call.leaving = True
+    drain = gate.limits.on_disconnect == "drain" and gate.draining < gate.limits.drain_limit
+    if drain:
+        call.draining = True
+        gate.draining += 1
+    if not attempt.deadline.expired:
+        attempt.deadline.move(asyncio.get_running_loop().time() + (gate.limits.drain_s if drain else 0))
+
+
+def _timed_out(call: Call, attempt: Attempt) -> TollkeeperError:
+    if call.leaving:
+        return StreamBroken("the client left before the end of its reply")
+    if attempt.answer is None:
+        return UpstreamTimeout("the provider did not answer in time")
+    return UpstreamTimeout("the reply took too long: the provider stalled, or the client did not read")
+
+
+def _refused(answer: Answer, provider: str) -> UpstreamRefused:
+    """A provider's own error. What concerns the gateway's credential is the operator's business, not the client's."""
+    if answer.status == 401 or answer.status < 400:
+        return UpstreamRefused(502, f"provider {provider} answered {answer.status}; check its base_url and key")
+    return UpstreamRefused(answer.status)
+
+
+# ── settle ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
+    """Book what was used, or let the hold go if nothing was sent; to the end, whatever cancels us meanwhile."""
+    assert attempt.hold is not None
+    if isinstance(attempt.failure, UpstreamUnreachable):
+        attempt.sent = False
+        call.sent -= 1
+    entry = _entry(gate, call, attempt) if attempt.sent else None
+    due = entry if entry is not None else attempt.hold
+    try:
+        await _book(gate, due)
+    except asyncio.CancelledError:  # the ledger's calls are idempotent: once more, and now to the end
+        await to_its_end(_book(gate, due))
+        raise
+    return entry
+
+
+async def _book(gate: Gate, due: Entry | Hold) -> None:
+    """Never raises: what the ledger does not take now is owed, and tried again by chores."""
+    for pause_s in (*(SETTLE_PAUSES_S if isinstance(due, Entry) else ()), None):
+        try:
+            await gate.pay(due)
+        except StoreError as error:
+            if pause_s is not None and not isinstance(error, Conflict):
+                await asyncio.sleep(pause_s)
+                continue
+            log.error("call %s is not booked yet, it will be tried again: %s", due.call, error)
+            gate.owed.append(due)
+        return
+
+
+def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
+    answer, meter, ask, quote, route, hold = (
+        attempt.answer, attempt.meter, call.ask, call.quote, attempt.route, attempt.hold
+    )  # fmt: skip
+    assert ask is not None
+    assert quote is not None
+    assert hold is not None
+    whole = answer is not None and not attempt.is_stream
+    reading = Reading() if meter is None else meter.finish()
+    course = Course(
+        hold=hold, provider=route.provider, sent=route.model, prompt_bound=ask.prompt_bound,
+        choices=ask.choices, answered=answer is not None, http_status=None if answer is None else answer.status,
+        is_stream=attempt.is_stream, reading=reading,
+        content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
+        complete=attempt.complete, left=call.leaving, capped=call.cap == quote.written_cap, failure=attempt.failure,
+        latency_ms=round((gate.clock.monotonic_s() - attempt.started_s) * 1000),
+    )  # fmt: skip
+    if attempt.failure is None and reading.final and len(reading.parts) == 1 and not reading.inferred:
+        gate.densities.learn(route, ask, reading.usage.input_tokens)
+    return entry_of(call.prices, course)
+
+
+def told(call: Call) -> headers.Headers:
+    """The headers of a call's reply, as far as they are known while it begins."""
+    route = None if call.attempt is None else call.attempt.route
+    return headers.of_call(call.id, route, call.sent, call.grant.tightest, call.cap)

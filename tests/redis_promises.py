@@ -141,12 +141,16 @@ def applies(ask: Asking) -> None:
     with ask.still():
         assert ask.apply((0, 2), **batch) == [b"cursor", b"2"]
         assert ask.apply((2, 4), **batch) == [b"ids", 1, b"mark", 2, b"other"]  # what is newer stands
-    assert (ask.number(CURSOR, "j"), ask.batch()) == (2, batches + 1)
+    begun = ask.number(CURSOR, "begun")
+    assert (ask.number(CURSOR, "j"), ask.batch()) == (2, begun)
+    assert batches < ask.batch()
     assert ask.client.hgetall(IDS) == {b"0=x": b"mark", b"0=y": b"other"}
     assert (ask.number(ONE, "spent"), ask.number(ONE, "held"), ask.number(TWO, "held")) == (17, 5, 1)
     assert ask.client.hkeys(HOLDS) == [b"c"]
     assert ask.apply((2, 3), sums=sums[:1], blocks=[b"2"], keys=(CELLS, BLOCKS)) == [b"applied"]
     assert (ask.number(CELLS, "p|m|calls"), ask.number(CELLS, "p|m|output")) == (4, 6)
+    assert begun is not None
+    assert (ask.number(CURSOR, "begun"), ask.batch() > begun) == (begun, True)
     assert ask.client.lrange(BLOCKS, 0, -1) == [b"1", b"2"]
     assert problems(ask.client) == []
     ask.client.hset(CELLS, "p|m|calls", 2**63 - 1)

@@ -18,7 +18,7 @@ def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, 
     random = Random(seed)
     folder.mkdir()
     with kind(folder / "ground", executable) as ground:
-        gateways = Gateways(ground.url, ground.journals or folder / "journals", *options, env=ground.env)
+        gateways = Gateways(ground.url, folder / "gateways", *options, env=ground.env, journals=ground.journals)
         watcher = Watcher(gateways, ground.direct)
         try:
             for name in [gateways.start() for _ in range(GATEWAYS)]:
@@ -35,7 +35,7 @@ def campaign(kind: Kind, folder: Path, executable: str, faults: int, seed: int, 
             with redis_of(ground.url) as client:
                 verdict = audit_naive(client, gateways.notes)
         else:
-            verdict = asyncio.run(audit(ground.url, gateways.folder, gateways.notes))
+            verdict = asyncio.run(audit(ground.url, gateways.journals, gateways.notes))
             assert watcher.samples > 0
     verdict.over += watcher.over(gateways.recovering(), verdict.back)
     verdict.faults = faults

@@ -170,6 +170,7 @@ def cluster(folder: Path, executable: str) -> Iterator[Ground]:
     def died(gateways: Gateways, random: Random) -> None:
         random.choice(group.nodes).restart(kill=True)
         gateways.busy()
+        until(lambda: group.whole, "a cluster that is whole")
 
     with Cluster(folder, executable=executable) as group:
         nodes = ",".join(f"127.0.0.1:{node.port}" for node in group.nodes)

@@ -84,13 +84,14 @@ class Notes:
 
 
 class Gateways:
-    """Processes on one ledger: their journals, notes and logs are in one folder."""
+    """Processes on one ledger: their notes and logs are in one folder, as are their journals, if they have no other one."""
 
     def __init__(
         self, url: str, folder: Path, *options: str, env: dict[str, str] | None = None, journals: Path | None = None
     ) -> None:
         folder.mkdir(exist_ok=True, parents=True)
         self.url, self.folder, self.options = url, folder, options
+        self.journals = journals or folder
         self.notes = Notes(folder)
         self.env = env or {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -105,7 +106,10 @@ class Gateways:
         source = Path(tollkeeper.__file__).parents[1]
         with (self.folder / f"{name}.err").open("wb") as errors:
             self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", "tests.crash.shared_gateway", self.url, self.folder, name, str(session), *self.options],
+                [
+                    sys.executable, "-m", "tests.crash.shared_gateway", self.url, self.journals, self.folder, name, str(session),
+                    *self.options,
+                ],
                 cwd=ROOT, stderr=errors, stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": f"{source}"} | self.env,
             )  # fmt: skip

@@ -150,8 +150,10 @@ class Gateway:
         await self.store.close()
 
 
-async def main(url: str, journals: Path, name: str, session: int, *, naive: bool, careless: bool) -> None:
-    notes = os.open(journals / f"{name}.notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+async def main(
+    url: str, journals: Path, folder: Path, name: str, session: int, *, naive: bool, careless: bool
+) -> None:  # fmt: skip
+    notes = os.open(folder / f"{name}.notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     store = NaiveStore(url) if naive else open_store(url, budgets=BUDGETS, shared=options(journals))
     if careless:
         assert isinstance(store, redis.RedisStore)
@@ -160,9 +162,8 @@ async def main(url: str, journals: Path, name: str, session: int, *, naive: bool
 
 
 if __name__ == "__main__":
-    url, folder, name, session = sys.argv[1:5]
+    url, journals, folder, name, session = sys.argv[1:6]
     logging.basicConfig(filename=f"{folder}/{name}.log", level=logging.INFO, format="%(created).3f %(message)s")
     hurry()
-    asyncio.run(
-        main(url, Path(folder), name, int(session), naive="--naive" in sys.argv, careless="--careless" in sys.argv)
-    )
+    careful = {"naive": "--naive" in sys.argv, "careless": "--careless" in sys.argv}
+    asyncio.run(main(url, Path(journals), Path(folder), name, int(session), **careful))

@@ -150,7 +150,7 @@ def all_lose_power(stage: Stage, gateways: Gateways, random: Random) -> None:
     for name in sorted(gateways.running):
         gateways.kill(name)
     stage.server.kill()
-    stage.disk.cut_power(*stage.server.folder.glob("appendonlydir/*.incr.aof"), *gateways.folder.glob("*-wal"))
+    stage.disk.cut_power(*stage.server.folder.glob("appendonlydir/*.incr.aof"), *gateways.journals.glob("*-wal"))
     stage.server.start()
     for name in [gateways.start() for _ in range(count)]:
         gateways.up(name)

@@ -1,4 +1,4 @@
-"""flow, attempt, call: one call from its bytes to the end of its reply. Every run is judged too: `played` raises on what does not hold."""
+"""flow, attempt, call: a call from its bytes to its end. Every run is judged: `played` raises on what does not hold."""
 
 from __future__ import annotations
 

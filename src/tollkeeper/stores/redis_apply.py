@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -72,8 +72,10 @@ class Shared(msgspec.Struct):
     places: Places
     now_us: Callable[[], int]
     ticks_ms: Callable[[], int]  #: of a clock that never goes back
-    shapes: dict[str, frozenset[Shape]] = {}  #: tag → shapes whose balances are kept there, as last heard
-    registered: set[str] = set()  #: projects that this process has listed in Redis
+    #: tag → shapes whose balances are kept there, as last heard; and projects that this process has listed in Redis. A recovery
+    #: begins with new ones: who still has an answer from before writes it into the old ones.
+    shapes: dict[str, frozenset[Shape]] = {}
+    registered: set[str] = set()
 
     def ask(self, batch: Batch) -> Ask:
         return _apply(*batch.arguments(self.keys))
@@ -96,10 +98,11 @@ class Shared(msgspec.Struct):
 
     def register(self, projects: Iterable[str]) -> None:
         """List projects, before anything of theirs is there."""
-        new = set(projects) - self.registered
+        registered = self.registered
+        new = set(projects) - registered
         if new:
             self.beat("", "", "", 10**15, *(each for project in sorted(new) for each in (tag_of(project), project)))
-            self.registered |= new
+            registered |= new
 
     def lists(self, tag: str) -> dict[str, int]:
         """The lists of entries of a project's slot, month by month, and how many blocks each has now."""
@@ -113,9 +116,10 @@ class Shared(msgspec.Struct):
             (some,) = self.link.run(Ask(("LRANGE", key, at, min(length, at + BLOCKS_PAGE) - 1)))
             yield from map(unpack, some)
 
-    def heard(self, tag: str, answer: Sequence[bytes]) -> None:
-        """A slot says which shapes it keeps."""
-        self.shapes[tag] = frozenset(shape_of(name.decode()) for name in answer)
+    def forget(self) -> None:
+        """Redis may have forgotten what this process knows of it."""
+        self.census.forget()
+        self.shapes, self.registered = {}, set()
 
 
 class _Job:
@@ -310,7 +314,7 @@ class Applier:
                     log.error(_STUCK, field.decode())
                 return True
             case b"shapes":
-                self._shared.heard(job.tag, answer[1:])
+                self._shared.shapes[job.tag] = shapes_of(answer[1:])
             case b"ids":
                 names = list(job.decision.names)
                 for number, stands in zip(answer[1::2], answer[2::2], strict=True):
@@ -337,7 +341,12 @@ class Applier:
                 break
             if answer[0] != b"shapes":
                 raise Doubted(f"store: Redis has rows {answer[1:]} of this journal in its slot without a project")
-            shared.heard(GLOBAL, answer[1:])
+            shared.shapes[GLOBAL] = shapes_of(answer[1:])
+
+
+def shapes_of(answer: Iterable[bytes]) -> frozenset[Shape]:
+    """What a slot says that it keeps."""
+    return frozenset(shape_of(name.decode()) for name in answer)
 
 
 def _rows(job: _Job) -> list[int]:

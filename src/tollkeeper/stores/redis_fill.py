@@ -29,6 +29,10 @@ class Filling:
     def __init__(self, shared: Shared, tag: str, shape: Shape | None) -> None:
         self._shared, self._tag, self._shape = shared, tag, shape
         self._batch: bytes | str = "0"
+        self._begun: tuple[object, ...] = ()  # since when the slot is filled, and on which servers
+        self._start()
+
+    def _start(self) -> None:
         self._spent: dict[BalanceKey, int] = {}
         self._changed: dict[BalanceKey, None] = {}  # since they were written
         self._before: dict[BalanceKey, int] = {}
@@ -44,12 +48,22 @@ class Filling:
         self._batch = cursor.get(b"batch", b"0")
         if self._shape is None:
             return
+        begun = cursor.get(b"begun"), *link.runs.items()
+        if begun != self._begun:  # emptied meanwhile, or another server: what was read is gone
+            self._begun = begun
+            self._start()
         projects = self._shared.projects()
         for id, amount in begins_with(self._shape, before):
             key = BalanceKey(self._shape, projects.get(self._tag, ""), decode(id), 0)
             self._add(key, amount - self._before.get(key, 0))
             self._before[key] = amount
-        for tag in projects if self._tag == GLOBAL else [self._tag]:
+        # Who has rows covered here: a cursor says so for certain, a list of projects may lack one for a moment.
+        tags = {
+            tag.decode()
+            for journal, at, tag in (field.partition(b"@") for field in cursor)
+            if at and journal != b"open"
+        }
+        for tag in sorted(tags) if self._tag == GLOBAL else [self._tag]:
             self._read_blocks(tag)
         # Of each project what the cursors of the slot without one cover: the rest is applied there when the shape is kept.
         waiting, self._uncovered = self._uncovered, []

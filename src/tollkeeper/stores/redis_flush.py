@@ -265,10 +265,8 @@ class Flusher:
             self._rows.clear()
             self.done = 0
             self._collects = True  # what comes from now on is behind what the journal is read up to
-        shared.census.forget()
-        shared.shapes.clear()
+        shared.forget()
         self._drained.clear()
-        shared.registered.clear()
         known = self.epoch
         self._awaited |= set(self.peers)
         if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:

@@ -17,7 +17,7 @@ from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import Shape
 from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Doubted, Shared
+from tollkeeper.stores.redis_apply import Doubted, Shared, shapes_of
 from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_away import Allowance
 from tollkeeper.stores.redis_holding import PAGE, Holding
@@ -272,13 +272,12 @@ class Holds:
 
     def _keep(self, slots: dict[str, list[Shape]]) -> None:
         """Open slots for shapes that they do not keep yet."""
-        shared = self._shared
-        unheard = [tag for tag in slots if tag not in shared.shapes]
+        shared, known = self._shared, self._shared.shapes
+        unheard = [tag for tag in slots if tag not in known]
         answers = shared.link.run(*(Ask(("SMEMBERS", shared.keys.shapes(tag))) for tag in unheard))
-        for tag, answer in zip(unheard, answers, strict=True):
-            shared.heard(tag, sorted(answer))
+        known.update({tag: shapes_of(answer) for tag, answer in zip(unheard, answers, strict=True)})
         for tag, shapes in slots.items():
-            if not shared.shapes[tag].issuperset(shapes):
+            if not known[tag].issuperset(shapes):
                 open_slot(shared, tag, self._epoch(), shapes)
 
     # ── after Redis was away ──

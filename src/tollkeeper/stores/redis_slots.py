@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tollkeeper.ledger import Shape
-from tollkeeper.stores.redis_apply import Doubted, Shared
+from tollkeeper.stores.redis_apply import Doubted, Shared, shapes_of
 from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_fill import Filling
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL
@@ -20,7 +20,7 @@ TRIES_MAX: Final = 100
 
 def open_slot(shared: Shared, tag: str, epoch: str, shapes: Iterable[Shape]) -> None:
     """Open a slot and fill the balances of shapes that it does not keep. Raises Doubted, StoreUnavailable."""
-    link, keys = shared.link, shared.keys
+    link, keys, known = shared.link, shared.keys, shared.shapes
     opened = Ask(("HGET", keys.cursor(GLOBAL), _mark(tag)))
     now, mark = link.run(Ask(("GET", keys.epoch)), opened)
     if now is None or now.decode() != epoch:
@@ -30,11 +30,11 @@ def open_slot(shared: Shared, tag: str, epoch: str, shapes: Iterable[Shape]) -> 
         shared.renew(epoch)
         raise Doubted("store: a server of Redis has begun again from nothing")
     (kept,) = link.run(Ask(("SMEMBERS", keys.shapes(tag))))
-    shared.heard(tag, sorted(kept))
-    missing: list[Shape | None] = [shape for shape in dict.fromkeys(shapes) if shape not in shared.shapes[tag]]
+    known[tag] = shapes_of(kept)
+    missing: list[Shape | None] = [shape for shape in dict.fromkeys(shapes) if shape not in known[tag]]
     for shape in missing or [None]:
         _fill(shared, tag, epoch, shape)
-    shared.shapes[tag] |= frozenset(filter(None, missing))
+    known[tag] |= frozenset(filter(None, missing))
     if tag != GLOBAL and mark != now:
         cursor = keys.cursor(GLOBAL)
         link.run(Ask(("HSET", cursor, _mark(tag), epoch)), Ask(("EXPIREAT", cursor, FOREVER_S)))

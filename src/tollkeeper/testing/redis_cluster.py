@@ -68,6 +68,11 @@ class Cluster:
         for node in self.nodes:
             node.kill()
 
+    @property
+    def whole(self) -> bool:
+        """Every node sees every other one, and all slots are served."""
+        return all(self._knows_all(node) for node in self.nodes)
+
     def client(self, **options: Any) -> redis.RedisCluster:
         """A client that follows redirections and tries nothing twice otherwise."""
         tries_once: dict[str, Any] = {"retry": Retry(NoBackoff(), 0)}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Self
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -100,7 +101,7 @@ class Sentinels:
         """Swap master and replica though both are well, as for maintenance; returns the new master when it is one."""
         before = self.master
         with self.sentinels[0].client() as client:
-            client.execute_command("SENTINEL FAILOVER", NAME)
+            until(lambda: _accepts(client), "a replica that can be promoted")
         until(lambda: all(self._master_of(sentinel) != before.port for sentinel in self.sentinels), "another master")
         return self.master
 
@@ -115,3 +116,12 @@ class Sentinels:
     def _master_of(self, sentinel: RedisServer) -> int:
         with sentinel.client() as client:
             return int(client.sentinel_get_master_addr_by_name(NAME)[1])
+
+
+def _accepts(sentinel: Any) -> bool:
+    """Whether a sentinel begins to swap now: it does not before it has heard from a replica lately."""
+    try:
+        sentinel.execute_command("SENTINEL FAILOVER", NAME)
+    except ResponseError:
+        return False
+    return True

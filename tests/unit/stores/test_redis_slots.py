@@ -109,3 +109,54 @@ def test_windows_that_are_over(redis_server: RedisServer, ours: Shared) -> None:
         found = list(client.scan_iter("*:balance:*"))
     assert len(found) == 1
     assert found[0].endswith(str(AT_US - AT_US % (60 * 10**6)).encode())
+
+
+def test_a_project_that_is_not_listed(redis_server: RedisServer, ours: Shared) -> None:
+    """B4: the slot of all projects begins with all that its cursors cover, whatever the list of projects says just then."""
+    with redis_server.client() as client:
+        client.delete(ours.keys.projects)
+    open_slot(ours, GLOBAL, "epoch-1", [ALL])
+    assert balance(redis_server, ours, ALL, "") == b"%d" % (2 * DIME)
+
+
+@pytest.mark.parametrize(("tag", "shape", "project"), [(TAG, TOTAL, "alpha"), (GLOBAL, ALL, "")])
+def test_emptied_while_it_is_read(
+    redis_server: RedisServer, ours: Shared, monkeypatch: pytest.MonkeyPatch, tag: str, shape: Shape, project: str
+) -> None:
+    """B4: what was read before Redis was emptied and filled again counts for nothing, however many batches came since."""
+    read = Filling.read
+
+    def reading(filling: Filling) -> None:
+        read(filling)
+        monkeypatch.setattr(Filling, "read", read)
+        with redis_server.client() as client:
+            client.flushall()
+        ours.forget()
+        ours.beat("epoch-1", "", "", 0)
+        ours.register(["alpha"])
+        applier(ours, FakeJournal("c", *(an_entry(f"{number}/1") for number in range(2, 5)))).catch_up()
+
+    monkeypatch.setattr(Filling, "read", reading)
+    open_slot(ours, tag, "epoch-1", [shape])
+    assert balance(redis_server, ours, shape, project) == b"%d" % (3 * DIME)
+
+
+def test_listed_while_redis_is_emptied(
+    redis_server: RedisServer, ours: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B4: a project that was listed just before Redis was emptied is listed again: who hears of it late knows nothing."""
+    beat = Shared.beat
+
+    def beating(shared: Shared, *said: str) -> list[str]:
+        told = beat(shared, *said)  # type: ignore[arg-type]
+        monkeypatch.setattr(Shared, "beat", beat)
+        with redis_server.client() as client:
+            client.flushall()
+        shared.forget()  # on the thread that recovers, while the answer is on its way
+        return told
+
+    monkeypatch.setattr(Shared, "beat", beating)
+    ours.register(["beta"])
+    ours.beat("epoch-2", "", "", 0)
+    ours.register(["beta"])
+    assert list(ours.projects().values()) == ["beta"]

@@ -1,6 +1,7 @@
 #!lua
 -- Apply a batch of a journal's rows to one slot, once: the cursor moves with the sums, or nothing does.
--- A slot is what shares a hash tag. Its cursor also counts the batches, so that a reader knows whether one came between.
+-- A slot is what shares a hash tag. Its cursor also has the instant of the last batch, no two the same, so that a reader knows
+-- whether one came between, also where the slot was emptied or went back meanwhile; and of the first one.
 --
 -- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… where ids may stand, the first is written  …what the batch changes, in the order in which the batch tells of it
 -- ARGV  1 the batch in MessagePack, which is cheaper to take apart than as many arguments. An array of
@@ -97,7 +98,9 @@ local function dated(key, deadline)
 end
 
 call('HSET', cursor, unpack(moved))
-call('HINCRBY', cursor, 'batch', 1)
+local time, last = call('TIME'), call('HGET', cursor, 'batch')
+local now = format('%.0f', math.max(time[1] * 1000000 + time[2], (last or 0) + 1))
+call('HSET', cursor, 'batch', now, unpack(last and {} or {'begun', now}))
 until_(cursor, keep)
 until_(shapes, keep)
 

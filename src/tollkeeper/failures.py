@@ -170,36 +170,36 @@ def verdict_of(
         return _LEFT
     if failure is not None and not isinstance(failure, UpstreamError):
         return _OURS._replace(reason=f"{_OURS.reason}: {failure.code}")
-    broken = _FAILURES.get(type(failure)) if failure is not None else None
-    error = _error_in(body[:MAX_BODY], flat=status is not None and status >= 300)
-    if broken is not None and (status is None or status < 300):
+    refused = status is not None and status >= 300
+    broken = None if failure is None or refused else _FAILURES.get(type(failure))
+    error = _error_in(body[:MAX_BODY], flat=refused)
+    if broken is not None:
         found = broken
-    elif failure is None and error is None and (status is None or status < 300):
+    elif failure is None and error is None and not refused:
         return _OURS
     else:
-        found = _answered(
-            failure.http_status if status is None and failure is not None else status, headers, error, now_us
-        )
+        told = 200 if failure is None else failure.http_status
+        found = _answered(told if status is None else status, headers, error or {}, now_us, readable=error is not None)
     return found._replace(again=False, elsewhere=False) if content else found
 
 
 def _answered(
-    status: int | None, headers: Sequence[tuple[bytes, bytes]], error: dict[str, Any] | None, now_us: int
+    sent: int, headers: Sequence[tuple[bytes, bytes]], error: dict[str, Any], now_us: int, *, readable: bool
 ) -> Verdict:
     """A provider's own error."""
-    types = _types(error or {})
-    if status is None or status < 300:
-        status = _told(error or {}) or next((_STATUS_OF[each] for each in types if each in _STATUS_OF), 500)
-    found = _phrased(status, types, error or {})
+    types, status = _types(error), sent
+    if status < 300:
+        status = _told(error) or next((_STATUS_OF[each] for each in types if each in _STATUS_OF), 500)
+    found = _phrased(status, types, error)
     if found is None:
         found = next((_TYPES[each] for each in types if each in _TYPES), None) or _STATUSES.get(status)
-    if found is None and status == 404 and error is None:
+    if found is None and status == 404 and not readable:
         found = _NOT_THERE  # not the API's own answer: there is none at this address
     if found is None:
         found = next(verdict for first, verdict in _RANGES if status >= first)
     known = next((f" {each}" for each in types if each in _TYPES or each in _STATUS_OF), "")
-    reason = f"{found.reason}: {status}{known}"
-    pause_s = _pause_s(headers, error or {}, now_us) if found in _PAUSED else None
+    reason = f"{found.reason}: {sent}{known}"
+    pause_s = _pause_s(headers, error, now_us) if found in _PAUSED else None
     if pause_s is not None:
         return found._replace(again=False, effect="block", for_s=pause_s, reason=reason)
     return found._replace(reason=reason)

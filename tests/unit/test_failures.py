@@ -353,6 +353,7 @@ def test_reasons_hold_nothing_of_a_client() -> None:
     for status, body in product((200, 400, 404, 429), (openai(secret, secret, secret), anthropic(secret, secret))):
         assert secret not in judged(status, body).reason
     assert judged(429, openai("rate_limit_exceeded", "requests")).reason == "rate limited: 429 rate_limit_exceeded"
+    assert judged(200, openai("insufficient_quota")).reason == "no credit: 200 insufficient_quota"
     assert verdict_of(Unreachable(secret), None, [], b"", now_us=NOW_US).reason == "unreachable"
     assert verdict_of(BadRequest(secret), None, [], b"", now_us=NOW_US).reason == "not the provider's: bad_request"
 

@@ -179,7 +179,7 @@ async def _reserve(gate: Gate, request: Request, call: Call) -> None:
     scopes = scopes_for(key, request.headers, ask.user, limits.default_project)
     allowed = None if key is None else key.models
     check_allowed(ask.others, allowed)
-    routes = gate.table.candidates(ask.model, request.dialect.name, allowed)
+    routes = gate.table.candidates(ask.model, request.dialect.name, allowed).routes
     call.route = routes[0]
     if ask.free:
         return

@@ -27,7 +27,7 @@ from tollkeeper.keys import Key
 from tollkeeper.money import MAX_NANOS, parse_usd
 from tollkeeper.prices.file import entries
 from tollkeeper.prices.override import Override
-from tollkeeper.routing import is_loopback
+from tollkeeper.routing import Candidates, is_loopback
 from tollkeeper.stores import Retention, SharedOptions
 from tollkeeper.stores.redis_url import is_redis, parse, shown
 from tollkeeper.values import Budget, Provider, Route
@@ -50,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[Key, ...]
     budgets: tuple[Budget, ...]
     providers: dict[str, Provider]
-    routes: dict[str, tuple[Route, ...]]
+    routes: dict[str, Candidates]
     allow_hosts: frozenset[str]
     default_project: str
     default_output_cap: int | None
@@ -165,13 +165,13 @@ def check_listen(config: Config) -> None:
 # ---- routes, keys, budgets, store ------------------------------------------------------------------------------------
 
 
-def _routes(settings: Settings, source: Source, providers: Mapping[str, Provider]) -> dict[str, tuple[Route, ...]]:
-    routes: dict[str, tuple[Route, ...]] = {}
+def _routes(settings: Settings, source: Source, providers: Mapping[str, Provider]) -> dict[str, Candidates]:
+    routes: dict[str, Candidates] = {}
     for name, table in settings.routes.items():
         provider = providers.get(table.provider)
         if provider is None:
             raise source.error(("routes", name, "provider"), f"{table.provider!r} {unknown(table.provider, providers)}")
-        routes[name] = (Route(provider, table.model),)
+        routes[name] = Candidates((Route(provider, table.model),))
     return routes
 
 

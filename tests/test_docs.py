@@ -81,7 +81,8 @@ def variable(setting: str) -> str:
     if origin is tuple:
         return f"in `{PREFIX}{table.upper()}`"
     item = "__<NAME>" if origin is dict else ""
-    return f"`{PREFIX}{table.upper()}{item}__{name.upper()}`"
+    name, dot, _ = name.partition(".")
+    return f"{'in ' if dot else ''}`{PREFIX}{table.upper()}{item}__{name.upper()}`"
 
 
 def settings_lines() -> list[str]:
@@ -326,7 +327,7 @@ def test_toml_loads(where: str, code: str, tmp_path: Path) -> None:
         assert price_file.read(path) != (), where
         return
     environ = {name: "secret" for preset in providers.presets().values() for name in preset.key_env}
-    environ |= dict.fromkeys(re.findall(r'api_key_env = "(\w+)"', code), "secret")
+    environ |= {name: name for name in re.findall(r'"([A-Z_0-9]+)"', code)}
     for name in re.findall(r'api_key_file = "(.+)"', code):
         (tmp_path / name).write_text("secret")
     loaded = config.load(path, environ)

@@ -32,12 +32,14 @@ from tollkeeper.config.written import (
     Quirk,
     RedisPrefix,
     Seconds,
+    SecondsOrNone,
     UrlPath,
     Usd,
     Variables,
     WhenAway,
     Whole,
 )
+from tollkeeper.routing import Policy
 from tollkeeper.values import DialectName, Measure, ScopeKind, Window
 
 PREFIX: Final = "TOLLKEEPER_"
@@ -66,6 +68,10 @@ class BudgetTable(_Table):
     lease: Lease = Field(
         0,
         description='what a gateway may hold of a hard budget in Redis in advance, as limit is written or "5%" of it; 0: nothing',
+    )
+    instead: ModelName | None = Field(
+        None,
+        description="the model that a call goes to where this hard budget would refuse it, by a name that leads somewhere",
     )
 
 
@@ -114,9 +120,41 @@ class ProviderTable(_Table):
     insecure: bool = Field(False, description="true: http may leave this machine")
 
 
+class TargetTable(_Table):
+    provider: str | None = Field(None, description="the name of a provider")
+    model: ModelName | None = Field(None, description="its name for the model")
+    weight: Whole = Field(1, ge=1, le=10_000, description="its share of the calls, with policy weighted")
+    route: ModelName | None = Field(
+        None, description="in the place of provider and model: another name in [routes], whose targets are taken in"
+    )
+
+
 class RouteTable(_Table):
-    provider: str = Field(description="the name of a provider")
-    model: ModelName = Field(description="its name for the model")
+    provider: str | None = Field(None, description="the name of a provider")
+    model: ModelName | None = Field(None, description="its name for the model")
+    policy: Policy = Field(
+        "order",
+        description="which target is first: order (as listed), weighted, cheapest, or fastest (to its first byte)",
+    )
+    to: tuple[Annotated[TargetTable, AS_TARGET], ...] | None = Field(
+        None,
+        min_length=1,
+        description="in the place of provider and model: the targets; one stands in where another fails",
+    )
+
+
+class BreakerTable(_Table):
+    failures: Whole = Field(3, ge=1, le=1000, description="failures in a row that open it")
+    ratio: Number = Field(0.5, gt=0, le=1, description="or this share of the calls in the window that failed")
+    minimum: Whole = Field(10, ge=1, le=100_000, description="calls in the window from which shares count")
+    window_s: Seconds = Field(30, description="seconds that calls are counted for")
+    slow_s: SecondsOrNone = Field(
+        60, description='seconds to the first byte from which a call is slow; "none": no call is'
+    )
+    slow_ratio: Number = Field(0.8, gt=0, le=1, description="share of slow calls in the window that opens it")
+    open_s: Seconds = Field(30, description="seconds that it is open; doubled each time a probe fails")
+    open_max_s: Seconds = Field(300, description="up to this many")
+    probe_s: Seconds = Field(60, description="seconds until a probe that says nothing gives up its place")
 
 
 class RetentionTable(_Table):
@@ -167,6 +205,14 @@ class Settings(BaseSettings):
     routes: dict[ModelName, Annotated[RouteTable, AS_TARGET]] = Field(
         {}, description='model names of your own: "provider/model" or a table'
     )
+    attempts: Whole = Field(3, ge=1, le=5, description="requests to providers that one call may make")
+    retry_budget: Number = Field(
+        0.2, ge=0, le=1, description="further attempts, as a share of the calls, that a gateway makes; 0: none"
+    )
+    when_all_open: Literal["try", "refuse"] = Field(
+        "try", description="every target of a call has an open breaker: try the one that is back first, or refuse"
+    )
+    breaker: BreakerTable = Field(BreakerTable(), description="when a target is left out for a while")
     allow_hosts: tuple[str, ...] = Field(
         (), description="link-local or metadata hosts that a base URL may name after all"
     )
@@ -224,6 +270,8 @@ TABLES: Final[dict[str, type[BaseModel]]] = {
     "budgets": BudgetTable,
     "providers": ProviderTable,
     "routes": RouteTable,
+    "routes.to": TargetTable,
+    "breaker": BreakerTable,
     "retention": RetentionTable,
 }
 """The settings that are tables, by name."""

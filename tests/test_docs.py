@@ -74,15 +74,14 @@ def missing(names: Iterator[str] | list[str] | set[str], page: str) -> list[str]
 
 def variable(setting: str) -> str:
     """The environment's form of a setting: lists are JSON as a whole, tables have a variable for each member."""
-    table, dot, name = setting.partition(".")
-    if not dot:
+    table, *names = setting.split(".")
+    if not names:
         return f"`{PREFIX}{setting.upper()}`"
     origin = get_origin(Settings.model_fields[table].annotation)
     if origin is tuple:
         return f"in `{PREFIX}{table.upper()}`"
     item = "__<NAME>" if origin is dict else ""
-    name, dot, _ = name.partition(".")
-    return f"{'in ' if dot else ''}`{PREFIX}{table.upper()}{item}__{name.upper()}`"
+    return f"{'in ' if names[1:] else ''}`{PREFIX}{table.upper()}{item}__{names[0].upper()}`"
 
 
 def settings_lines() -> list[str]:

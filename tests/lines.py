@@ -19,7 +19,9 @@ GOOD = Provided(
     traits=Traits(), lie=None,
 )  # fmt: skip
 STAYS = Manners(manner="stays", leaves_s=None, slow_s=0, stops_at=0)
-LIMITS = Limits(first_byte_s=4, idle_s=3, total_s=12, hold_ttl_s=30, drain_s=5, drain_limit=8, default_output_cap=64)
+LIMITS = Limits(
+    attempts=1, first_byte_s=4, idle_s=3, total_s=12, hold_ttl_s=30, drain_s=5, drain_limit=8, default_output_cap=64
+)
 STREAMS: list[tuple[str, bool | str]] = [
     ("openai-chat", True),
     ("anthropic-messages", True),

@@ -74,14 +74,14 @@ def missing(names: Iterator[str] | list[str] | set[str], page: str) -> list[str]
 
 def variable(setting: str) -> str:
     """The environment's form of a setting: lists are JSON as a whole, tables have a variable for each member."""
-    table, dot, name = setting.partition(".")
-    if not dot:
+    table, *names = setting.split(".")
+    if not names:
         return f"`{PREFIX}{setting.upper()}`"
     origin = get_origin(Settings.model_fields[table].annotation)
     if origin is tuple:
         return f"in `{PREFIX}{table.upper()}`"
     item = "__<NAME>" if origin is dict else ""
-    return f"`{PREFIX}{table.upper()}{item}__{name.upper()}`"
+    return f"{'in ' if names[1:] else ''}`{PREFIX}{table.upper()}{item}__{names[0].upper()}`"
 
 
 def settings_lines() -> list[str]:
@@ -326,7 +326,7 @@ def test_toml_loads(where: str, code: str, tmp_path: Path) -> None:
         assert price_file.read(path) != (), where
         return
     environ = {name: "secret" for preset in providers.presets().values() for name in preset.key_env}
-    environ |= dict.fromkeys(re.findall(r'api_key_env = "(\w+)"', code), "secret")
+    environ |= {name: name for name in re.findall(r'"([A-Z_0-9]+)"', code)}
     for name in re.findall(r'api_key_file = "(.+)"', code):
         (tmp_path / name).write_text("secret")
     loaded = config.load(path, environ)

@@ -162,7 +162,7 @@ class Api:
     async def _refuse(self, dialect: Dialect, error: TollkeeperError, send: Send, *, close: bool = True) -> None:
         """The reply to a request that does not come to the line; it closes where the body was not read."""
         id = self._gate.new_id()
-        told = [*headers.of_call(id, None, 0, None), *headers.of_refusal(None, 0, error)]
+        told = [*headers.of_call(id, None, 0, None), *headers.of_refusal(error, 0)]
         await _answer(send, error.http_status, dialect.refusal(error, id), [*told, *([CLOSE] if close else [])])
 
     async def _body(self, fields: Mapping[bytes, bytes], receive: Receive) -> bytes | None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from secrets import SystemRandom
 from typing import Final
 
 import uvicorn
@@ -19,9 +20,11 @@ from tollkeeper.clock import Clock, SystemClock, new_id
 from tollkeeper.config import Config, check_listen, load
 from tollkeeper.density import Densities
 from tollkeeper.errors import ConfigError, StoreError
+from tollkeeper.health import Change, Health
 from tollkeeper.keys import KeyRing
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices import data as price_data
+from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.server import BoundedHttp
 from tollkeeper.stores import examine, open_store
@@ -30,6 +33,12 @@ from tollkeeper.upstream import HttpUpstream
 log = logging.getLogger("tollkeeper")
 
 
+#: A breaker's new phase → what is logged.
+_TURNED: Final = {
+    "open": "breaker: %s is left out for a while%s",
+    "half_open": "breaker: %s is tried again%s",
+    "closed": "breaker: %s is back%s",
+}
 #: A call makes hundreds of objects and no cycles: the collector need not look after every few of them.
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 
@@ -128,7 +137,8 @@ def build(config: Config, clock: Clock | None = None) -> App:
     store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap, shared=config.shared(clock))
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
-        limits=limits(config), densities=Densities(round(config.quote_quantile * 10_000)),
+        draw=SystemRandom().random, health=Health(config.breaker, clock.monotonic_s, _turned),
+        retries=RetryBudget(config.retry_budget), limits=limits(config), densities=Densities(round(config.quote_quantile * 10_000)),
         new_id=lambda: new_id(clock.now_us()),
     )  # fmt: skip
     known = {name: provider.prices for name, provider in config.providers.items() if provider.prices}
@@ -140,6 +150,13 @@ def build(config: Config, clock: Clock | None = None) -> App:
     return App(config, gate, api, upstream)
 
 
+def _turned(change: Change) -> None:
+    """One line for each change of a breaker."""
+    what = " ".join(filter(None, (f"provider {change.provider}", change.key and f"key {change.key}", change.model)))
+    why = f" ({change.reason})" if change.reason else ""
+    log.log(logging.INFO if change.after == "closed" else logging.WARNING, _TURNED[change.after], what, why)
+
+
 def routes(config: Config, prices: PriceBook) -> Table:
     """Where each model goes; the price data say whose a bare name is."""
     by_prices = {provider.prices: name for name, provider in reversed(config.providers.items()) if provider.prices}
@@ -149,6 +166,7 @@ def routes(config: Config, prices: PriceBook) -> Table:
 def limits(config: Config) -> flow.Limits:
     """The bounds of a call."""
     return flow.Limits(
+        attempts=config.attempts, when_all_open=config.when_all_open,
         first_byte_s=config.first_byte_timeout_s, idle_s=config.idle_timeout_s, total_s=config.total_timeout_s,
         hold_ttl_s=config.hold_ttl_s, drain_s=config.drain_seconds, drain_limit=config.drain_limit,
         on_disconnect=config.on_disconnect, default_output_cap=config.default_output_cap,

@@ -23,6 +23,8 @@ from tollkeeper.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from tollkeeper.failures import verdict_of
+from tollkeeper.health import Pass, Place
 from tollkeeper.meter import Meter
 from tollkeeper.settlement import Course, entry_of
 from tollkeeper.upstream import Answer
@@ -36,24 +38,40 @@ SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 AFTER_END_S = 1.0
 
 
-async def make(gate: Gate, request: Request, call: Call, route: Route, reply: Reply) -> Attempt:
+#: Bytes that are kept back while another route may still serve: pings and the first events.
+HELD_BACK_MAX = 64 << 10
+
+
+async def make(
+    gate: Gate, request: Request, call: Call, route: Route, reply: Reply, *, may_move: bool = False
+) -> Attempt:
     """Try a route, from the hold to the entry. Raises nothing but CancelledError, and then the account is right too."""
     call.made += 1
-    attempt = Attempt(number=call.made, route=route, deadline=Deadline(), started_s=gate.clock.monotonic_s())
-    call.attempt = attempt
+    attempt = call.attempt = Attempt(
+        number=call.made, route=route, deadline=Deadline(), started_s=gate.clock.monotonic_s(), may_move=may_move
+    )  # fmt: skip
+    place = place_of(route)
+    leave_to_go = gate.health.admit(place) or gate.health.force(place)
     try:
         async with attempt.deadline:
             await _reserve(gate, request, call, attempt)
             await _relay(gate, request, call, attempt, reply)
+        attempt.ended = True
     except TollkeeperError as error:
-        attempt.failure = error
+        attempt.failure, attempt.ended = error, True
     except TimeoutError:
-        attempt.failure = _timed_out(call, attempt)
+        attempt.failure, attempt.ended = _timed_out(call, attempt), True
     finally:  # also when cancelled: then the account is put right, and nothing else
         attempt.over = True
+        _judge(gate, call, attempt, leave_to_go)
         if attempt.hold is not None:
             attempt.entry = await _put_right(gate, call, attempt)
     return attempt
+
+
+def place_of(route: Route) -> Place:
+    """The names by which a route's health is known."""
+    return Place(route.provider.name, "" if route.credential is None else route.credential.name, route.model)
 
 
 # ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -94,11 +112,12 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     ends_s = call.ends_s
     deadline.move(min(ends_s, now_s() + limits.first_byte_s))
     if ask.stream or limits.on_disconnect == "cancel":  # else its reply is read to the end in any case
-        reply.on_left(lambda: leave(gate, call))
+        watch(gate, call, reply)
     attempt.sent = True
     call.sent += 1
+    sent_s = gate.clock.monotonic_s()
     async with gate.upstream.open(route, dialect.name, path, body, request.headers) as answer:
-        attempt.answer = answer
+        attempt.answer, attempt.first_byte_s = answer, gate.clock.monotonic_s() - sent_s
         attempt.is_stream = is_stream = answer.is_stream or (ask.array and answer.status < 300)
         attempt.meter = meter = Meter(
             dialect, stream=is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks,
@@ -138,12 +157,15 @@ async def _send(call: Call, attempt: Attempt, reply: Reply, data: bytes) -> None
         assert answer is not None
         assert meter is not None
         attempt.last += data
-        if meter.error is not None and not meter.content:
+        kept_back = attempt.may_move and len(attempt.last) < HELD_BACK_MAX
+        if not meter.content and (meter.error is not None or kept_back):
             return
         call.started = True
         data, attempt.last = attempt.last, b""
         await reply.start(answer.status, answer.headers + told(call))
+    attempt.sending = True
     await reply.send(data)
+    attempt.sending = False
 
 
 async def _rest(answer: Answer, meter: Meter) -> bytes:
@@ -156,13 +178,22 @@ async def _rest(answer: Answer, meter: Meter) -> bytes:
     return rest
 
 
+def watch(gate: Gate, call: Call, reply: Reply) -> None:
+    """Hear of it when the client leaves."""
+    if not call.watched:
+        call.watched = True
+        reply.on_left(lambda: leave(gate, call))
+
+
 def leave(gate: Gate, call: Call) -> None:
-    """The client has gone: drain within bounds, or stop at once."""
+    """The client has gone: drain within bounds, or stop at once; nothing more is tried."""
     attempt = call.attempt
     assert attempt is not None
-    if call.leaving or attempt.complete or attempt.over:
+    if call.leaving or attempt.complete:
         return
     call.leaving = True
+    if attempt.over:
+        return
     drain = gate.limits.on_disconnect == "drain" and gate.draining < gate.limits.drain_limit
     if drain:
         call.draining = True
@@ -186,6 +217,36 @@ def _refused(answer: Answer, provider: str) -> UpstreamRefused:
     return UpstreamRefused(answer.status)
 
 
+# ── what it says of the provider ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
+    """Tell the breakers how it went, and find out whether it may be tried again."""
+    answer, meter, failure, health = attempt.answer, attempt.meter, attempt.failure, gate.health
+    inside = meter is not None and attempt.is_stream and meter.error is not None
+    if failure is None and attempt.ended and not inside:
+        health.report(leave_to_go, failed=None, first_byte_s=attempt.first_byte_s)
+        return
+    if not (attempt.ended and attempt.sent):  # cancelled, or refused here
+        health.report(leave_to_go, failed=None, ignore=True)
+        return
+    content = call.started or (meter is not None and meter.content)
+    body = attempt.last or (meter.error or "").encode() if meter is not None else b""
+    verdict = verdict_of(
+        failure, None if answer is None else answer.status, () if answer is None else answer.headers, body,
+        now_us=gate.clock.now_us(), content=content, client_left=call.leaving or attempt.sending,
+    )  # fmt: skip
+    waited_s = gate.clock.monotonic_s() - attempt.started_s if answer is None else attempt.first_byte_s
+    fails = verdict.effect == "fail"
+    health.report(
+        leave_to_go, failed=verdict.level if fails else None, ignore=not fails, first_byte_s=waited_s,
+        reason=verdict.reason,
+    )  # fmt: skip
+    if verdict.effect == "block" and verdict.level is not None and verdict.for_s is not None:
+        health.block(place_of(attempt.route), verdict.level, gate.clock.monotonic_s() + verdict.for_s, verdict.reason)
+    attempt.verdict = verdict
+
+
 # ── settle ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -199,6 +260,8 @@ async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
     due = entry if entry is not None else attempt.hold
     try:
         await _book(gate, due)
+        if entry is not None:
+            call.charges.append(entry.charge)
     except asyncio.CancelledError:  # the ledger's calls are idempotent: once more, and now to the end
         await to_its_end(_book(gate, due))
         raise
@@ -244,4 +307,4 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
 def told(call: Call) -> headers.Headers:
     """The headers of a call's reply, as far as they are known while it begins."""
     route = None if call.attempt is None else call.attempt.route
-    return headers.of_call(call.id, route, call.sent, call.grant.tightest, call.cap)
+    return headers.of_call(call.id, route, call.sent, call.grant.tightest, call.cap, call.instead_of)

@@ -12,13 +12,16 @@ from tollkeeper.clock import Clock
 from tollkeeper.density import Densities
 from tollkeeper.dialects import Dialect
 from tollkeeper.errors import TollkeeperError
+from tollkeeper.failures import Verdict
+from tollkeeper.health import Health
 from tollkeeper.keys import KeyRing
 from tollkeeper.meter import Meter
 from tollkeeper.prices import PriceBook
+from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.stores import Store
 from tollkeeper.upstream import Answer, Upstream
-from tollkeeper.values import Ask, Entry, Grant, Hold, Quote, Route, Scopes
+from tollkeeper.values import Ask, Charge, Entry, Grant, Hold, Quote, Route, Scopes
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +30,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_s: float = 120
     idle_s: float = 60
     total_s: float = 600
+    attempts: int = 3
+    when_all_open: Literal["try", "refuse"] = "try"
     hold_ttl_s: float = 660
     drain_s: float = 60
     drain_limit: int = 32
@@ -77,8 +82,12 @@ class Gate(msgspec.Struct, kw_only=True, eq=False):
     store: Store
     upstream: Upstream
     limits: Limits
+    health: Health
+    retries: RetryBudget
     densities: Densities = msgspec.field(default_factory=Densities)
     new_id: Callable[[], str]
+    draw: Callable[[], float]  #: numbers from 0 to 1, by which weights and pauses are drawn
+    turn: int = 0  #: calls so far: whose credential begins
     draining: int = 0  #: replies being read for clients that have left
     owed: list[Entry | Hold] = []  #: entries to book and holds to let go that the ledger did not take yet
 
@@ -94,7 +103,8 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     prices: PriceBook  #: those at its admission: a price that changes meanwhile changes nothing
     ask: Ask | None = None
     scopes: Scopes | None = None
-    routes: tuple[Route, ...] = ()
+    instead_of: str | None = None  #: the model asked for, where a budget has turned the call to another one
+    routes: list[Route] = []  #: as they are to be tried
     quote: Quote | None = None
     grant: Grant = Grant()
     cap: int | None = None  #: the output cap that a hard budget made us set
@@ -102,7 +112,9 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     sent: int = 0  #: attempts that a provider may have seen
     ends_s: float | None = None  #: when all attempts must be over, by the running loop's clock
     leaving: bool = False  #: the client has gone; what is left is drained, or cut off by policy
+    watched: bool = False  #: whether the client leaves
     draining: bool = False  #: counted in Gate.draining
+    charges: list[Charge] = []  #: of its attempts so far
     started: bool = False  #: the client has its headers
     attempt: Attempt | None = None  #: the latest one
 
@@ -114,6 +126,10 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     route: Route
     deadline: Deadline
     started_s: float
+    may_move: bool = False  #: until its first content another route may serve: nothing goes out before
+    first_byte_s: float | None = None  #: how long the provider's answer took
+    sending: bool = False  #: the client is waited for, and not the provider
+    ended: bool = False  #: by itself: it was not cancelled
     hold: Hold | None = None
     answer: Answer | None = None
     is_stream: bool = False  #: the answer is read piece by piece
@@ -124,3 +140,6 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     last: bytes = b""  #: what follows the durable record
     failure: TollkeeperError | None = None
     entry: Entry | None = None
+    verdict: Verdict | None = (
+        None  #: what its failure means for another attempt; None: it did not fail, or not by a provider
+    )

@@ -9,6 +9,7 @@
     ├── UpstreamError                the provider's side
     │   ├── UpstreamUnreachable  502 · UpstreamTimeout 504
     │   ├── UpstreamRefused      its own 4xx or 5xx, relayed as it came
+    │   ├── HeldOff              503 all providers of the model failed just now
     │   └── StreamBroken         502 cut, stalled or unreadable after content
     ├── StoreError
     │   ├── StoreUnavailable     503 · StoreOwned (a second process) · StoreCorrupt
@@ -132,6 +133,17 @@ class UpstreamRefused(UpstreamError):
     def __init__(self, status: int, message: str = "") -> None:
         super().__init__(message or f"the provider answered {status}")
         self.http_status = status
+
+
+class HeldOff(UpstreamError):
+    """Every provider that serves this model failed just now, and none is asked (when_all_open = "refuse")."""
+
+    code = "held_off"
+    http_status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StreamBroken(UpstreamError):

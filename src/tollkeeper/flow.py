@@ -3,8 +3,9 @@
     identify → candidates → estimate → reserve → open → relay + meter → settle → end of reply
                                        └──────── an attempt (attempt.py) ────────┘
 
-The end of the reply (`[DONE]`, the last byte) follows the durable record. A client that leaves does not end the call: its reply
-is drained to be counted, or closed and booked at its estimate.
+An attempt that failed before its first content may be followed by another one, there or elsewhere (retry.py). The end of the
+reply (`[DONE]`, the last byte) follows the durable record. A client that leaves does not end the call: its reply is drained to be
+counted, or closed and booked at its estimate.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from contextlib import suppress
 from msgspec import structs
 
 from tollkeeper import headers
-from tollkeeper.attempt import make, told
-from tollkeeper.call import Call, Gate, Limits, Reply, Request
+from tollkeeper.attempt import make, place_of, told, watch
+from tollkeeper.call import Attempt, Call, Gate, Limits, Reply, Request
 from tollkeeper.cancellation import Deadline
-from tollkeeper.errors import BudgetExceeded, RateLimited, TollkeeperError
+from tollkeeper.errors import BudgetExceeded, HeldOff, RateLimited, TollkeeperError, UnknownModel
 from tollkeeper.estimate import estimate
 from tollkeeper.keys import credential, scopes_for
-from tollkeeper.routing import check_allowed
+from tollkeeper.retry import Tries
+from tollkeeper.routing import Candidates, check_allowed, ordered
+from tollkeeper.values import Quote, Route
 
 __all__ = ["Call", "Gate", "Limits", "Reply", "Request", "run"]
 
@@ -32,8 +35,7 @@ async def run(gate: Gate, request: Request, reply: Reply) -> None:
     failure: TollkeeperError | None = None
     try:
         _aim(gate, request, call)
-        attempt = await make(gate, request, call, call.routes[0], reply)
-        failure = attempt.failure
+        failure = await _serve(gate, request, call, reply)
     except TollkeeperError as error:
         failure = error
     finally:
@@ -44,22 +46,108 @@ async def run(gate: Gate, request: Request, reply: Reply) -> None:
             await _finish(gate, request, call, reply, failure)
 
 
+# ── where it may go ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def _aim(gate: Gate, request: Request, call: Call) -> None:
     """Who asks for what, where it may go, and what it costs at most. Raises RequestError."""
-    now_us, limits = gate.clock.now_us(), gate.limits
-    key = gate.keys.identify(credential(request.headers), now_us)
+    key = gate.keys.identify(credential(request.headers), gate.clock.now_us())
     call.ask = ask = request.dialect.read_ask(request.body, request.target)
-    call.scopes = scopes = scopes_for(key, request.headers, ask.user, limits.default_project)
+    call.scopes = scopes_for(key, request.headers, ask.user, gate.limits.default_project)
     allowed = None if key is None else key.models
     check_allowed(ask.others, allowed)
-    call.routes = gate.table.candidates(ask.model, request.dialect.name, allowed)
-    if ask.free:
-        return
-    call.quote = estimate(
-        call.prices, ask, call.routes, default_output_cap=limits.default_output_cap, model_output_caps=limits.output_caps,
-        output_ceilings=limits.output_ceilings, densities=gate.densities if limits.quote == "typical" else None,
-        at_us=now_us, key=scopes.key,
+    _go_to(gate, call, gate.table.candidates(ask.model, request.dialect.name, allowed))
+
+
+def _go_to(gate: Gate, call: Call, candidates: Candidates) -> None:
+    """Put the routes in the order in which they are tried. The quote is that of the dearest."""
+    assert call.ask is not None
+    gate.turn += 1
+    call.routes = ordered(
+        candidates, draw=gate.draw, turn=gate.turn,
+        cost=lambda route: _quote(gate, call, (route,)).amount_nanos,
+        latency=lambda route: gate.health.latency_s(place_of(route)),
     )  # fmt: skip
+    if not call.ask.free:
+        call.quote = _quote(gate, call, candidates.routes)
+
+
+def _quote(gate: Gate, call: Call, routes: tuple[Route, ...]) -> Quote:
+    limits, ask, scopes = gate.limits, call.ask, call.scopes
+    assert ask is not None
+    assert scopes is not None
+    return estimate(
+        call.prices, ask, routes, default_output_cap=limits.default_output_cap, model_output_caps=limits.output_caps,
+        output_ceilings=limits.output_ceilings, densities=gate.densities if limits.quote == "typical" else None,
+        at_us=gate.clock.now_us(), key=scopes.key,
+    )  # fmt: skip
+
+
+def _instead(gate: Gate, request: Request, call: Call, failure: TollkeeperError | None) -> bool:
+    """Turn to the cheaper model that the budget names which has refused; once, and before anything was sent."""
+    if not isinstance(failure, (BudgetExceeded, RateLimited)) or call.sent or call.instead_of is not None:
+        return False
+    model = failure.refusal.standing.budget.instead
+    if model is None:
+        return False
+    try:
+        candidates = gate.table.candidates(model, request.dialect.name)
+    except UnknownModel:  # it does not speak the caller's dialect: the refusal stands
+        return False
+    assert call.ask is not None
+    call.instead_of, call.ask = call.ask.model, structs.replace(call.ask, model=model)
+    _go_to(gate, call, candidates)
+    return True
+
+
+# ── attempts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _serve(gate: Gate, request: Request, call: Call, reply: Reply) -> TollkeeperError | None:
+    """Attempts, one after the other, until one serves or no other may; what the last one failed by. Raises HeldOff."""
+    gate.retries.called(gate.clock.monotonic_s())
+    tries, route = _begin(gate, call)
+    while True:
+        attempt = await make(gate, request, call, route, reply, may_move=tries.more)
+        if _instead(gate, request, call, attempt.failure):
+            tries, route = _begin(gate, call)
+            continue
+        following = await _following(gate, call, tries, attempt, reply)
+        if following is None:
+            return attempt.failure
+        route = following
+
+
+def _begin(gate: Gate, call: Call) -> tuple[Tries, Route]:
+    """The first route that is open; where none is, the one that is back first: never are all left out, unless it is declared."""
+    tries = Tries(call.routes, gate.limits.attempts, lambda route: gate.health.allows(place_of(route)))
+    first = tries.first()
+    if first is not None:
+        return tries, first
+    places = {place_of(route): route for route in reversed(call.routes)}
+    back = gate.health.first_back(places)
+    if gate.limits.when_all_open == "refuse":
+        left_s = gate.health.open_until_s(back) - gate.clock.monotonic_s()
+        raise HeldOff("every provider of this model failed just now; ask again in a moment", retry_after_s=left_s)
+    return tries, tries.take(places[back])
+
+
+async def _following(gate: Gate, call: Call, tries: Tries, attempt: Attempt, reply: Reply) -> Route | None:
+    """Where to try again, after the pause that it takes; None: it stays with this attempt."""
+    if attempt.verdict is None or call.started or call.leaving:
+        return None
+    following = tries.after(attempt.route, attempt.verdict, gate.draw)
+    if following is None or not gate.retries.take(gate.clock.monotonic_s()):
+        return None
+    loop = asyncio.get_running_loop()
+    if call.ends_s is not None and loop.time() + following.pause_s >= call.ends_s:
+        return None
+    watch(gate, call, reply)
+    await asyncio.sleep(following.pause_s)  # also where there is none: a client that has left is seen now
+    return None if call.leaving else following.route
+
+
+# ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _finish(gate: Gate, request: Request, call: Call, reply: Reply, failure: TollkeeperError | None) -> None:
@@ -67,9 +155,9 @@ async def _finish(gate: Gate, request: Request, call: Call, reply: Reply, failur
     answer, entry, last = (None, None, b"") if attempt is None else (attempt.answer, attempt.entry, attempt.last)
     fields = told(call)
     if entry is not None and gate.limits.expose_cost:
-        fields += headers.of_cost(entry.charge)
+        fields += headers.of_cost(call.charges)
     if entry is not None and answer is not None and answer.is_stream and gate.limits.expose_cost_in_streams:
-        last = headers.comment(entry.charge) + last
+        last = headers.comment(call.charges) + last
     if call.started:
         assert call.ask is not None
         assert answer is not None
@@ -81,12 +169,12 @@ async def _finish(gate: Gate, request: Request, call: Call, reply: Reply, failur
         and answer is not None
         and (failure is None or (attempt.complete and failure.http_status == answer.status))
     ):
-        await reply.start(answer.status, [*answer.headers, *fields, headers.length(last)])
+        passed = answer.headers if failure is None or call.made == 1 else headers.final(answer.headers)
+        await reply.start(answer.status, [*passed, *fields, headers.length(last)])
         await reply.end(last)
     else:
         assert failure is not None
-        standing = failure.refusal.standing if isinstance(failure, (BudgetExceeded, RateLimited)) else None
-        final = headers.of_refusal(standing, gate.clock.now_us(), failure)
+        final = headers.of_refusal(failure, gate.clock.now_us(), tried=call.made)
         body = dialect.refusal(failure, call.id)
         await reply.start(failure.http_status, [headers.JSON, *fields, *final, headers.length(body)])
         await reply.end(body)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
-from tollkeeper.errors import RateLimited, RequestError, TollkeeperError
+from tollkeeper.errors import BudgetExceeded, HeldOff, RateLimited, RequestError, TollkeeperError
 from tollkeeper.money import format_nanos
-from tollkeeper.values import Charge, Route, Standing, iso_utc
+from tollkeeper.values import Charge, ChargeStatus, Route, Standing, iso_utc
 
 Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
 _NEVER_RETRY = (b"x-should-retry", b"false")
+#: The best first: of several attempts the worst counts.
+_STATUSES: Final[tuple[ChargeStatus, ...]] = ("priced", "estimated", "partial", "unpriced")
 
 
 def of_call(
-    request_id: str, route: Route | None, attempts: int, standing: Standing | None, cap: int | None = None
-) -> Headers:
+    request_id: str, route: Route | None, attempts: int, standing: Standing | None, cap: int | None = None,
+    instead_of: str | None = None,
+) -> Headers:  # fmt: skip
     """Headers of any reply: the request's id, where it went, and the tightest budget."""
     found = [(b"x-tollkeeper-request-id", request_id.encode())]
     if route is not None and attempts:
         found += _of_route(route.provider.name, route.model, attempts)
     if cap is not None:  # a budget made us set it: the client should know why its reply ends there
         found.append((b"x-tollkeeper-output-cap", b"%d" % cap))
+    if instead_of is not None:
+        found.append((b"x-tollkeeper-instead-of", _text(instead_of)))
     return found + (of_budget(standing) if standing is not None else [])
 
 
@@ -49,22 +57,32 @@ def of_budget(standing: Standing) -> Headers:
     ]
 
 
-def of_cost(charge: Charge) -> Headers:
-    """What the call cost in dollars, and how far that is known; no amount where it is unknown."""
-    status = [(b"x-tollkeeper-cost-status", charge.status.encode())]
-    if charge.amount_nanos is None:
+def of_cost(charges: Sequence[Charge]) -> Headers:
+    """What a call's attempts cost in dollars, and how far that is known; no amount where it is unknown."""
+    worst = max((charge.status for charge in charges), key=_STATUSES.index)
+    status = [(b"x-tollkeeper-cost-status", worst.encode())]
+    amounts = [charge.amount_nanos for charge in charges if charge.amount_nanos is not None]
+    if len(amounts) < len(charges):
         return status
-    return [(b"x-tollkeeper-cost", format_nanos(charge.amount_nanos).encode()), *status]
+    return [(b"x-tollkeeper-cost", format_nanos(sum(amounts)).encode()), *status]
 
 
-def comment(charge: Charge) -> bytes:
+def comment(charges: Sequence[Charge]) -> bytes:
     """The same for a stream, whose headers are long gone: an SSE comment."""
-    return b"".join(b": %s %s\n" % pair for pair in of_cost(charge)) + b"\n"
+    return b"".join(b": %s %s\n" % pair for pair in of_cost(charges)) + b"\n"
 
 
-def of_refusal(standing: Standing | None, now_us: int, error: TollkeeperError) -> Headers:
-    """A request that was refused is not to be retried by an SDK; after a rate limit it learns when it may ask again."""
-    found = [_NEVER_RETRY] if isinstance(error, RequestError) else []
+def final(fields: Headers) -> Headers:
+    """A provider's headers, with which an SDK does not try again: that was done here."""
+    return [*(field for field in fields if field[0] != _NEVER_RETRY[0]), _NEVER_RETRY]
+
+
+def of_refusal(error: TollkeeperError, now_us: int, tried: int = 0) -> Headers:
+    """What was refused, or `tried` several times here, is not to be tried again by an SDK; if it may later, it learns when."""
+    found = [_NEVER_RETRY] if isinstance(error, RequestError) or tried > 1 else []
+    if isinstance(error, HeldOff):
+        found.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    standing = error.refusal.standing if isinstance(error, (BudgetExceeded, RateLimited)) else None
     if standing is not None:
         found += of_budget(standing)
         if isinstance(error, RateLimited) and standing.resets_at_us is not None:

@@ -95,7 +95,7 @@ def aim(
     for name in _candidates(draft.dialect, members, prompt):
         wanted = model.removeprefix("models/") if name in _PLACES else model
         try:
-            routes = table.candidates(wanted, name, allowed_models)
+            routes = table.candidates(wanted, name, allowed_models).routes
         except UnknownModel as error:
             unknown = unknown or error
         else:

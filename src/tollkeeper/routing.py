@@ -2,25 +2,29 @@
 
 A model's name is looked up in this order, and the first rule that knows it decides:
 
-    1. a name in [routes]                    my-model        → the route as configured
+    1. a name in [routes]                    my-model        → its routes and their policy as configured
     2. "<provider>/<model>"                  groq/llama-3    → that provider, if one of this name is configured
     3. the provider that owns the model      claude-opus-4   → anthropic, if configured (the price data say who owns it)
     4. the only provider of this dialect     anything        → that provider, under the name as it came
 
 A name is split at its first "/" only, and only behind a configured provider: `llama3:8b` and `vendor/model:free` stay
-whole. A route must speak the caller's dialect. The second half of the module says which base URLs a provider may have:
-nothing that a client sends has a part in an outbound URL.
+whole. A route must speak the caller's dialect, and stands once for each credential of its provider. `ordered` says which is
+tried first. The second half of the module says which base URLs a provider may have: nothing that a client sends has a part
+in an outbound URL.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final
+from itertools import groupby
+from typing import Final, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from tollkeeper.errors import BadRequest, NotAllowed, UnknownModel
 from tollkeeper.values import MAX_MODEL, Provider, Route
+
+Policy = Literal["order", "weighted", "cheapest", "fastest"]
 
 _CACHED: Final = 1024
 _SHOWN: Final = 12
@@ -33,8 +37,71 @@ def check_allowed(models: Iterable[str], allowed_models: frozenset[str] | None) 
             raise NotAllowed(f"This key may not use model {_shown(model)}; it may use {_listed(allowed_models)}.")
 
 
+class Candidates(NamedTuple):
+    """Where a call may go, as configured, and by what the order is decided. The credentials of one target are neighbours."""
+
+    routes: tuple[Route, ...]
+    policy: Policy = "order"
+
+
+def ordered(
+    candidates: Candidates,
+    *,
+    draw: Callable[[], float],
+    turn: int,
+    cost: Callable[[Route], int | None],
+    latency: Callable[[Route], float | None],
+) -> list[Route]:
+    """The routes as they are to be tried, once each.
+
+    `order` as configured; `weighted` drawn without replacement; `cheapest` by cost, unknown last; `fastest` by latency,
+    not measured yet first; ties as configured. `draw` gives numbers from 0 up to 1. A target's credentials stay
+    together, and another one begins each `turn`.
+    """
+    if len(candidates.routes) == 1:
+        return [candidates.routes[0]]
+    targets = [_turned(list(routes), turn) for _, routes in groupby(candidates.routes, key=_target)]
+    match candidates.policy:
+        case "weighted":
+            targets = _drawn(targets, draw)
+        case "cheapest":
+            targets.sort(key=lambda routes: _ranked(cost(routes[0]), unknown_first=False))
+        case "fastest":
+            targets.sort(key=lambda routes: _ranked(latency(routes[0]), unknown_first=True))
+    return [route for routes in targets for route in routes]
+
+
+def _target(route: Route) -> tuple[str, str]:
+    return route.provider.name, route.model
+
+
+def _turned(routes: list[Route], turn: int) -> list[Route]:
+    first = turn % len(routes)
+    return routes[first:] + routes[:first]
+
+
+def _ranked(value: float | None, *, unknown_first: bool) -> tuple[bool, float]:
+    """A sort key: small values first."""
+    return (value is None) != unknown_first, 0 if value is None else value
+
+
+def _drawn(targets: list[list[Route]], draw: Callable[[], float]) -> list[list[Route]]:
+    """The targets in an order drawn by their weights: each place goes to one that is left, by its share of what is left."""
+    left, drawn = list(targets), []
+    while len(left) > 1:
+        at = draw() * sum(routes[0].weight for routes in left)
+        chosen = 0
+        while chosen < len(left) - 1 and at >= left[chosen][0].weight:
+            at -= left[chosen][0].weight
+            chosen += 1
+        drawn.append(left.pop(chosen))
+    return drawn + left
+
+
 class Table:
     """Model names → routes, over the configured providers.
+
+    `routes` has each target once, without a credential.
 
     `owner` names the configured provider that owns a model by the price data, None where it knows none.
     """
@@ -42,18 +109,18 @@ class Table:
     def __init__(
         self,
         providers: Mapping[str, Provider],
-        routes: Mapping[str, tuple[Route, ...]],
+        routes: Mapping[str, Candidates],
         owner: Callable[[str], str | None],
     ) -> None:
         self._providers = dict(providers)
         self._routes = dict(routes)
         self._owner = owner
-        self._found: dict[tuple[str, str], tuple[Route, ...]] = {}  # bounded: clients choose the names
+        self._found: dict[tuple[str, str], Candidates] = {}  # bounded: clients choose the names
 
     def candidates(
         self, model: str, dialect: str, allowed_models: frozenset[str] | None = None
-    ) -> tuple[Route, ...]:  # fmt: skip
-        """The routes for a model in a dialect, best first, never empty.
+    ) -> Candidates:  # fmt: skip
+        """The routes for a model in a dialect as configured, each once for each credential of its provider; never none.
 
         Raises NotAllowed where the key's list does not name the model just as it was asked for, UnknownModel where no
         route leads there, BadRequest for a name of more than MAX_MODEL characters.
@@ -81,33 +148,33 @@ class Table:
                 names.update(f"{provider}/{model}" for model in models)
         return tuple(sorted(names))
 
-    def _find(self, model: str, dialect: str) -> tuple[Route, ...]:
+    def _find(self, model: str, dialect: str) -> Candidates:
         if not model or len(model) > MAX_MODEL:
             raise BadRequest(f"model: expected a name of 1 to {MAX_MODEL} characters.")
         named = self._routes.get(model) or self._prefixed(model) or self._owned(model)
-        if named:
-            speaking = tuple(route for route in named if dialect in route.provider.dialects)
+        if named is not None:
+            speaking = [route for route in named.routes if dialect in route.provider.dialects]
             if speaking:
-                return speaking
-            spoken = sorted({spoken for route in named for spoken in route.provider.dialects})
-            names = _listed({route.provider.name for route in named})
+                return Candidates(_with_credentials(speaking), named.policy)
+            spoken = sorted({spoken for route in named.routes for spoken in route.provider.dialects})
+            names = _listed({route.provider.name for route in named.routes})
             raise UnknownModel(
                 f"Model {_shown(model)} goes to {names}, which does not speak {dialect} but {_listed(spoken)}."
             )
         speakers = [provider for provider in self._providers.values() if dialect in provider.dialects]
         if len(speakers) == 1:
-            return (Route(speakers[0], model),)
+            return Candidates(_with_credentials([Route(speakers[0], model)]))
         raise UnknownModel(self._unknown(model, dialect, speakers))
 
-    def _prefixed(self, model: str) -> tuple[Route, ...]:
+    def _prefixed(self, model: str) -> Candidates | None:
         name, slash, rest = model.partition("/")
         provider = self._providers.get(name) if slash and rest else None
-        return () if provider is None else (Route(provider, rest),)
+        return None if provider is None else Candidates((Route(provider, rest),))
 
-    def _owned(self, model: str) -> tuple[Route, ...]:
+    def _owned(self, model: str) -> Candidates | None:
         name = self._owner(model)
         provider = None if name is None else self._providers.get(name)
-        return () if provider is None else (Route(provider, model),)
+        return None if provider is None else Candidates((Route(provider, model),))
 
     def _unknown(self, model: str, dialect: str, speakers: list[Provider]) -> str:
         head = f"No route leads to model {_shown(model)} in {dialect}"
@@ -121,6 +188,15 @@ class Table:
             f"{head}: ask for 'provider/model', such as {_shown(f'{first}/{model}')}, with one of the providers "
             f"{_listed(provider.name for provider in speakers)}{names}."
         )
+
+
+def _with_credentials(routes: Iterable[Route]) -> tuple[Route, ...]:
+    """Each route once for each credential of its provider; as it is where that needs none."""
+    return tuple(
+        Route(route.provider, route.model, credential, route.weight)
+        for route in routes
+        for credential in route.provider.credentials or (None,)
+    )
 
 
 def _shown(model: str) -> str:

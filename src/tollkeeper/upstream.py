@@ -1,6 +1,6 @@
 """The only sockets to providers.
 
-A request goes to a configured base URL with the provider's own credential; headers pass by allow-list both ways; redirects
+A request goes to a configured base URL with the credential of its route; headers pass by allow-list both ways; redirects
 are not followed; names that resolve to link-local or metadata addresses are refused. Bytes come as the socket gives them:
 who does not read slows its provider and nobody else.
 """
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tollkeeper.connections import Broken, Connection, Origin, Pool
 from tollkeeper.errors import StreamBroken, UpstreamUnreachable
 from tollkeeper.routing import is_metadata
-from tollkeeper.values import Provider, Route
+from tollkeeper.values import Credential, Provider, Route
 
 #: Request headers of a client that a provider may see. Credentials, cookies and hop-by-hop headers never pass.
 REQUEST_HEADERS: Final = frozenset({
@@ -74,13 +74,14 @@ class HttpUpstream:
         self._allow_hosts = frozenset(allow_hosts)
         self._pool = Pool(connect_timeout_s, self._addresses)
         self._user_agent = user_agent
-        self._targets: dict[tuple[str, str], Target] = {}  # by provider and dialect
+        self._targets: dict[tuple[str, str, str | None], Target] = {}  # by provider, dialect and credential
 
     def open(self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> _Opening:
-        name = (route.provider.name, dialect)
+        provider, credential = route.provider, route.credential
+        name = (provider.name, dialect, None if credential is None else credential.name)
         target = self._targets.get(name)
-        if target is None or target.provider is not route.provider:
-            target = self._targets[name] = Target(route.provider, dialect, self._user_agent)
+        if target is None or target.provider is not provider or target.credential is not credential:
+            target = self._targets[name] = Target(provider, credential, dialect, self._user_agent)
         return _Opening(self._pool, target, target.head(path, headers, len(body)) + body)
 
     async def close(self) -> None:
@@ -101,10 +102,10 @@ class HttpUpstream:
 
 
 class Target:
-    """One provider in one dialect: where to connect, and what every request's head has in common."""
+    """One provider in one dialect with one credential: where to connect, and what every request's head has in common."""
 
-    def __init__(self, provider: Provider, dialect: str, user_agent: str) -> None:
-        self.provider = provider
+    def __init__(self, provider: Provider, credential: Credential | None, dialect: str, user_agent: str) -> None:
+        self.provider, self.credential = provider, credential
         url = urlsplit(provider.base_url)
         tls = url.scheme == "https"
         assert url.hostname is not None
@@ -117,9 +118,9 @@ class Target:
             b"accept-encoding": b"identity",
             b"user-agent": user_agent.encode(),
         }
-        if provider.credential is not None:
+        if credential is not None:
             name = dict(provider.credential_headers).get(dialect, provider.credential_header).lower()
-            secret = f"Bearer {provider.credential}" if name == "authorization" else provider.credential
+            secret = f"Bearer {credential.secret}" if name == "authorization" else credential.secret
             self._fixed[name.encode()] = secret.encode()
         self._usual = self._lines({})
 

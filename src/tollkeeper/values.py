@@ -170,14 +170,24 @@ class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     others: tuple[str, ...] = ()  #: models, by the provider's names, that the body lets it serve instead
 
 
+class Credential(msgspec.Struct, frozen=True, gc=False):
+    """A provider's key. `name` is that of its variable or file and may be shown, the secret never is."""
+
+    name: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Credential({self.name!r})"
+
+
 class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A place that speaks dialects at a base URL with a credential."""
+    """A place that speaks dialects at a base URL with any of its credentials."""
 
     name: str
     base_url: str
     dialects: frozenset[str]
     prices: str | None = None  #: provider id in the price data, None: only overrides price its models
-    credential: str | None = None  #: the secret itself, from the environment or a file; never shown
+    credentials: tuple[Credential, ...] = ()  #: calls are spread over them; empty: it needs none
     credential_header: str = "authorization"  #: `authorization` gets "Bearer …", any other the bare secret
     headers: tuple[tuple[str, str], ...] = ()
     quirks: frozenset[str] = frozenset()
@@ -190,10 +200,12 @@ class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """One way to serve a model: a provider and its name for the model."""
+    """One way to serve a model: a provider, its name for the model, and which of its credentials is sent."""
 
     provider: Provider
     model: str
+    credential: Credential | None = None
+    weight: int = 1  #: its share where routes are drawn by weight
 
 
 class Quote(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -276,6 +288,7 @@ class Budget(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     hard: bool = True  #: False: counted and shown, never refused
     when_away: int = 0  #: what each gateway may admit while a shared ledger is away, in the limit's unit
     lease: int = 0  #: what a gateway may hold of a shared ledger's budget in advance, in the limit's unit; 0: nothing
+    instead: str | None = None  #: the model that a call goes to where this hard budget would refuse it; None: refused
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False, kw_only=True):

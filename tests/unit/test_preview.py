@@ -202,7 +202,7 @@ async def test_what_was_learned_is_expected(tmp_path: Path, quote: str) -> None:
     config, densities = configured(tmp_path, f'quote = "{quote}"\n'), Densities()
     guessed = (await seen(config, body(**CHAT, max_tokens=10), densities=densities)).cost
     ask = aimed(body(**CHAT, max_tokens=10))
-    route = routes(config, PriceBook()).candidates("gpt-4o", "openai-chat")[0]
+    route = routes(config, PriceBook()).candidates("gpt-4o", "openai-chat").routes[0]
     for _ in range(100):
         densities.learn(route, ask, 11)
     found = await seen(config, body(**CHAT, max_tokens=10), densities=densities)

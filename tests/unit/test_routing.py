@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tollkeeper.errors import BadRequest, NotAllowed, UnknownModel
-from tollkeeper.routing import Table, check_base_url, is_loopback, is_metadata
-from tollkeeper.values import MAX_MODEL, Provider, Route
+from tollkeeper.routing import Candidates, Policy, Table, check_base_url, is_loopback, is_metadata, ordered
+from tollkeeper.values import MAX_MODEL, Credential, Provider, Route
 
 CHAT, EMBED, MESSAGES = "openai-chat", "openai-embeddings", "anthropic-messages"
 
@@ -20,7 +20,8 @@ OWNERS = {"gpt-4o": "openai", "claude": "anthropic", "gemini": "google", "taken"
 
 
 def table(*providers: Provider, routes: dict[str, tuple[Route, ...]] | None = None) -> Table:
-    return Table({one.name: one for one in providers}, routes or {}, OWNERS.get)
+    named = {name: Candidates(found, "weighted") for name, found in (routes or {}).items()}
+    return Table({one.name: one for one in providers}, named, OWNERS.get)
 
 
 ALL = table(
@@ -58,7 +59,9 @@ ALL = table(
 def test_order_of_the_rules(model: str, dialect: str, routes: list[tuple[str, str]]) -> None:
     """A6: configured name, then provider prefix, then owner, then the only speaker; names are never cut elsewhere."""
     for _ in range(2):  # the second answer is the remembered one
-        assert [(route.provider.name, route.model) for route in ALL.candidates(model, dialect)] == routes
+        found = ALL.candidates(model, dialect)
+        assert [(route.provider.name, route.model) for route in found.routes] == routes
+        assert found.policy == ("weighted" if model in ALL.models() else "order")
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,99 @@ def test_key_allows_names_as_asked() -> None:
             ALL.candidates(model, CHAT, allowed)
     with pytest.raises(NotAllowed, match="it may use none"):
         ALL.candidates("fast", CHAT, frozenset())
+
+
+A, B = Credential("A", "sk-a"), Credential("B", "sk-b")
+SPREAD = Provider(name="spread", base_url="https://s/v1", dialects=frozenset({CHAT}), credentials=(A, B))
+
+
+def test_each_credential_is_a_route() -> None:
+    """A target stands once for each key of its provider, in order, however it was found."""
+    found = table(SPREAD, GROQ, routes={"m": (Route(GROQ, "x"), Route(SPREAD, "y", None, 3))})
+    spread = (Route(SPREAD, "y", A, 3), Route(SPREAD, "y", B, 3))
+    assert found.candidates("m", CHAT).routes == (Route(GROQ, "x"), *spread)
+    assert found.candidates("spread/y", CHAT).routes == (Route(SPREAD, "y", A), Route(SPREAD, "y", B))
+    assert table(SPREAD).candidates("z", CHAT).routes == (Route(SPREAD, "z", A), Route(SPREAD, "z", B))
+
+
+# ---- which one is tried first ---------------------------------------------------------------------------------------
+
+ONE, TWO, THREE = (Route(GROQ, name, None, weight) for name, weight in (("one", 1), ("two", 2), ("three", 7)))
+KEYED = (Route(SPREAD, "k", A, 5), Route(SPREAD, "k", B, 5))
+
+
+def unasked(route: Route) -> int | None:
+    raise AssertionError(route)
+
+
+def undrawn() -> float:
+    raise AssertionError
+
+
+def names(
+    policy: Policy, *routes: Route, draws: tuple[float, ...] | None = None, turn: int = 0,
+    costs: dict[str, int] | None = None, times: dict[str, float] | None = None,
+) -> list[str]:  # fmt: skip
+    """The models in the order in which they are tried, a credential behind its model's name."""
+    found = ordered(
+        Candidates(routes, policy), turn=turn,
+        draw=undrawn if draws is None else iter(draws).__next__,
+        cost=unasked if costs is None else lambda route: costs.get(route.model),
+        latency=unasked if times is None else lambda route: times.get(route.model),
+    )  # fmt: skip
+    assert sorted(found, key=repr) == sorted(routes, key=repr)
+    return [route.model + (route.credential.name if route.credential else "") for route in found]
+
+
+def test_order() -> None:
+    """E4: as configured; a target's keys stay together and take turns."""
+    assert names("order", ONE, TWO, THREE, turn=5) == ["one", "two", "three"]
+    assert names("order", ONE, *KEYED, TWO) == ["one", "kA", "kB", "two"]
+    assert names("order", ONE, *KEYED, TWO, turn=1) == ["one", "kB", "kA", "two"]
+    assert names("order", *KEYED, turn=2**63) == ["kA", "kB"]
+
+
+@pytest.mark.parametrize("policy", ["order", "weighted", "cheapest", "fastest"])
+def test_one_route_is_itself(policy: Policy) -> None:
+    """Nothing is asked or drawn where there is one route."""
+    assert names(policy, ONE, turn=3) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("draws", "tried"),
+    [
+        ((0.0, 0.0), ["one", "two", "three"]),
+        ((0.09, 0.0), ["one", "two", "three"]),
+        ((0.1, 0.0), ["two", "one", "three"]),
+        ((0.3, 0.0), ["three", "one", "two"]),
+        ((0.999, 0.34), ["three", "two", "one"]),
+        ((1.0, 1.0), ["three", "two", "one"]),  # beyond what a draw gives: still each once
+    ],
+)
+def test_weighted(draws: tuple[float, ...], tried: list[str]) -> None:
+    """Each place is drawn by weight among the targets that are left; the last one needs no draw."""
+    assert names("weighted", ONE, TWO, THREE, draws=draws) == tried
+
+
+def test_weighted_shares() -> None:
+    """Of 1,000 evenly spread draws each target comes first by its weight; its keys share that and take turns."""
+    firsts = [names("weighted", ONE, TWO, THREE, draws=(number / 1000, 0.0))[0] for number in range(1000)]
+    assert [firsts.count(name) for name in ("one", "two", "three")] == [100, 200, 700]
+    assert names("weighted", ONE, *KEYED, draws=(0.5,), turn=1) == ["kB", "kA", "one"]
+
+
+def test_cheapest() -> None:
+    """By cost, whose price is not known last, ties as configured; 0 is a cost."""
+    costs = {"one": 5, "three": 0, "k": 5}
+    assert names("cheapest", TWO, ONE, *KEYED, THREE, costs=costs, turn=1) == ["three", "one", "kB", "kA", "two"]
+    assert names("cheapest", TWO, ONE, costs={}) == ["two", "one"]
+
+
+def test_fastest() -> None:
+    """By time to the first byte, what was not measured yet first, ties as configured."""
+    times = {"one": 0.5, "three": 0.0, "k": 0.5}
+    assert names("fastest", ONE, *KEYED, THREE, TWO, times=times) == ["two", "three", "one", "kA", "kB"]
+    assert names("fastest", TWO, ONE, times={}) == ["two", "one"]
 
 
 def test_memory_is_bounded() -> None:

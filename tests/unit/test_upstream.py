@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tollkeeper.connections import PIECE
 from tollkeeper.errors import StreamBroken, UpstreamUnreachable
 from tollkeeper.testing.provider import serving
 from tollkeeper.upstream import REQUEST_HEADERS, RESPONSE_HEADERS, HttpUpstream
-from tollkeeper.values import Provider, Route
+from tollkeeper.values import Credential, Provider, Route
 
 
 @asynccontextmanager
@@ -26,8 +27,8 @@ async def upstream(**more: Any) -> AsyncIterator[HttpUpstream]:
         await opened.close()
 
 
-def route(url: str, **more: Any) -> Route:
-    return Route(Provider(name="p", base_url=url, dialects=frozenset(), **more), "m")
+def route(url: str, key: Credential | None = None, **more: Any) -> Route:
+    return Route(Provider(name="p", base_url=url, dialects=frozenset(), **more), "m", key)
 
 
 class Application:
@@ -83,7 +84,7 @@ async def test_what_a_provider_gets(credential_header: str, expected: str) -> No
         b"content-type": b"text/evil", b"connection": b"upgrade", b"transfer-encoding": b"chunked", b"user-agent": b"e",
     }  # fmt: skip
     async with serving(app) as url, upstream() as opened:
-        there = route(url + "/v1", credential="sk-1", credential_header=credential_header)
+        there = route(url + "/v1", Credential("KEY", "sk-1"), credential_header=credential_header)
         async with opened.open(there, "openai-chat", "/chat", b'{"a": 1 }', client) as answer:
             assert await read_all(answer) == b"{}"
     sent = {name.decode(): value.decode() for name, value in app.scopes[0]["headers"]}
@@ -97,6 +98,20 @@ async def test_what_a_provider_gets(credential_header: str, expected: str) -> No
     }  # fmt: skip
     assert app.scopes[0]["path"] == "/v1/chat"
     assert app.bodies == [b'{"a": 1 }']
+
+
+async def test_the_key_is_that_of_the_route() -> None:
+    """H3: of a provider's keys the one of the route is sent, also where a changed one has the name of another."""
+    app = Application()
+    async with serving(app) as url, upstream() as opened:
+        first = route(url, Credential("A", "sk-a"))
+        second = structs.replace(first, credential=Credential("B", "sk-b"))
+        changed = structs.replace(first, credential=Credential("A", "sk-new"))
+        for there in (first, second, first, changed, structs.replace(first, credential=None)):
+            async with opened.open(there, "openai-chat", "/m", b"", {}) as answer:
+                await read_all(answer)
+    sent = [dict(scope["headers"]).get(b"authorization") for scope in app.scopes]
+    assert sent == [b"Bearer sk-a", b"Bearer sk-b", b"Bearer sk-a", b"Bearer sk-new", None]
 
 
 async def test_configured_headers() -> None:

@@ -17,11 +17,13 @@ from tollkeeper.values import (
     KINDS,
     MAX_TOKENS,
     Budget,
+    Credential,
     Measure,
     Part,
     Provider,
     Reading,
     Refusal,
+    Route,
     ScopeKind,
     Standing,
     Usage,
@@ -198,11 +200,14 @@ def test_iso_utc_reads_back(at_s: int) -> None:
 def test_a_provider_does_not_show_its_secret() -> None:
     """H2: neither its credential nor its headers are in what is logged of it."""
     provider = Provider(
-        name="openai", base_url="https://api.example", dialects=frozenset(), credential="canary",
+        name="openai", base_url="https://api.example", dialects=frozenset(), credentials=(Credential("KEY", "canary"),),
         headers=(("x-extra", "canary"),),
     )  # fmt: skip
     assert repr(provider) == "Provider('openai', 'https://api.example')"
     assert "canary" not in f"{provider} {provider!r}"
+    route = Route(provider, "m", provider.credentials[0])
+    assert "canary" not in f"{route} {route!r} {provider.credentials}"
+    assert repr(route.credential) == "Credential('KEY')"
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def load_without_keys(path: Path | None, store: str | None = None) -> Config:
     if not tables and any(environ.get(name, "").strip() for preset in usable for name in preset.key_env):
         return load(path, environ)
     names = [name for preset in presets().values() for name in preset.key_env]
-    names += [table.api_key_env for table in tables.values() if table.api_key_env is not None]
-    return load(path, dict.fromkeys(names, "none") | environ)
+    names += [name for table in tables.values() for name in table.api_key_env or ()]
+    return load(path, {name: name for name in names} | environ)  # each its own: two equal keys are a mistake
 
 
 def ledger(path: Path | None, store: str | None) -> Ledger:

@@ -159,7 +159,8 @@ def _rows(book: PriceBook, settings: Config, at_us: int, only: str | None = None
     from tollkeeper.prices import listing as prices
 
     providers = _providers(settings, book)
-    routes = {name.lower(): (found[0].provider, found[0].model) for name, found in settings.routes.items()}
+    firsts = {name.lower(): found.routes[0] for name, found in settings.routes.items()}
+    routes = {name: (route.provider, route.model) for name, route in firsts.items()}
     if only is not None:
         if only not in providers:
             raise BadRequest(f"--provider: {only!r} {unknown(only, providers)}")

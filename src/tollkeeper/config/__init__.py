@@ -10,7 +10,7 @@ names the setting and what would be right. A Config holds nothing that is still 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -18,8 +18,10 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
+from tollkeeper.breaker import Bounds
 from tollkeeper.clock import Clock
 from tollkeeper.config.providers import configured
+from tollkeeper.config.routes import check_leads, resolved
 from tollkeeper.config.settings import BudgetTable, KeyTable, Settings
 from tollkeeper.config.sources import Loc, Source, read, unknown
 from tollkeeper.errors import ConfigError
@@ -27,10 +29,10 @@ from tollkeeper.keys import Key
 from tollkeeper.money import MAX_NANOS, parse_usd
 from tollkeeper.prices.file import entries
 from tollkeeper.prices.override import Override
-from tollkeeper.routing import is_loopback
+from tollkeeper.routing import Candidates, is_loopback
 from tollkeeper.stores import Retention, SharedOptions
 from tollkeeper.stores.redis_url import is_redis, parse, shown
-from tollkeeper.values import Budget, Provider, Route
+from tollkeeper.values import Budget, Provider
 
 SQLITE: Final = "sqlite:///"
 _PER_PROJECT: Final = ("agent", "session", "user", "tag")
@@ -50,7 +52,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[Key, ...]
     budgets: tuple[Budget, ...]
     providers: dict[str, Provider]
-    routes: dict[str, tuple[Route, ...]]
+    routes: dict[str, Candidates]
+    attempts: int
+    retry_budget: float  #: further attempts as a share of the calls
+    when_all_open: Literal["try", "refuse"]
+    breaker: Bounds
     allow_hosts: frozenset[str]
     default_project: str
     default_output_cap: int | None
@@ -123,21 +129,23 @@ def load(path: Path | Mapping[str, Any] | None, environ: Mapping[str, str]) -> C
             ("hold_ttl_s",), f"expected more than total_timeout_s ({settings.total_timeout_s:g} seconds)"
         )
     providers = configured(settings, source, environ)
+    routes = resolved(settings, source, providers)
     keys = _keys(settings, source)
-    resolved = {
+    found = {
         "store": _store(settings, source),
         "journal": _journal(settings),
         "prices": _prices(settings, source),
         "keys": keys,
-        "budgets": _budgets(settings, source, {key.id for key in keys}),
+        "budgets": _budgets(settings, source, {key.id for key in keys}, providers, routes),
         "providers": providers,
-        "routes": _routes(settings, source, providers),
+        "routes": routes,
+        "breaker": _breaker(settings, source),
         "allow_hosts": frozenset(settings.allow_hosts),
         "retention": _retention(settings),
         "default_budget_limit_nanos": settings.default_budget_limit,
         "cost_alert_threshold_nanos": settings.cost_alert_threshold,
     }
-    return Config(**{name: getattr(settings, name) for name in _PLAIN} | resolved)
+    return Config(**{name: getattr(settings, name) for name in _PLAIN} | found)
 
 
 def ledger(path: Path | None, environ: Mapping[str, str], clock: Clock) -> Ledger:
@@ -162,17 +170,14 @@ def check_listen(config: Config) -> None:
         )
 
 
-# ---- routes, keys, budgets, store ------------------------------------------------------------------------------------
+# ---- breaker, keys, budgets, store -----------------------------------------------------------------------------------
 
 
-def _routes(settings: Settings, source: Source, providers: Mapping[str, Provider]) -> dict[str, tuple[Route, ...]]:
-    routes: dict[str, tuple[Route, ...]] = {}
-    for name, table in settings.routes.items():
-        provider = providers.get(table.provider)
-        if provider is None:
-            raise source.error(("routes", name, "provider"), f"{table.provider!r} {unknown(table.provider, providers)}")
-        routes[name] = (Route(provider, table.model),)
-    return routes
+def _breaker(settings: Settings, source: Source) -> Bounds:
+    table = settings.breaker
+    if table.open_max_s < table.open_s:
+        raise source.error(("breaker", "open_max_s"), f"expected open_s ({table.open_s:g} seconds) or more")
+    return Bounds(**dict(table))
 
 
 def _keys(settings: Settings, source: Source) -> tuple[Key, ...]:
@@ -210,12 +215,16 @@ def _same_but_secret(one: Key, other: Key) -> bool:
     return msgspec.structs.replace(one, hash=other.hash, expires_us=other.expires_us) == other
 
 
-def _budgets(settings: Settings, source: Source, key_ids: set[str]) -> tuple[Budget, ...]:
+def _budgets(
+    settings: Settings, source: Source, key_ids: set[str], providers: Mapping[str, Provider], routes: Collection[str]
+) -> tuple[Budget, ...]:
     budgets: list[Budget] = []
     seen: dict[Budget, int] = {}
     for number, table in enumerate(settings.budgets):
         budget = _budget(table, ("budgets", number), source, key_ids)
-        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None, when_away=0, lease=0), number)
+        if budget.instead is not None:
+            check_leads(budget.instead, ("budgets", number, "instead"), source, providers, routes)
+        twin = seen.setdefault(msgspec.structs.replace(budget, limit=None, when_away=0, lease=0, instead=None), number)
         if twin != number:
             raise source.error(("budgets", number), f"limits the same as #{twin + 1}; keep one of them")
         budgets.append(budget)
@@ -231,6 +240,8 @@ def _budget(table: BudgetTable, loc: tuple[str, int], source: Source, key_ids: s
     if table.scope == "key" and table.id != "*" and key_ids and table.id not in key_ids:
         raise source.error((*loc, "id"), f"key {table.id!r} {unknown(table.id, key_ids)}")
     limit = _amount(table.limit, table.measure, (*loc, "limit"), source)
+    if table.instead is not None and (limit is None or not table.hard):
+        raise source.error((*loc, "instead"), "is for hard budgets with a limit, others refuse nothing; remove it")
     return Budget(
         scope=table.scope,
         id=table.id,
@@ -242,6 +253,7 @@ def _budget(table: BudgetTable, loc: tuple[str, int], source: Source, key_ids: s
         hard=table.hard,
         when_away=_when_away(table, limit, (*loc, "when_away"), source),
         lease=_lease(table, limit, (*loc, "lease"), source),
+        instead=table.instead,
     )
 
 

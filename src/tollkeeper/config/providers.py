@@ -1,13 +1,13 @@
 """Providers: a table of the configuration over a preset's data, its URL checked and its secret fetched.
 
 Without any table each preset whose usual key variable is set is a provider at once. A secret comes from a variable or a
-file, never from the configuration itself, and stands in `Provider.credential` alone.
+file, never from the configuration itself, and stands in `Provider.credentials` alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Final, Literal
@@ -15,9 +15,9 @@ from typing import Final, Literal
 import msgspec
 
 from tollkeeper.config.settings import ProviderTable, Settings
-from tollkeeper.config.sources import Source, unknown
+from tollkeeper.config.sources import Loc, Source, unknown
 from tollkeeper.routing import check_base_url
-from tollkeeper.values import Provider
+from tollkeeper.values import Credential, Provider
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _OWN_HEADERS: Final = frozenset({
@@ -51,7 +51,7 @@ def configured(settings: Settings, source: Source, environ: Mapping[str, str]) -
     """Every provider that calls may go to, by name. Raises ConfigError for the first mistake."""
     known = presets()
     tables: Mapping[str, ProviderTable] = settings.providers or {
-        name: ProviderTable() for name, preset in known.items() if preset.base_url and _usual_key(preset, environ)
+        name: ProviderTable() for name, preset in known.items() if preset.base_url and _usual_keys(preset, environ)
     }
     return {
         name: _provider(name, table, known, source, environ, settings.allow_hosts) for name, table in tables.items()
@@ -100,7 +100,7 @@ def _provider(
         dialects=dialects,
         prices=preset.prices if table.prices is None else table.prices,
         counts=preset.counts if table.counts is None else table.counts,
-        credential=_credential(table, preset, loc, source, environ),
+        credentials=_credentials(table, preset, loc, source, environ),
         credential_header=credential_header,
         credential_headers=tuple(credential_headers.items()),
         headers=tuple(headers.items()),
@@ -109,51 +109,69 @@ def _provider(
     )
 
 
-def _credential(
+def _credentials(
     table: ProviderTable, preset: Preset, loc: tuple[str, str], source: Source, environ: Mapping[str, str]
-) -> str | None:
-    """The provider's secret. None only where neither the table nor the preset says that it needs one."""
+) -> tuple[Credential, ...]:
+    """The provider's keys. None only where neither the table nor the preset says that it needs one."""
     if table.api_key_env is not None and table.api_key_file is not None:
         raise source.error((*loc, "api_key_file"), "is one way too many beside api_key_env; keep one of them")
-    if table.api_key_file is not None:
-        place, secret = "api_key_file", _secret_file(source.folder / table.api_key_file, loc, source)
-    elif table.api_key_env is not None:
-        place, secret = "api_key_env", environ.get(table.api_key_env, "").strip()
-        if not secret:
+    place = "api_key_env" if table.api_key_file is None else "api_key_file"
+    found: dict[str, Credential] = {}
+    for credential in _named(table, preset, (*loc, place), source, environ):
+        if not (credential.secret.isascii() and credential.secret.isprintable()):
             raise source.error(
-                (*loc, place), f"the variable {table.api_key_env} is not set; set it to the provider's key"
+                (*loc, place),
+                f"the key in {credential.name} has characters that no header can carry; expected printable ASCII",
             )
-    elif preset.key_env:
-        place, secret = "api_key_env", _usual_key(preset, environ) or ""
-        if not secret:
+        twin = found.setdefault(credential.secret, credential)
+        if twin is not credential:
+            raise source.error((*loc, place), f"{twin.name} and {credential.name} hold the same key; keep one of them")
+    return tuple(found.values())
+
+
+def _named(
+    table: ProviderTable, preset: Preset, loc: Loc, source: Source, environ: Mapping[str, str]
+) -> Iterable[Credential]:
+    """Each key with the name of where it stands."""
+    files = table.api_key_file or ()
+    if files:
+        several = len(files) > 1
+        return [
+            Credential(str(file), _secret_file(source.folder / file, (*loc, number) if several else loc, source))
+            for number, file in enumerate(files)
+        ]
+    names = table.api_key_env
+    if names is None and preset.key_env:
+        names = tuple(_usual_keys(preset, environ))[:1]
+        if not names:
             raise source.error(
-                (*loc, place), f"no key: set {' or '.join(preset.key_env)}, or name a variable or an api_key_file here"
+                loc, f"no key: set {' or '.join(preset.key_env)}, or name a variable or an api_key_file here"
             )
-    else:
-        return None
-    if not (secret.isascii() and secret.isprintable()):
-        raise source.error((*loc, place), "the key has characters that no header can carry; expected printable ASCII")
-    return secret
+    keys = {name: environ.get(name, "").strip() for name in names or ()}
+    unset = next((name for name, key in keys.items() if not key), None)
+    if unset is not None:
+        raise source.error(loc, f"the variable {unset} is not set; set it to the provider's key")
+    return [Credential(name, keys[name]) for name in names or ()]
 
 
-def _usual_key(preset: Preset, environ: Mapping[str, str]) -> str | None:
-    """The key in the first of the usual variables that is set."""
-    return next((key for name in preset.key_env if (key := environ.get(name, "").strip())), None)
+def _usual_keys(preset: Preset, environ: Mapping[str, str]) -> list[str]:
+    """Which of the usual variables are set."""
+    return [name for name in preset.key_env if environ.get(name, "").strip()]
 
 
-def _secret_file(file: Path, loc: tuple[str, str], source: Source) -> str:
+def _secret_file(file: Path, loc: Loc, source: Source) -> str:
     try:
         secret = file.read_text("utf-8").strip()
     except OSError as error:
-        raise source.error((*loc, "api_key_file"), f"the file cannot be read ({error.strerror})") from None
+        raise source.error(loc, f"the file cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise source.error((*loc, "api_key_file"), "the file is not text; expected the key alone") from None
+        raise source.error(loc, "the file is not text; expected the key alone") from None
     if not secret:
-        raise source.error((*loc, "api_key_file"), "the file is empty; expected the key alone")
+        raise source.error(loc, "the file is empty; expected the key alone")
     return secret
 
 
-def _credential_header(name: str, loc: tuple[str, ...], source: Source) -> str:
+def _credential_header(name: str, loc: Loc, source: Source) -> str:
     header = name.lower()
     if not _HEADER_NAME.fullmatch(header) or header in _OWN_HEADERS - {"authorization"}:
         raise source.error(loc, "expected the name of a header such as 'authorization' or 'x-api-key'")

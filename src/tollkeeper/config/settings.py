@@ -6,170 +6,43 @@ JSON), else from the TOML file, else it has its default. `sources.read` gathers 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tollkeeper.keys import is_id
-from tollkeeper.money import parse_usd
-from tollkeeper.values import MAX_ID, MAX_MODEL, MAX_TOKENS, DialectName, Measure, ScopeKind, Window, moment_of
+from tollkeeper.config.written import (
+    AS_TARGET,
+    Count,
+    CountOrNone,
+    Duration,
+    Files,
+    Hash,
+    Id,
+    Instant,
+    Lease,
+    Limit,
+    ModelName,
+    Number,
+    Prices,
+    ProviderName,
+    Quirk,
+    RedisPrefix,
+    Seconds,
+    SecondsOrNone,
+    UrlPath,
+    Usd,
+    Variables,
+    WhenAway,
+    Whole,
+)
+from tollkeeper.routing import Policy
+from tollkeeper.values import DialectName, Measure, ScopeKind, Window
 
 PREFIX: Final = "TOLLKEEPER_"
-_DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)")
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-# ---- values as people write them ------------------------------------------------------------------------------------
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a number, got true or false")
-    return value
-
-
-def _usd(value: object) -> int | None:
-    if value is None or value == "none":
-        return None
-    if isinstance(value, float):
-        raise ValueError(f'money is never a float; put it in quotes: "{value}"')
-    try:
-        return parse_usd(value, "")
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix(": ")) from None
-
-
-def _limit(value: object) -> str | int | None:
-    if value is None or value == "none":
-        return None
-    if isinstance(value, float):
-        raise ValueError(f'a limit is never a float; put dollars in quotes: "{value}"')
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError("expected dollars as text like '12.50', a whole number of tokens or requests, or 'none'")
-    return value
-
-
-def _when_away(value: object) -> object:
-    if value is None or value == "none":
-        raise ValueError("expected an amount; 0 denies")
-    return _limit(value)
-
-
-def _lease(value: object) -> object:
-    if value is None or value == "none":
-        raise ValueError("expected an amount or a part of the limit like '5%'; 0: no lease")
-    if isinstance(value, str) and value.endswith("%"):
-        if not re.fullmatch(r"[1-9][0-9]?%", value):
-            raise ValueError("expected a part of the limit from '1%' to '99%'")
-        return value
-    return _limit(value)
-
-
-def _prefix(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
-        raise ValueError("expected 1 to 64 letters, digits, '-', '_' and '.'")
-    return value
-
-
-def _or_none(value: object) -> object:
-    return _number(None if value == "none" else value)
-
-
-def _duration(value: object) -> int | None:
-    if value == "forever":
-        return None
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None or int(match[1]) == 0:
-        raise ValueError("expected a time such as '24h' or '30d' (units s, m, h, d), or 'forever'")
-    return int(match[1]) * _SECONDS[match[2]]
-
-
-def _instant(value: object) -> int | None:
-    """TOML date-time with an offset, a date (its midnight in UTC), or either as ISO text → UTC microseconds."""
-    moment = moment_of(value)
-    if moment is None:
-        raise ValueError("expected a date such as 2027-01-31, or a time with its zone such as 2027-01-31T12:00:00Z")
-    return int(moment.timestamp()) * 1_000_000
-
-
-def _id(value: object) -> object:
-    if isinstance(value, str) and not is_id(value):
-        raise ValueError(f"expected 1 to {MAX_ID} printable characters")
-    return value
-
-
-def _model_name(value: object) -> object:
-    if isinstance(value, str) and not (0 < len(value) <= MAX_MODEL and value.isprintable()):
-        raise ValueError(f"expected a model's name of 1 to {MAX_MODEL} printable characters")
-    return value
-
-
-def _provider_name(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", value):
-        raise ValueError("expected a provider's name of 1 to 64 characters a-z, 0-9, '-', '_' and '.'")
-    return value
-
-
-def _url_path(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"/[!-~]*", value):
-        raise ValueError("expected a path that begins with '/'")
-    return value
-
-
-def _hash(value: object) -> str:
-    match = re.fullmatch(r"sha256:([0-9a-fA-F]{64})", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("expected 'sha256:' and 64 hex digits, the hash of the key and not the key itself")
-    return f"sha256:{match[1].lower()}"
-
-
-def _variable(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
-        raise ValueError("expected the name of an environment variable in capitals, not the key itself")
-    return value
-
-
-def _prices(value: object) -> object:
-    if value is None or isinstance(value, str | Path):
-        return value
-    if isinstance(value, list | tuple) and all(isinstance(table, dict) for table in value):
-        return value
-    raise ValueError("expected the path of a price file, or a list of its tables: [[prices]], model, input, output")
-
-
-def _target(value: object) -> object:
-    """ "provider/model" as the table that it stands for."""
-    if isinstance(value, list):
-        raise ValueError("one route per model; several come with fail-over")
-    if isinstance(value, str):
-        provider, slash, model = value.partition("/")
-        if not (provider and slash and model):
-            raise ValueError(
-                'expected \'provider/model\', or a table like { provider = "openai", model = "gpt-4o-mini" }'
-            )
-        return {"provider": provider, "model": model}
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=MAX_TOKENS)]
-Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0, le=86400, allow_inf_nan=False)]
-Id = Annotated[str, BeforeValidator(_id)]
-Usd = Annotated[int | None, BeforeValidator(_usd)]
-Duration = Annotated[int | None, BeforeValidator(_duration)]
-ModelName = Annotated[str, BeforeValidator(_model_name)]
-ProviderName = Annotated[str, BeforeValidator(_provider_name)]
-UrlPath = Annotated[str, BeforeValidator(_url_path)]
-Quirk = Literal["every_search_item", "max_tokens", "no_done", "no_stream_options"]
-DIALECTS: Final[tuple[str, ...]] = get_args(DialectName)
-QUIRKS: Final[tuple[str, ...]] = get_args(Quirk)
-
-
-# ---- the settings ---------------------------------------------------------------------------------------------------
 
 
 class _Table(BaseModel):
@@ -182,33 +55,35 @@ class BudgetTable(_Table):
     project: Id = Field("*", description='whose agent, session, user or tag; "*" in each project alone')
     measure: Measure = Field("usd", description="usd, tokens or requests")
     window: Window = Field("month", description="minute, hour, day, week, month or total")
-    limit: Annotated[str | int | None, BeforeValidator(_limit)] = Field(
+    limit: Limit = Field(
         None,
         description='dollars as text ("12.50"), or a whole number of tokens or requests; "none": no limit; 0 blocks',
     )
     timezone: str = Field("UTC", description='where its windows begin, such as "Europe/Amsterdam"')
     hard: bool = Field(True, description="false: counted and shown, never refused")
-    when_away: Annotated[str | int, BeforeValidator(_when_away)] = Field(
+    when_away: WhenAway = Field(
         0,
         description="what each gateway may admit of a hard budget while Redis is away, as limit is written; 0: nothing",
     )
-    lease: Annotated[str | int, BeforeValidator(_lease)] = Field(
+    lease: Lease = Field(
         0,
         description='what a gateway may hold of a hard budget in Redis in advance, as limit is written or "5%" of it; 0: nothing',
+    )
+    instead: ModelName | None = Field(
+        None,
+        description="the model that a call goes to where this hard budget would refuse it, by a name that leads somewhere",
     )
 
 
 class KeyTable(_Table):
     id: Id = Field(description="its name in reports; the same id with two hashes while one replaces the other")
-    hash: Annotated[str, BeforeValidator(_hash)] = Field(description='"sha256:" and 64 hex digits of the secret')
+    hash: Hash = Field(description='"sha256:" and 64 hex digits of the secret')
     project: Id = Field(description="the project of all its calls")
     agent: Id | None = Field(None, description="fixes the agent")
     session: Id | None = Field(None, description="fixes the session")
     user: Id | None = Field(None, description="fixes the user")
     models: tuple[ModelName, ...] | None = Field(None, description="the only model names that it may ask for")
-    expires: Annotated[int | None, BeforeValidator(_instant)] = Field(
-        None, description="a date, or a time with its zone, from which it is not known any more"
-    )
+    expires: Instant = Field(None, description="a date, or a time with its zone, from which it is not known any more")
 
 
 class ProviderTable(_Table):
@@ -216,11 +91,12 @@ class ProviderTable(_Table):
         None, description="fills in the rest; default: the table's own name, if it is a preset's"
     )
     base_url: str | None = Field(None, description="where the dialects' paths begin: https, or http on this machine")
-    api_key_env: Annotated[str | None, BeforeValidator(_variable)] = Field(
-        None, description="the variable that holds its key; default: the preset's usual names"
+    api_key_env: Variables = Field(
+        None,
+        description="the variable that holds its key, or a list: calls are spread over its keys; default: the preset's usual names",
     )
-    api_key_file: Path | None = Field(
-        None, description="the file that holds its key, relative to the configuration file"
+    api_key_file: Files = Field(
+        None, description="the file that holds its key, or a list, relative to the configuration file"
     )
     credential_header: str | None = Field(
         None, description='"authorization" carries "Bearer <key>", others the key alone'
@@ -244,9 +120,41 @@ class ProviderTable(_Table):
     insecure: bool = Field(False, description="true: http may leave this machine")
 
 
+class TargetTable(_Table):
+    provider: str | None = Field(None, description="the name of a provider")
+    model: ModelName | None = Field(None, description="its name for the model")
+    weight: Whole = Field(1, ge=1, le=10_000, description="its share of the calls, with policy weighted")
+    route: ModelName | None = Field(
+        None, description="in the place of provider and model: another name in [routes], whose targets are taken in"
+    )
+
+
 class RouteTable(_Table):
-    provider: str = Field(description="the name of a provider")
-    model: ModelName = Field(description="its name for the model")
+    provider: str | None = Field(None, description="the name of a provider")
+    model: ModelName | None = Field(None, description="its name for the model")
+    policy: Policy = Field(
+        "order",
+        description="which target is first: order (as listed), weighted, cheapest, or fastest (to its first byte)",
+    )
+    to: tuple[Annotated[TargetTable, AS_TARGET], ...] | None = Field(
+        None,
+        min_length=1,
+        description="in the place of provider and model: the targets; one stands in where another fails",
+    )
+
+
+class BreakerTable(_Table):
+    failures: Whole = Field(3, ge=1, le=1000, description="failures in a row that open it")
+    ratio: Number = Field(0.5, gt=0, le=1, description="or this share of the calls in the window that failed")
+    minimum: Whole = Field(10, ge=1, le=100_000, description="calls in the window from which shares count")
+    window_s: Seconds = Field(30, description="seconds that calls are counted for")
+    slow_s: SecondsOrNone = Field(
+        60, description='seconds to the first byte from which a call is slow; "none": no call is'
+    )
+    slow_ratio: Number = Field(0.8, gt=0, le=1, description="share of slow calls in the window that opens it")
+    open_s: Seconds = Field(30, description="seconds that it is open; doubled each time a probe fails")
+    open_max_s: Seconds = Field(300, description="up to this many")
+    probe_s: Seconds = Field(60, description="seconds until a probe that says nothing gives up its place")
 
 
 class RetentionTable(_Table):
@@ -266,19 +174,17 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; beyond loopback only with keys")
-    port: Annotated[int, BeforeValidator(_number)] = Field(
-        4141, ge=0, le=65535, description="port to listen on; 0: a free one"
-    )
+    port: Whole = Field(4141, ge=0, le=65535, description="port to listen on; 0: a free one")
     data_dir: Path = Field(Path(), description="folder of the ledger's file; default: the working folder")
     store: str = Field(
         "sqlite:///tollkeeper.sqlite",
         description="the ledger: sqlite:///path (below data_dir), memory: or the URL of a Redis",
     )
     redis_url: str | None = Field(None, description="the URL of a Redis: another name of store")
-    redis_prefix: Annotated[str, BeforeValidator(_prefix)] = Field(
+    redis_prefix: RedisPrefix = Field(
         "tollkeeper", description="how the names of all keys in Redis begin; gateways of one account share it"
     )
-    redis_dedupe_s: Annotated[int, BeforeValidator(_number)] = Field(
+    redis_dedupe_s: Whole = Field(
         86400,
         ge=1,
         le=30 * 86400,
@@ -288,7 +194,7 @@ class Settings(BaseSettings):
         Path("journal"),
         description="folder, below data_dir, of what this machine has booked, where the store is a Redis",
     )
-    prices: Annotated[Path | tuple[dict[str, Any], ...] | None, BeforeValidator(_prices)] = Field(
+    prices: Prices = Field(
         None, description="prices of your own: a file, relative to the configuration file, or its tables in a list"
     )
     keys: tuple[KeyTable, ...] = Field((), description="virtual keys; none: everybody on this machine is let in")
@@ -296,14 +202,22 @@ class Settings(BaseSettings):
     providers: dict[ProviderName, ProviderTable] = Field(
         {}, description="where calls go; none: each preset whose usual key variable is set"
     )
-    routes: dict[ModelName, Annotated[RouteTable, BeforeValidator(_target)]] = Field(
+    routes: dict[ModelName, Annotated[RouteTable, AS_TARGET]] = Field(
         {}, description='model names of your own: "provider/model" or a table'
     )
+    attempts: Whole = Field(3, ge=1, le=5, description="requests to providers that one call may make")
+    retry_budget: Number = Field(
+        0.2, ge=0, le=1, description="further attempts, as a share of the calls, that a gateway makes; 0: none"
+    )
+    when_all_open: Literal["try", "refuse"] = Field(
+        "try", description="every target of a call has an open breaker: try the one that is back first, or refuse"
+    )
+    breaker: BreakerTable = Field(BreakerTable(), description="when a target is left out for a while")
     allow_hosts: tuple[str, ...] = Field(
         (), description="link-local or metadata hosts that a base URL may name after all"
     )
     default_project: Id = Field("default", description="the project of calls that name none")
-    default_output_cap: Annotated[Count | None, BeforeValidator(_or_none)] = Field(
+    default_output_cap: CountOrNone = Field(
         4096, description='output tokens of a call under a hard budget that sets no limit itself; "none": refused'
     )
     output_caps: dict[ModelName, Count] = Field({}, description="the same for single models")
@@ -315,7 +229,7 @@ class Settings(BaseSettings):
         description="what a call holds: bound, which it cannot pass; or typical, as such prompts were before: some calls "
         "pass it, and overspend hard budgets by the difference",
     )
-    quote_quantile: Annotated[float, BeforeValidator(_number)] = Field(
+    quote_quantile: Number = Field(
         0.99, ge=0.5, le=0.9999, description="share of calls whose prompt stays within a typical quote"
     )
     hold_ttl_s: Seconds = Field(660, description="seconds until an unsettled hold is booked at its estimate")
@@ -323,18 +237,12 @@ class Settings(BaseSettings):
     first_byte_timeout_s: Seconds = Field(120, description="seconds until a provider's first byte")
     idle_timeout_s: Seconds = Field(60, description="seconds between two pieces of a reply")
     total_timeout_s: Seconds = Field(600, description="seconds that a call may take in all; below hold_ttl_s")
-    body_limit: Annotated[int, BeforeValidator(_number)] = Field(
-        32 * 1024 * 1024, ge=1024, le=2**31, description="bytes of a request's body"
-    )
-    depth_limit: Annotated[int, BeforeValidator(_number)] = Field(
-        128, ge=8, le=512, description="nesting of a request's JSON"
-    )
+    body_limit: Whole = Field(32 * 1024 * 1024, ge=1024, le=2**31, description="bytes of a request's body")
+    depth_limit: Whole = Field(128, ge=8, le=512, description="nesting of a request's JSON")
     on_disconnect: Literal["drain", "cancel"] = Field(
         "drain", description="a client leaves: drain the reply to count it, or cancel it and book the estimate"
     )
-    drain_limit: Annotated[int, BeforeValidator(_number)] = Field(
-        32, ge=0, le=4096, description="replies drained at a time"
-    )
+    drain_limit: Whole = Field(32, ge=0, le=4096, description="replies drained at a time")
     drain_seconds: Seconds = Field(60, description="seconds that a reply is drained")
     retention: RetentionTable = Field(RetentionTable(), description="how long the ledger keeps what")
     scope_cap: Count = Field(10_000, description="distinct ids per project and period; further ones count as _other")
@@ -362,6 +270,8 @@ TABLES: Final[dict[str, type[BaseModel]]] = {
     "budgets": BudgetTable,
     "providers": ProviderTable,
     "routes": RouteTable,
+    "routes.to": TargetTable,
+    "breaker": BreakerTable,
     "retention": RetentionTable,
 }
 """The settings that are tables, by name."""

@@ -198,7 +198,7 @@ def _blame(mistake: ErrorDetails, source: Source) -> ConfigError:
     if kind == "extra_forbidden":
         return source.error(loc, _unknown_setting(loc))
     if kind == "missing":
-        return source.error(loc, f"is required: {_meaning(loc)}")
+        return source.error(loc, f"is required: {meaning(loc)}")
     if kind == "value_error":
         return source.error(loc, str(context["error"]))
     right = next((text for prefix, text in _RIGHT.items() if kind.startswith(prefix)), mistake["msg"]).format(**context)
@@ -207,6 +207,8 @@ def _blame(mistake: ErrorDetails, source: Source) -> ConfigError:
 
 
 def _table_of(loc: Loc) -> type[BaseModel]:
+    if loc[0] == "routes" and loc[2:3] == ("to",) and len(loc) > 3:
+        return TABLES["routes.to"]
     return TABLES.get(str(loc[0]), Settings) if len(loc) > 1 else Settings
 
 
@@ -220,7 +222,8 @@ def _unknown_setting(loc: Loc) -> str:
     return unknown(name, _table_of(loc).model_fields, later=_LATER if len(loc) == 1 else ())
 
 
-def _meaning(loc: Loc) -> str:
+def meaning(loc: Loc) -> str:
+    """The description of the setting at a place in a table."""
     return _table_of(loc).model_fields[str(loc[-1])].description or ""
 
 

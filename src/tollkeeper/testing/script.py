@@ -137,7 +137,7 @@ def draw(seed: int) -> Script:
 def _limits(rng: Random) -> Limits:
     total_s = rng.choice((8.0, 12.0))
     return Limits(
-        first_byte_s=4, idle_s=3, total_s=total_s, hold_ttl_s=total_s + rng.choice((0.5, 10.0)),
+        attempts=1, first_byte_s=4, idle_s=3, total_s=total_s, hold_ttl_s=total_s + rng.choice((0.5, 10.0)),
         drain_s=rng.choice((0.5, 5.0, 15.0)), drain_limit=rng.choice((0, 1, 8)),
         on_disconnect=rng.choice(("drain", "drain", "cancel")), default_output_cap=rng.choice((64, 12)),
         expose_cost=rng.random() < 0.5, expose_cost_in_streams=rng.random() < 0.3,

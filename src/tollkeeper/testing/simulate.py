@@ -19,9 +19,12 @@ from functools import cache
 from random import Random
 
 from tollkeeper import chores, flow
+from tollkeeper.breaker import Bounds
 from tollkeeper.dialects import DIALECTS
+from tollkeeper.health import Health
 from tollkeeper.keys import KeyRing
 from tollkeeper.prices import PriceBook
+from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.testing import judge
 from tollkeeper.testing.script import Planned, Script, draw
@@ -203,7 +206,8 @@ class Run:
         return flow.Gate(
             clock=self.clock, keys=KeyRing(()), table=Table(providers, {}, lambda model: None), prices=_prices(),
             store=self.store, upstream=ScriptedUpstream(self.stories, self.tell), limits=self.script.limits,
-            new_id=self._new_id,
+            new_id=self._new_id, draw=Random(f"{self.script.seed} draw").random,  # noqa: S311
+            health=Health(Bounds(), self.clock.monotonic_s, lambda change: None), retries=RetryBudget(0.2),
         )  # fmt: skip
 
     def _new_id(self) -> str:

@@ -247,7 +247,7 @@ def test_estimate_needs_neither_key_nor_ledger(run: Run) -> None:
 
 def test_estimate_with_configured_providers_needs_no_key(run: Run) -> None:
     """A configured provider's price is known without its key; which provider is asked stays the configuration's word."""
-    Path("tollkeeper.toml").write_text('[providers.openai]\napi_key_env="MY_KEY"\n[providers.mistral]\n')
+    Path("tollkeeper.toml").write_text('[providers.openai]\napi_key_env=["MY_KEY", "MY_2"]\n[providers.mistral]\n')
     Path("prompt.txt").write_text("Say hello.")
     code, out, err = run("estimate", "prompt.txt", "--model", "gpt-4o-mini", "--json")
     assert (code, err, json.loads(out)["provider"]) == (0, "", "openai")
@@ -284,13 +284,15 @@ def test_a_new_key_works_as_pasted(run: Run) -> None:
 def test_what_is_switched_on() -> None:
     """`serve` says which providers, routes, budgets and keys are on, and never a secret."""
     Path("tollkeeper.toml").write_text(
-        'routes = { mine = "openai/gpt-4o" }\n[[keys]]\nid="a"\nhash="sha256:' + "0" * 64 + '"\nproject="p"\n'
+        'routes = { mine = "openai/gpt-4o", two = { policy = "cheapest", to = ["openai/a", "openai/b"] } }\n'
+        '[[keys]]\nid="a"\nhash="sha256:' + "0" * 64 + '"\nproject="p"\n'
         '[[budgets]]\nscope="session"\nwindow="total"\nlimit="0.5"\n[[budgets]]\nscope="all"\nmeasure="tokens"\nlimit=9\nhard=false\n'
     )
     lines = cli.switched_on(config.load(None, {"OPENAI_API_KEY": "sk-canary"}))
-    assert lines[:5] == [
+    assert lines[:6] == [
         "  providers  openai",
         "  route      mine → openai/gpt-4o",
+        "  route      two → openai/a, openai/b (cheapest)",
         "  budget     each session: $0.5 in total",
         "  budget     all: 9 tokens a month, counted only",
         "  keys       required, 1 known",

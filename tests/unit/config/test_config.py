@@ -11,7 +11,7 @@ import pytest
 from tollkeeper.config import Config, check_listen, load
 from tollkeeper.errors import ConfigError
 from tollkeeper.prices.file import entries
-from tollkeeper.values import Budget
+from tollkeeper.values import Budget, Credential
 
 HASH = "sha256:" + "ab" * 32
 OTHER_HASH = "sha256:" + "cd" * 32
@@ -193,7 +193,7 @@ BAD = [
     (LOCAL + '[routes]\nm = "x/y"', "routes.m.provider", "'x' is not known; expected one of local"),
     (LOCAL + '[routes]\nm = "loca/y"', "routes.m.provider", "did you mean local?"),
     (LOCAL + '[routes]\nm = "local"', "routes.m", "expected 'provider/model'"),
-    (LOCAL + '[routes]\nm = ["local/x"]', "routes.m", "one route per model; several come with fail-over"),
+    (LOCAL + '[routes]\nm = ["local/x"]', "routes.m", "several targets stand in its list"),
     (LOCAL + '[routes]\nm = { provider = "local" }', "routes.m.model", "is required"),
     (LOCAL + "[routes]\nm = 1", "routes.m", "expected a table"),
     # store
@@ -305,7 +305,9 @@ def test_keys() -> None:
 def test_routes() -> None:
     """A route is text or a table, and splits at the first slash only."""
     config = loaded(LOCAL + '[routes]\na = "local/v/m:free"\nb = { provider = "local", model = "n" }')
-    assert [(name, len(found), found[0].provider.name, found[0].model) for name, found in config.routes.items()] == [
+    assert [
+        (name, len(found), found[0].provider.name, found[0].model) for name, (found, _) in config.routes.items()
+    ] == [
         ("a", 1, "local", "v/m:free"),
         ("b", 1, "local", "n"),
     ]
@@ -391,5 +393,5 @@ def test_no_secret_in_a_repr() -> None:
         },
     )
     assert "redis://h:6379/0" in repr(config)
-    assert config.providers["openai"].credential == "sk-canary"
+    assert config.providers["openai"].credentials == (Credential("OPENAI_API_KEY", "sk-canary"),)
     assert "canary" not in repr(config)

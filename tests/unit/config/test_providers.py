@@ -8,9 +8,10 @@ import pytest
 
 from tollkeeper.config import load
 from tollkeeper.config.providers import presets
-from tollkeeper.config.settings import DIALECTS, QUIRKS
+from tollkeeper.config.written import DIALECTS, QUIRKS
 from tollkeeper.errors import ConfigError
 from tollkeeper.routing import check_base_url
+from tollkeeper.values import Credential
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,8 @@ def test_zero_configuration() -> None:
     )
     assert sorted(config.providers) == ["anthropic", "google", "openai"]
     anthropic = config.providers["anthropic"]
-    assert (anthropic.credential, anthropic.credential_header) == ("sk-a", "x-api-key")
+    assert anthropic.credentials == (Credential("ANTHROPIC_API_KEY", "sk-a"),)
+    assert anthropic.credential_header == "x-api-key"
     assert anthropic.headers == (("anthropic-version", "2023-06-01"),)
     assert config.providers["openai"].base_url == "https://api.openai.com/v1"
 
@@ -61,7 +63,7 @@ def test_configured_providers_are_the_only_ones() -> None:
     Path("tollkeeper.toml").write_text("[providers.ollama]\n")
     found = load(None, {"OPENAI_API_KEY": "sk-o"}).providers
     assert list(found) == ["ollama"]
-    assert found["ollama"].credential is None
+    assert found["ollama"].credentials == ()
 
 
 def test_a_table_stands_over_its_preset() -> None:
@@ -75,13 +77,15 @@ def test_a_table_stands_over_its_preset() -> None:
         'api_key_env = "OWN"\ncredential_header = "X-Api-Key"\npaths = { openai-chat = "/x" }\n'
     )
     found = load(None, {"ANTHROPIC_API_KEY": "sk-a", "OWN": "sk-own"}).providers
-    assert (found["eu"].base_url, found["eu"].credential) == ("https://eu.openai.azure.com/openai/v1", "sk-file")
+    assert found["eu"].base_url == "https://eu.openai.azure.com/openai/v1"
+    assert found["eu"].credentials == (Credential("secret", "sk-file"),)
     assert (found["eu"].credential_header, found["eu"].prices) == ("api-key", "azure")
     assert found["eu"].headers == (("x-team", "a"),)
     assert found["anthropic"].headers == (("anthropic-version", "2024-01-01"),)
     assert found["anthropic"].prices == "aws"
     own = found["own"]
-    assert (own.credential, own.credential_header, own.paths) == ("sk-own", "x-api-key", (("openai-chat", "/x"),))
+    assert own.credentials == (Credential("OWN", "sk-own"),)
+    assert (own.credential_header, own.paths) == ("x-api-key", (("openai-chat", "/x"),))
 
 
 def test_credential_headers() -> None:
@@ -115,6 +119,56 @@ def test_bad_secret_files(secret: str, right: str) -> None:
     with pytest.raises(ConfigError, match=right) as caught:
         load(None, {})
     assert "\n" not in str(caught.value)
+
+
+def several(line: str, **environ: str) -> tuple[Credential, ...]:
+    Path("tollkeeper.toml").write_text(f"[providers.openai]\n{line}\n")
+    return load(None, environ).providers["openai"].credentials
+
+
+def test_several_keys() -> None:
+    """A provider has as many keys as are listed, in order, each named by its variable or file; a preset's is one."""
+    for name in ("a", "b"):
+        Path(name).write_text(f"sk-{name}\n")
+    assert several('api_key_env = ["A", "B"]', A="sk-a", B=" sk-b") == (
+        Credential("A", "sk-a"),
+        Credential("B", "sk-b"),
+    )
+    assert several('api_key_file = ["b", "a"]') == (Credential("b", "sk-b"), Credential("a", "sk-a"))
+    one = Credential("OPENAI_API_KEY", "sk-o")
+    assert (
+        several("", OPENAI_API_KEY="sk-o") == several('api_key_env = "OPENAI_API_KEY"', OPENAI_API_KEY="sk-o") == (one,)
+    )
+    for listed in ('["A", "B"]', "A"):
+        found = several("", TOLLKEEPER_PROVIDERS__OPENAI__API_KEY_ENV=listed, A="sk-a", B="sk-b")
+        assert [each.name for each in found] == (["A", "B"] if "B" in listed else ["A"])
+
+
+@pytest.mark.parametrize(
+    ("line", "right"),
+    [
+        ('api_key_env = ["A", "C"]', "api_key_env: the variable C is not set"),
+        ('api_key_env = ["A", "EMPTY"]', "api_key_env: the variable EMPTY is not set"),
+        ('api_key_env = ["A", "SAME"]', "api_key_env: A and SAME hold the same key; keep one of them"),
+        ('api_key_env = ["A", "A"]', "api_key_env: A and A hold the same key"),
+        ('api_key_env = ["A", "ODD"]', "api_key_env: the key in ODD has characters that no header can carry"),
+        ('api_key_env = ["A", "sk-canary"]', "api_key_env: expected the name of an environment variable in capitals"),
+        ("api_key_env = []", "api_key_env: expected the name of an environment variable, or a list of names"),
+        ("api_key_env = 1", "api_key_env: expected the name of an environment variable, or a list of names"),
+        ('api_key_file = ["a", "canary"]', "api_key_file #2: the file cannot be read"),
+        ('api_key_file = ["a", "same"]', "api_key_file: a and same hold the same key"),
+        ("api_key_file = []", "api_key_file: expected a path as text, or a list of paths"),
+        ('api_key_env = ["A"]\napi_key_file = ["a"]', "api_key_file: is one way too many"),
+    ],
+)
+def test_bad_lists_of_keys(line: str, right: str) -> None:
+    """I2, H2: a key of a list that is missing or stands twice is told by its name, and no secret is."""
+    for name in ("a", "same"):
+        Path(name).write_text("sk-canary")
+    with pytest.raises(ConfigError) as caught:
+        several(line, A="sk-canary", SAME="sk-canary", ODD="canary\x7f", EMPTY=" ")
+    assert f"providers.openai.{right}" in str(caught.value)
+    assert "canary" not in str(caught.value)
 
 
 def test_allowed_hosts() -> None:

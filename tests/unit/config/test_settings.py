@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 
 from tollkeeper.config import Config
-from tollkeeper.config.settings import DIALECTS, QUIRKS, TABLES, Settings, describe
+from tollkeeper.config.settings import TABLES, Settings, describe
+from tollkeeper.config.written import DIALECTS, QUIRKS
 from tollkeeper.dialects import DIALECTS as SPOKEN
 from tollkeeper.dialects import openai_chat, openai_responses
 

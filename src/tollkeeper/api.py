@@ -23,7 +23,8 @@ from tollkeeper.errors import (
     TollkeeperError,
     UnsupportedEncoding,
 )
-from tollkeeper.keys import credential, scopes_for
+from tollkeeper.health import State
+from tollkeeper.keys import Key, credential, scopes_for
 from tollkeeper.preview import Draft, aim, check_dialect, document, preview
 from tollkeeper.routing import check_allowed
 from tollkeeper.stores import Condition
@@ -57,7 +58,7 @@ FREE: Final[dict[str, str]] = {
 #: Those of them whose path names a model: (what stands before it, what stands behind it, dialect).
 _WITH_MODEL: Final = tuple((*path.split("{model}"), name) for path, name in (CALLS | FREE).items() if "{model}" in path)
 #: Paths that answer a GET; those in OPEN need no key.
-PAGES: Final = ("/v1/models", "/v1beta/models", "/healthz", "/readyz", "/metrics")
+PAGES: Final = ("/v1/models", "/v1beta/models", "/v1/tollkeeper/providers", "/healthz", "/readyz", "/metrics")
 #: Paths that answer a POST without calling anybody.
 QUESTIONS: Final = ("/v1/tollkeeper/estimate",)
 OPEN: Final = frozenset({"/healthz", "/readyz"})
@@ -215,10 +216,33 @@ class Api:
                 await _answer(send, error.http_status, DIALECTS[name].refusal(error, ""))
                 return
             if path == "/metrics":
-                await _answer(send, 200, metrics.exposition(gate.store), kind=metrics.TEXT)
-                return
-            names = self._models(None if key is None else key.models)
-            await _answer(send, 200, _encode(_listed(names, name)))
+                await _answer(send, 200, metrics.exposition(gate.store, self._seen(key)), kind=metrics.TEXT)
+            elif path == "/v1/tollkeeper/providers":
+                ahead_us = gate.clock.now_us() - round(gate.clock.monotonic_s() * 1_000_000)
+                await _answer(send, 200, _encode({"breakers": [_breaker(each, ahead_us) for each in self._seen(key)]}))
+            else:
+                await _answer(send, 200, _encode(_listed(self._names(key), name)))
+
+    def _names(self, key: Key | None) -> tuple[str, ...]:
+        """The models that may be asked for."""
+        return self._models(None if key is None else key.models)
+
+    def _seen(self, key: Key | None) -> list[State]:
+        """The breakers used so far, provider by provider; a provider that was not used yet has one that is closed.
+
+        Clients may name models of their own making, such as one that is tuned for a tenant: where there are keys, only the
+        models are seen that the key's list of models leads to.
+        """
+        gate = self._gate
+        targets = None if gate.keys.is_open else gate.table.targets(self._names(key))
+        found = [
+            each
+            for each in gate.health.states()
+            if each.level != "model" or targets is None or (each.provider, each.model) in targets
+        ]
+        unused = {each.name for each in gate.table.providers} - {each.provider for each in found}
+        found += [State(level="provider", provider=name, key="", model="") for name in unused]
+        return sorted(found, key=lambda each: each.provider)  # those of one stay in the order of their levels
 
 
 class AsgiReply:
@@ -267,6 +291,17 @@ def _listed(names: tuple[str, ...], dialect: str) -> dict[str, Any]:
         return {"models": [{"name": f"models/{each}", "displayName": each} for each in names]}
     data = [{"id": each, "object": "model", "created": 0, "owned_by": "tollkeeper"} for each in names]
     return {"object": "list", "data": data}
+
+
+def _breaker(state: State, ahead_us: int) -> dict[str, Any]:
+    """How a place that calls go to is; `ahead_us`: how far UTC is ahead of the clock by which it opens."""
+    until_us = round(state.open_until_s * 1_000_000) + ahead_us
+    return {
+        "level": state.level, "provider": state.provider, "key": state.key or None, "model": state.model or None,
+        "state": state.state, "open_until": iso_utc(until_us) if state.state == "open" else None,
+        "calls": state.calls, "failures": state.failures, "slow": state.slow, "last_error": state.last_error or None,
+        "latency_ms": None if state.latency_s is None else round(state.latency_s * 1000),
+    }  # fmt: skip
 
 
 def _readiness(trouble: str | None, condition: Condition | None) -> dict[str, Any]:

@@ -91,12 +91,15 @@ class Breaker:
 
     __slots__ = (
         "_bucket_s", "_calls", "_failures", "_generation", "_in_a_row", "_lock", "_next_s", "_open_s", "_phase", "_probe",
-        "_probe_until_s", "_slow", "_sums", "_tick", "_told", "_until_s", "bounds", "last_error",
+        "_probe_until_s", "_slow", "_sums", "_tick", "_told", "_until_s", "bounds", "calls_total", "failures_total",
+        "last_error",
     )  # fmt: skip
 
     def __init__(self, bounds: Bounds, told: Callable[[Turn], None] = lambda _: None) -> None:
         self.bounds = bounds
         self.last_error = ""  #: the text of the last failure or block
+        self.calls_total = 0  #: that ended ok or failed, also those that came too late to move anything
+        self.failures_total = 0
         self._told = told
         self._lock = Lock()
         self._phase: Phase = "closed"
@@ -143,6 +146,9 @@ class Breaker:
         turn = None
         with self._lock:
             generation, permit.generation = permit.generation, LATE
+            if outcome != "ignore":
+                self.calls_total += 1
+                self.failures_total += outcome == "fail"
             if generation != self._generation:
                 return
             if self._phase == "half_open":

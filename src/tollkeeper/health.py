@@ -16,7 +16,7 @@ A call needs leave on all three. How it went is told once, and each level learns
     provider    fail      ignore  ignore
     (ignored)   ignore    ignore  ignore
 
-Places come from configuration, so what is kept here is bounded by it.
+Providers and their keys come from configuration, models from clients as well: of these the last MODELS_MAX are kept.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ OUTCOMES: Final[dict[Level | None, tuple[Outcome, Outcome, Outcome]]] = {
     "provider": ("fail", "ignore", "ignore"),
 }
 IGNORED: Final[tuple[Outcome, Outcome, Outcome]] = ("ignore", "ignore", "ignore")
+#: Breakers of models that are kept at most: a further one takes the place of the one that was made first.
+MODELS_MAX: Final = 1000
 #: How much the newest call weighs in the moving average of latencies.
 WEIGHT: Final = 0.2
 
@@ -71,13 +73,15 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     key: str
     model: str
-    state: Phase
-    open_until_s: float  #: 0 unless it is open
-    calls: int
-    failures: int
-    slow: int
-    last_error: str
-    latency_s: float | None  #: of a model's level alone
+    state: Phase = "closed"
+    open_until_s: float = 0  #: 0 unless it is open
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    last_error: str = ""
+    latency_s: float | None = None  #: of a model's level alone
+    calls_total: int = 0  #: since it was made, as the next one
+    failures_total: int = 0
 
 
 class Pass(NamedTuple):
@@ -175,6 +179,11 @@ class Health:
         """The moving average of the time to the first byte; None: no call went well yet."""
         return self._levels(place).latency_s
 
+    def _latency_s(self, place: Place) -> float | None:
+        """The same; a place that is not known is not made."""
+        levels = self._places.get(place)
+        return None if levels is None else levels.latency_s
+
     def states(self) -> list[State]:
         """Of every breaker used so far: providers first, then keys, then models, each by name."""
         now_s = self._now_s()
@@ -188,7 +197,8 @@ class Health:
                     level=level, provider=provider, key=key, model=model, state=phase,
                     open_until_s=breaker.open_until_s, calls=calls, failures=failures, slow=slow,
                     last_error=breaker.last_error,
-                    latency_s=self.latency_s(Place(provider, key, model)) if level == "model" else None,
+                    latency_s=self._latency_s(Place(provider, key, model)),
+                    calls_total=breaker.calls_total, failures_total=breaker.failures_total,
                 )
             )  # fmt: skip
         return found
@@ -207,7 +217,18 @@ class Health:
 
     def _breaker(self, level: Level, provider: str, key: str, model: str) -> Breaker:
         name = level, provider, key, model
-        return self._breakers.setdefault(name, Breaker(self._bounds, partial(self._turned, name)))
+        found = self._breakers.get(name)
+        if found is None:
+            if level == "model":
+                self._make_room()
+            found = self._breakers.setdefault(name, Breaker(self._bounds, partial(self._turned, name)))
+        return found
+
+    def _make_room(self) -> None:
+        models = [name for name in self._breakers.copy() if name[0] == "model"]
+        for name in models[: max(0, len(models) - MODELS_MAX + 1)]:
+            self._breakers.pop(name, None)
+            self._places.pop(Place(*name[1:]), None)
 
     def _turned(self, name: tuple[Level, str, str, str], turn: Turn) -> None:
         self._told(Change(*name, *turn))

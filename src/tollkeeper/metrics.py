@@ -5,13 +5,15 @@ No metric has a label of a tenant: series stay few, and whoever may read them le
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tollkeeper.breaker import Phase
+from tollkeeper.health import State
 from tollkeeper.stores import Condition, SharedState, Store
 
 #: The header of what `exposition` gives.
@@ -19,8 +21,9 @@ TEXT: Final = (b"content-type", CONTENT_TYPE_LATEST.encode())
 
 
 class _Gateway(Collector):
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, states: Sequence[State]) -> None:
         self._store = store
+        self._states = states
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge(
@@ -29,6 +32,7 @@ class _Gateway(Collector):
         condition = self._store.condition
         if condition is not None:
             yield from _of_store(condition)
+        yield from _of_breakers(self._states)
 
 
 def _of_store(condition: Condition) -> Iterator[Metric]:
@@ -45,12 +49,36 @@ def _of_store(condition: Condition) -> Iterator[Metric]:
         )
 
 
+def _of_breakers(found: Sequence[State]) -> Iterator[Metric]:
+    """How the places that calls go to are: as /v1/tollkeeper/providers."""
+    names = ["level", "provider", "key", "model"]
+    phases = GaugeMetricFamily("tollkeeper_breaker_state", "1: the state of the breaker", labels=[*names, "state"])
+    window = GaugeMetricFamily("tollkeeper_breaker_window_calls", "calls in its window", labels=names)
+    failed = GaugeMetricFamily("tollkeeper_breaker_window_failures", "those of them that failed", labels=names)
+    calls = CounterMetricFamily("tollkeeper_breaker_calls", "calls that went well or failed there", labels=names)
+    failures = CounterMetricFamily("tollkeeper_breaker_failures", "those of them that failed", labels=names)
+    first_byte = GaugeMetricFamily(
+        "tollkeeper_first_byte_seconds", "moving average of the time to the first byte", labels=names[1:]
+    )
+    for each in found:
+        labels = [each.level, each.provider, each.key, each.model]
+        for phase in get_args(Phase):
+            phases.add_metric([*labels, phase], phase == each.state)
+        window.add_metric(labels, each.calls)
+        failed.add_metric(labels, each.failures)
+        calls.add_metric(labels, each.calls_total)
+        failures.add_metric(labels, each.failures_total)
+        if each.latency_s is not None:
+            first_byte.add_metric(labels[1:], each.latency_s)
+    yield from (phases, window, failed, calls, failures, first_byte)
+
+
 def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"tollkeeper_{name}", what, value=value)
 
 
-def exposition(store: Store) -> bytes:
-    """Everything, in Prometheus' text format."""
+def exposition(store: Store, states: Sequence[State] = ()) -> bytes:
+    """Everything, in Prometheus' text format; `states` of the breakers that may be seen."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Gateway(store))
+    registry.register(_Gateway(store, states))
     return generate_latest(registry)

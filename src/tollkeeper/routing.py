@@ -148,10 +148,27 @@ class Table:
                 names.update(f"{provider}/{model}" for model in models)
         return tuple(sorted(names))
 
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """Those that are configured."""
+        return tuple(self._providers.values())
+
+    def targets(self, names: Iterable[str]) -> set[tuple[str, str]]:
+        """(provider, its name of the model) of all that names may lead to, in any dialect."""
+        found: set[tuple[str, str]] = set()
+        for name in names:
+            named = self._named(name)
+            routes = [Route(each, name) for each in self.providers] if named is None else named.routes
+            found.update((route.provider.name, route.model) for route in routes)
+        return found
+
+    def _named(self, model: str) -> Candidates | None:
+        return self._routes.get(model) or self._prefixed(model) or self._owned(model)
+
     def _find(self, model: str, dialect: str) -> Candidates:
         if not model or len(model) > MAX_MODEL:
             raise BadRequest(f"model: expected a name of 1 to {MAX_MODEL} characters.")
-        named = self._routes.get(model) or self._prefixed(model) or self._owned(model)
+        named = self._named(model)
         if named is not None:
             speaking = [route for route in named.routes if dialect in route.provider.dialects]
             if speaking:

@@ -14,8 +14,11 @@ from tests.gateway import ASKS, PROVIDERS, budget
 from tollkeeper import api, app, config
 from tollkeeper.api import CALLS, CLOSE, FREE, OPEN, PAGES, QUESTIONS, AsgiReply, dialect_at
 from tollkeeper.dialects import DIALECTS
+from tollkeeper.health import Place
+from tollkeeper.keys import hash_secret
 from tollkeeper.stores import Condition
 from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.testing.clock import ManualClock
 
 LIMIT = 2000
 GONE = {"type": "http.disconnect"}
@@ -252,6 +255,88 @@ async def test_readiness_of_a_shared_ledger(
     assert document.get("reason") == (None if word == "ok" else trouble or "cut off")
     shown = {"state": state, "since": "2023-11-14T22:13:20Z", "reason": "cut off", "waiting": 7, "peers": 2}
     assert document["store"] == shown
+
+
+# ---- the providers --------------------------------------------------------------------------------------------------
+
+KEYS = "".join(
+    f'[[keys]]\nid = "{name}"\nproject = "{name}"\nhash = "{hash_secret(name)}"\n{more}'
+    for name, more in (("any", ""), ("few", 'models = ["quick"]\n'))
+)
+ROUTE = 'store = "memory:"\nroutes = { quick = "openai/gpt-4o-mini" }\n'
+FRESH = {
+    "state": "closed",
+    "open_until": None,
+    "calls": 0,
+    "failures": 0,
+    "slow": 0,
+    "last_error": None,
+    "latency_ms": None,
+}
+
+
+def with_providers(folder: Path, settings: str = "") -> app.App:
+    """A gateway whose clock stands."""
+    file = folder / "tollkeeper.toml"
+    file.write_text(ROUTE + settings + PROVIDERS.format(url="http://127.0.0.1:9"))
+    return app.build(config.load(file, {"PROVIDER_KEY": "sk-secret"}), ManualClock())
+
+
+async def rows(built: app.App, secret: str = "") -> dict[tuple[str, ...], dict[str, Any]]:
+    """(level, provider, key, model) → the rest of each row."""
+    headers = [(b"x-api-key", secret.encode())]
+    status, _, document = await ask(built, "/v1/tollkeeper/providers", method="GET", headers=headers)
+    assert status == 200
+    found = document["breakers"]
+    assert "sk-secret" not in json.dumps(document)
+    return {tuple(row.pop(name) for name in ("level", "provider", "key", "model")): row for row in found}
+
+
+async def test_providers(tmp_path: Path) -> None:
+    """E5: each provider that is configured, each breaker used so far; instants in UTC, by the gateway's clock."""
+    built = with_providers(tmp_path)
+    health, place = built.gate.health, Place("openai", "PROVIDER_KEY", "gpt-4o-mini")
+    unused = {("provider", name, None, None): FRESH for name in ("anthropic", "google", "openai")}
+    assert await rows(built) == unused
+    built.gate.clock.advance(100)  # type: ignore[attr-defined]
+    given = health.admit(place)
+    assert given is not None
+    health.report(given, failed=None, first_byte_s=0.25)
+    health.block(place, "key", 160, "no credit: 429 insufficient_quota")
+    found = await rows(built)
+    assert list(found) == [
+        ("provider", "anthropic", None, None),
+        ("provider", "google", None, None),
+        ("provider", "openai", None, None),
+        ("key", "openai", "PROVIDER_KEY", None),
+        ("model", "openai", "PROVIDER_KEY", "gpt-4o-mini"),
+    ]
+    one = FRESH | {"calls": 1}
+    assert found["provider", "openai", None, None] == one
+    assert found["key", "openai", "PROVIDER_KEY", None] == one | {
+        "state": "open", "open_until": "2026-01-01T00:02:40Z", "last_error": "no credit: 429 insufficient_quota",
+    }  # fmt: skip
+    assert found["model", "openai", "PROVIDER_KEY", "gpt-4o-mini"] == one | {"latency_ms": 250}
+
+
+@pytest.mark.parametrize(
+    ("keys", "secret", "models"),
+    [
+        ("", "", {"gpt-4o-mini", "gpt-4o", "ft:gpt-4o:b"}),
+        (KEYS, "any", {"gpt-4o-mini", "gpt-4o"}),
+        (KEYS, "few", {"gpt-4o-mini"}),
+    ],
+)
+async def test_a_tenant_sees_no_name_of_another(tmp_path: Path, keys: str, secret: str, models: set[str]) -> None:
+    """H5: a key sees the models that it may ask for and are known without asking others; without keys all are seen."""
+    built = with_providers(tmp_path, keys)
+    for model in ("gpt-4o-mini", "gpt-4o", "ft:gpt-4o:b"):
+        built.gate.health.block(Place("openai", "PROVIDER_KEY", model), "model", 9, "rate limited: 429")
+    found = await rows(built, secret)
+    assert {model for level, _, _, model in found if level == "model"} == models
+    assert len([row for row in found if row[0] != "model"]) == 4
+    told = await ask(built, "/metrics", method="GET", headers=[(b"x-api-key", secret.encode())])
+    assert {model for model in ("gpt-4o-mini", "gpt-4o", "ft:gpt-4o:b") if f'model="{model}"' in told[2]} == models
 
 
 async def test_other_protocols(built: app.App) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tollkeeper.breaker import Bounds
-from tollkeeper.health import LEVELS, Change, Health, Level, Place
+from tollkeeper.health import LEVELS, MODELS_MAX, Change, Health, Level, Place
 
 A = Place("openai", "first", "gpt")
 SAME_KEY = Place("openai", "first", "mini")
@@ -222,7 +222,8 @@ def test_states_are_told(rig: Rig) -> None:
     assert [each.latency_s for each in states] == [None, None, None, None, 0.5, None]
     assert msgspec.to_builtins(states[3]) == {
         "level": "key", "provider": "openai", "key": "first", "model": "", "state": "open", "open_until_s": 9,
-        "calls": 1, "failures": 0, "slow": 0, "last_error": "no quota", "latency_s": None,
+        "calls": 1, "failures": 0, "slow": 0, "last_error": "no quota", "latency_s": None, "calls_total": 1,
+        "failures_total": 0,
     }  # fmt: skip
     assert (states[5].calls, states[5].failures, states[5].last_error) == (1, 1, "503")
 
@@ -272,3 +273,29 @@ def test_memory_is_bounded_by_the_places(rig: Rig) -> None:
             rig.call(Place(*place))
     assert len(rig.health.states()) == known == 2 + 3 + 4
     assert rig.changes == []
+
+
+def test_models_are_bounded(rig: Rig) -> None:
+    """I4: clients may name as many models as they like; those that came first are forgotten, keys and providers are not."""
+    rig.call(A, "model")
+    rig.health.block(A, "key", 9, "no quota")
+    for number in range(3 * MODELS_MAX):
+        rig.health.allows(Place("openai", "second", f"made-up-{number}"))
+    states = rig.health.states()
+    assert [each.level for each in states].count("model") == MODELS_MAX == len(rig.health._places)
+    assert states[-1].model.startswith("made-up-2")
+    assert rig.phases() == {("key", "openai", "first", ""): "open"}
+    assert not rig.call(A)
+
+
+def test_totals_count_every_call(rig: Rig) -> None:
+    """E5: what went well or failed, for as long as the process lives: out of the window, late or forced too."""
+    for failed in (None, "model", "model", "model"):
+        rig.call(A, failed)  # type: ignore[arg-type]
+    rig.call(A, ignore=True)
+    rig.health.report(rig.health.force(A), failed="model")
+    rig.now_s = 1000
+    states = rig.health.states()
+    assert [(each.calls, each.calls_total, each.failures_total) for each in states] == [
+        (0, 5, 0), (0, 5, 0), (0, 5, 4),
+    ]  # fmt: skip

@@ -229,6 +229,23 @@ def test_models() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("both", {("anthropic", "claude"), ("groq", "llama-3"), ("openai", "gpt-4o")}),
+        ("groq/vendor/model:free", {("groq", "vendor/model:free")}),
+        ("claude", {("anthropic", "claude")}),
+        ("unheard", {("openai", "unheard"), ("groq", "unheard"), ("anthropic", "unheard")}),
+    ],
+)
+def test_targets(name: str, targets: set[tuple[str, str]]) -> None:
+    """Where a name may lead, by the order of the rules: whatever the dialect."""
+    assert ALL.targets([name]) == targets
+    assert ALL.targets([name, "fast"]) == targets | {("groq", "llama-3")}
+    assert ALL.targets([]) == set()
+    assert [each.name for each in ALL.providers] == ["openai", "groq", "anthropic"]
+
+
+@pytest.mark.parametrize(
     ("url", "right"),
     [
         ("https://api.example.com/v1", None),

@@ -10,25 +10,29 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from secrets import SystemRandom
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
 from tollkeeper import chores, flow
 from tollkeeper.api import Api
-from tollkeeper.clock import Clock, SystemClock, new_id
+from tollkeeper.clock import MICROS, Clock, SystemClock, new_id
 from tollkeeper.config import Config, check_listen, load
 from tollkeeper.density import Densities
 from tollkeeper.errors import ConfigError, StoreError
-from tollkeeper.health import Change, Health
+from tollkeeper.health import Change, Health, Name
 from tollkeeper.keys import KeyRing
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices import data as price_data
 from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.server import BoundedHttp
-from tollkeeper.stores import examine, open_store
+from tollkeeper.stores import Store, examine, open_store
+from tollkeeper.stores.redis_url import is_redis
 from tollkeeper.upstream import HttpUpstream
+
+if TYPE_CHECKING:  # it brings a client of Redis with it
+    from tollkeeper.stores.redis_open import Advice
 
 log = logging.getLogger("tollkeeper")
 
@@ -44,10 +48,13 @@ GC_THRESHOLDS: Final = (20_000, 20, 100)
 
 
 class App:
-    """One gateway: its gate and its ASGI application."""
+    """One gateway: its gate and its ASGI application. `advice`: where others share the ledger."""
 
-    def __init__(self, config: Config, gate: flow.Gate, api: Api, upstream: HttpUpstream) -> None:
+    def __init__(
+        self, config: Config, gate: flow.Gate, api: Api, upstream: HttpUpstream, advice: Advice | None = None
+    ) -> None:
         self.config, self.gate, self.api = config, gate, api
+        self._advice = advice
         self._upstream = upstream
 
     @asynccontextmanager
@@ -56,11 +63,13 @@ class App:
 
         With the configuration's `path`, changed budgets, keys and prices are taken while it runs; without, changed prices.
         """
-        gate = self.gate
+        gate, advice = self.gate, self._advice
         works: list[tuple[str, float, chores.Work]] = [
             ("expire", chores.EXPIRE_EVERY_S, lambda: chores.expire(gate)),
             ("prune", chores.PRUNE_EVERY_S, lambda: chores.prune(gate, self.config.retention)),
         ]
+        if advice is not None:
+            works.append(("advise", chores.ADVISE_EVERY_S, lambda: chores.advise(gate, advice)))
         prices = _price_file(self.config)
         if path is not None or prices is not None:
             works.append(("reload", chores.RELOAD_EVERY_S, Reload(path, environ or {}, gate, prices)))
@@ -135,9 +144,11 @@ def build(config: Config, clock: Clock | None = None) -> App:
     if away is not None:
         log.error("store: Redis is not there (%s); calls are refused until it is", away)
     store = open_store(config.store, budgets=config.budgets, scope_cap=config.scope_cap, shared=config.shared(clock))
+    health = Health(config.breaker, clock.monotonic_s, _turned)
+    advice = _advice(config.store, store, health, clock)
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
-        draw=SystemRandom().random, health=Health(config.breaker, clock.monotonic_s, _turned),
+        draw=SystemRandom().random, health=health,
         retries=RetryBudget(config.retry_budget), limits=limits(config), densities=Densities(round(config.quote_quantile * 10_000)),
         new_id=lambda: new_id(clock.now_us()),
     )  # fmt: skip
@@ -147,7 +158,23 @@ def build(config: Config, clock: Clock | None = None) -> App:
         return table.models(allowed, {name: price_data.models(place) for name, place in known.items()})
 
     api = Api(gate, body_limit=config.body_limit, depth_limit=config.depth_limit, models=names)
-    return App(config, gate, api, upstream)
+    return App(config, gate, api, upstream, advice)
+
+
+def _advice(url: str, store: Store, health: Health, clock: Clock) -> Advice | None:
+    """How gateways of one Redis tell each other of providers, which `health` now does; None: nothing is shared."""
+    if not is_redis(url):
+        return None
+    from tollkeeper.stores.redis import RedisStore
+
+    assert isinstance(store, RedisStore)
+    advice = store.advice
+
+    def blocked(name: Name, until_s: float) -> None:
+        advice.tell(name, clock.now_us() + round((until_s - clock.monotonic_s()) * MICROS))
+
+    health.blocked = blocked
+    return advice
 
 
 def _turned(change: Change) -> None:

@@ -1,21 +1,26 @@
-"""Periodic work beside the line: expire dead holds, settle what is owed, prune, take changed budgets."""
+"""Periodic work beside the line: expire dead holds, settle what is owed, prune, hear of providers from other gateways."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from tollkeeper.clock import MICROS
 from tollkeeper.errors import Conflict, StoreError
 from tollkeeper.flow import Gate
 from tollkeeper.stores import Retention
+
+if TYPE_CHECKING:  # it brings a client of Redis with it
+    from tollkeeper.stores.redis_open import Advice
 
 log = logging.getLogger("tollkeeper")
 
 Work = Callable[[], Awaitable[None]]
 
 EXPIRE_EVERY_S: Final = 1.0
+ADVISE_EVERY_S: Final = 1.0
 RELOAD_EVERY_S: Final = 0.5
 PRUNE_EVERY_S: Final = 3600.0
 
@@ -36,6 +41,15 @@ async def expire(gate: Gate) -> None:
 async def prune(gate: Gate, retention: Retention) -> None:
     """Drop what has outlived its retention."""
     await gate.store.prune(gate.clock.now_us(), retention)
+
+
+async def advise(gate: Gate, advice: Advice) -> None:
+    """Tell the other gateways who asked to be left alone, and leave alone who asked them."""
+    clock, health = gate.clock, gate.health
+    for name, until_us in (await advice.exchange(clock.now_us())).items():
+        _, provider, key, _ = name
+        if gate.table.has(provider, key):
+            health.heed(name, clock.monotonic_s() + (until_us - clock.now_us()) / MICROS)
 
 
 async def every(name: str, seconds: float, work: Work) -> None:

@@ -45,6 +45,12 @@ MODELS_MAX: Final = 1000
 WEIGHT: Final = 0.2
 
 
+#: Of a breaker: level, provider, key, model; empty above its level.
+Name = tuple[Level, str, str, str]
+#: Seconds by which another gateway's word must be later than what holds here, to be more than clocks that differ.
+HEED_S: Final = 1.0
+
+
 class Place(NamedTuple):
     """Where a call may go, by names; `key` is the name of the provider's credential, never its secret."""
 
@@ -97,11 +103,12 @@ class Health:
     """All breakers, each made on first use. `told` hears of each change of phase once, outside of any lock."""
 
     def __init__(self, bounds: Bounds, now_s: Callable[[], float], told: Callable[[Change], None]) -> None:
+        self.blocked: Callable[[Name, float], None] = lambda name, until_s: None  #: hears of each block, and until when
         self._bounds = bounds
         self._now_s = now_s
         self._told = told
         self._places: dict[Place, _Levels] = {}
-        self._breakers: dict[tuple[Level, str, str, str], Breaker] = {}
+        self._breakers: dict[Name, Breaker] = {}
 
     # ── for calls ──
 
@@ -162,7 +169,16 @@ class Health:
 
     def block(self, place: Place, level: Level, until_s: float, reason: str) -> None:
         """A level of a place serves nobody until then: Retry-After, a key without quota. The later instant holds."""
-        self._levels(place).breakers[LEVELS.index(level)].block(until_s, self._now_s(), reason)
+        at = LEVELS.index(level)
+        self._levels(place).breakers[at].block(until_s, self._now_s(), reason)
+        provider, key, model = (*place[: at + 1], *("",) * (2 - at))
+        self.blocked((level, provider, key, model), until_s)
+
+    def heed(self, name: Name, until_s: float) -> None:
+        """Another gateway was told that a place serves nobody until then: this one need not ask. It is not told on."""
+        breaker = self._breaker(*name)
+        if until_s > breaker.open_until_s + HEED_S:
+            breaker.block(until_s, self._now_s(), "another gateway was told")
 
     # ── for who chooses or looks ──
 
@@ -230,7 +246,7 @@ class Health:
             self._breakers.pop(name, None)
             self._places.pop(Place(*name[1:]), None)
 
-    def _turned(self, name: tuple[Level, str, str, str], turn: Turn) -> None:
+    def _turned(self, name: Name, turn: Turn) -> None:
         self._told(Change(*name, *turn))
 
 

@@ -153,6 +153,11 @@ class Table:
         """Those that are configured."""
         return tuple(self._providers.values())
 
+    def has(self, provider: str, key: str) -> bool:
+        """Whether a provider is configured, and with a credential of this name; "": with any."""
+        found = self._providers.get(provider)
+        return found is not None and (not key or any(each.name == key for each in found.credentials))
+
     def targets(self, names: Iterable[str]) -> set[tuple[str, str]]:
         """(provider, its name of the model) of all that names may lead to, in any dialect."""
         found: set[tuple[str, str]] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from datetime import datetime
@@ -12,10 +13,12 @@ import msgspec
 import pytest
 from tests.gateway import CHAT, PROVIDERS, Gateway, gateway
 
-from tollkeeper import api
+from tollkeeper import api, chores
 from tollkeeper.health import LEVELS, State
+from tollkeeper.stores.redis_open import Advice
 from tollkeeper.testing.clock import ManualClock
 from tollkeeper.testing.provider import FakeProvider, Refuse
+from tollkeeper.testing.redis_server import RedisServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text()
 MODEL = "model", "openai", "PROVIDER_KEY", "gpt-4o-mini"
@@ -70,6 +73,90 @@ async def test_a_breaker_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         f"{where} is tried again (the open time is over)",
         f"{where} is back (the probe went well)",
     ]
+
+
+# ---- several gateways -----------------------------------------------------------------------------------------------
+
+KEYS = """
+[providers.openai]
+base_url = "{url}/v1"
+api_key_env = "PROVIDER_KEY"
+"""
+
+
+async def advise(gw: Gateway) -> None:
+    """What the chore does each second."""
+    assert gw.app._advice is not None
+    await chores.advise(gw.app.gate, gw.app._advice)
+
+
+async def key_of(gw: Gateway) -> dict[str, Any]:
+    """The row of the provider's key."""
+    async with gw.session.get(gw.url + "/v1/tollkeeper/providers") as response:
+        rows = (await response.json())["breakers"]
+    return next((dict(each) for each in rows if each["level"] == "key"), {"state": "closed"})
+
+
+async def test_gateways_tell_each_other(
+    redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """E3, E4: a key without quota at one gateway is left out by the other, for as long, without a call of its own.
+
+    H2: neither secret nor prompt is in Redis.
+    """
+    refusal = Refuse(429, type="insufficient_quota", code="insufficient_quota")
+    settings, url = 'when_all_open = "refuse"\n', redis_server.url
+    with caplog.at_level(logging.WARNING, "tollkeeper"):
+        async with (
+            gateway(tmp_path / "a", FakeProvider([refusal]), settings, providers=KEYS, store=url) as one,
+            gateway(tmp_path / "b", None, settings, providers=KEYS, store=url) as other,
+        ):
+            assert await call(one) == 429
+            await advise(one)
+            await advise(other)
+            shown = [await key_of(each) for each in (one, other)]
+            assert [each["state"] for each in shown] == ["open", "open"]
+            assert [each["last_error"] for each in shown] == [
+                "no credit: 429 insufficient_quota",
+                "another gateway was told",
+            ]
+            assert await call(other) == 503
+            assert other.fake.requests == []
+            for each in (one, other) * 3:
+                await advise(each)
+            with redis_server.client() as client:
+                (key,) = client.keys("*:open")
+                assert list(client.hgetall(key)) == [b"key:openai:PROVIDER_KEY:"]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("breaker:")]
+    assert lines == [
+        "breaker: provider openai key PROVIDER_KEY is left out for a while (no credit: 429 insufficient_quota)",
+        "breaker: provider openai key PROVIDER_KEY is left out for a while (another gateway was told)",
+    ]
+
+
+async def test_no_call_waits_for_advice(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F2: calls are served and breakers open while an exchange with Redis never ends."""
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def hang(advice: Advice, now_us: int) -> dict[Any, int]:
+        begun.set()
+        await never.wait()
+        return {}
+
+    monkeypatch.setattr(Advice, "exchange", hang)
+    fake = FakeProvider([Refuse(401), None])
+    async with gateway(tmp_path, fake, 'when_all_open = "try"\n', providers=KEYS, store=redis_server.url) as gw:
+        task = asyncio.create_task(advise(gw))
+        await begun.wait()
+        assert [await call(gw), await call(gw)] == [502, 200]
+        assert (await key_of(gw))["state"] == "open"
+        assert not task.done()
+        task.cancel()
+
+
+# ---- the reference --------------------------------------------------------------------------------------------------
 
 
 def test_the_page_is_as_shown() -> None:

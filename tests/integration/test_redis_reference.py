@@ -16,6 +16,7 @@ from tollkeeper.clock import SystemClock
 from tollkeeper.ledger import CELL_SUMS
 from tollkeeper.money import format_nanos
 from tollkeeper.stores import Retention, SharedOptions, open_store
+from tollkeeper.stores.redis import RedisStore
 from tollkeeper.stores.redis_reader import connected
 from tollkeeper.stores.redis_rebuild import rebuild
 from tollkeeper.stores.redis_servers import Servers
@@ -39,6 +40,7 @@ async def use(url: str, folder: Path) -> None:
     budgets.append(Budget(scope="user", limit=USD, lease=2 * DIME))
     shared = SharedOptions(clock=SystemClock(), journal=folder)
     store = open_store(url, budgets=budgets, scope_cap=2, shared=shared)
+    assert isinstance(store, RedisStore)
     for number in range(3):
         who = structs.replace(WHO, agent=f"w{number}")
         await store.settle(an_entry(f"{number}/1", at_us=now_us, scopes=who))
@@ -51,6 +53,8 @@ async def use(url: str, folder: Path) -> None:
     assert await store.expire(now_us + 2) == 1
     assert await store.claim("alert", now_us, 10**7)
     await store.done("alert", now_us + 10**9)
+    store.advice.tell(("key", "openai", "KEY", ""), now_us + 10**9)
+    assert len(await store.advice.exchange(now_us)) == 1
     await store.prune(now_us, Retention())
     assert await store.verify() == []
     await store.close()

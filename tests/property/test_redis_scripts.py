@@ -52,6 +52,7 @@ CALLS: Final = (
     Call("beat", ["{a}:epoch", "{a}:members", "{a}:projects"], ["new", TO, "j", "ready", "5000", "tag", "project"], (1, 4)),
     Call("census", ["{a}:seen"], ["5", TO, "one", "two"], (0, 1)),
     Call("since", ["{a}:since"], [TO, "hour", "5", "day", "6"], (0, 2, 4)),
+    Call("open", ["{a}:open"], ["5", "3", TO, "place", "7"], (0, 1, 2, 4)),
     Call("renew", ["{a}:old"], ["e", "f", TO], (2,)),
     Call("move", ["{a}:ids:1", "{a}:ids:2"], [TO], (0,)),
 )  # fmt: skip
@@ -76,6 +77,7 @@ def client(redis_server: RedisServer) -> Any:
         client.hset(BALANCE, mapping={"spent": 1, "held": 7})
         client.hset("{a}:leases", "j b", 4)
         client.set("{a}:old", "e")
+        client.hset("{a}:open", mapping={"over": 4, "place": 6})
         client.hset("{a}:ids:1", "0=y", "mark")
         for key in client.scan_iter():
             client.expireat(key, 3999999999)

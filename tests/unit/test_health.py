@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tollkeeper.breaker import Bounds
-from tollkeeper.health import LEVELS, MODELS_MAX, Change, Health, Level, Place
+from tollkeeper.health import LEVELS, MODELS_MAX, Change, Health, Level, Name, Place
 
 A = Place("openai", "first", "gpt")
 SAME_KEY = Place("openai", "first", "mini")
@@ -145,6 +145,28 @@ def test_blocks(rig: Rig, level: Level) -> None:
     rig.now_s = 50
     assert rig.health.open_until_s(A) == 0
     assert rig.health.allows(A)
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [("provider", ("openai", "", "")), ("key", ("openai", "first", "")), ("model", ("openai", "first", "gpt"))],
+)
+def test_blocks_are_told_and_heeded(rig: Rig, level: Level, name: tuple[str, str, str]) -> None:
+    """E3: a block is told with its names; another registry that heeds it stays away as long, and tells nobody."""
+    other, told = Rig(), list[tuple[Name, float]]()
+    rig.health.blocked = other.health.blocked = lambda *block: told.append(block)
+    rig.health.block(A, level, 50, "busy")
+    assert told == [((level, *name), 50)]
+    for until_s in (50, 50.9, 20, 0):
+        other.health.heed(*told[0])
+        rig.health.heed((level, *name), until_s)
+    assert len(told) == 1
+    assert rig.phases() == other.phases() == {(level, *name): "open"}
+    assert other.health.open_until_s(A) == rig.health.open_until_s(A) == 50
+    assert [each.last_error for each in rig.health.states() if each.level == level] == ["busy"]
+    assert [each.reason for each in other.changes] == ["another gateway was told"]
+    rig.health.heed((level, *name), 60)
+    assert rig.health.open_until_s(A) == 60
 
 
 def test_the_latest_level_says_when_a_place_is_back(rig: Rig) -> None:

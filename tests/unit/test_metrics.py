@@ -15,7 +15,6 @@ from tollkeeper.metrics import exposition
 from tollkeeper.stores import Condition
 from tollkeeper.stores.memory import MemoryStore
 
-
 LABELS = ("level", "provider", "key", "model", "state")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from tollkeeper.errors import BadRequest, NotAllowed, UnknownModel
 from tollkeeper.routing import Candidates, Policy, Table, check_base_url, is_loopback, is_metadata, ordered
@@ -243,6 +244,13 @@ def test_targets(name: str, targets: set[tuple[str, str]]) -> None:
     assert ALL.targets([name, "fast"]) == targets | {("groq", "llama-3")}
     assert ALL.targets([]) == set()
     assert [each.name for each in ALL.providers] == ["openai", "groq", "anthropic"]
+
+
+def test_has() -> None:
+    """A provider is there by its name, and by the name of a credential that it has."""
+    own = table(structs.replace(OPENAI, credentials=(Credential("A", "secret"),)), GROQ)
+    names = [("openai", ""), ("openai", "A"), ("openai", "secret"), ("groq", ""), ("groq", "A"), ("other", "")]
+    assert [own.has(*each) for each in names] == [True, True, False, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tollkeeper.stores.redis_holds import Holds, HoldsRecovery
 from tollkeeper.stores.redis_keys import DAY_US, FOREVER_S, digest_of, tag_of
 from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_link import State
+from tollkeeper.stores.redis_open import Advice
 from tollkeeper.stores.redis_reader import RedisReader, shared_of
 from tollkeeper.stores.redis_servers import Servers
 from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
@@ -55,6 +56,7 @@ class RedisStore(RedisReader):
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
         self._begin_until_ms = self._shared.ticks_ms() + BEGIN_MS
+        self.advice = Advice(self._shared)  #: what gateways tell each other of providers
         self._since_us = self._shared.now_us()
         self._reached, self._failure = 0, ""
         self._watch = Watch(servers)

@@ -78,6 +78,9 @@ class Keys:
             GLOBAL, "rebuild"
         )  #: string: everything is dropped just now; no gateway begins until it is gone
         self.layout = self.of(GLOBAL, "layout")  #: string: of the keys (redis_layout.py)
+        self.open = self.of(
+            GLOBAL, "open"
+        )  #: hash: place that calls go to → until when it serves nobody, UTC milliseconds
         self.sweeper = self.of(GLOBAL, "sweeper")  #: string: who looks for dead gateways' holds just now
 
         self.slot = lru_cache(SLOTS_MAX)(self._slot)  #: tag → the keys that each script on a slot begins with

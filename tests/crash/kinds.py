@@ -94,7 +94,7 @@ def sentinels(folder: Path, executable: str) -> Iterator[Ground]:
             after = group.fail_over()
         else:
             before.kill()
-            until(lambda: _master(group) not in (None, before), "another master")
+            until(lambda: group.master is not before, "another master")
             after = group.master
             before.start().replica_of(after)  # the sentinels would see to it within 10 s
         gateways.busy()
@@ -103,14 +103,6 @@ def sentinels(folder: Path, executable: str) -> Iterator[Ground]:
     with Sentinels(folder, executable=executable) as group:
         addresses = ",".join(f"{host}:{port}" for host, port in group.addresses)
         yield Ground(f"redis+sentinel://{addresses}/{NAME}/0", [strike], lambda: group.master.client())
-
-
-def _master(group: Sentinels) -> RedisServer | None:
-    """Whom the sentinels agree on, if they do just now."""
-    try:
-        return group.master
-    except RedisError:
-        return None
 
 
 def _follows(server: RedisServer, master: RedisServer) -> bool:

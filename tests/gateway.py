@@ -195,7 +195,7 @@ async def gateway(
     watch_file: bool = False,
     url: str | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway with `settings` (TOML; its tables come last) before `fake`, or before nothing at `url`.
+    """A gateway that makes one attempt, with `settings` (TOML; its tables come last) before `fake`, or before nothing at `url`.
 
     At the end: every hold must be gone, and nothing may have failed without being caught.
     """
@@ -203,7 +203,10 @@ async def gateway(
     failures: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(str(context)))
     async with serving(fake) as fake_url:
-        written = f'store = "{store}"\ndata_dir = "{folder}"\n' + settings + providers.format(url=url or fake_url)
+        once = "" if "attempts" in settings else "attempts = 1\n"
+        written = (
+            f'store = "{store}"\ndata_dir = "{folder}"\n' + once + settings + providers.format(url=url or fake_url)
+        )
         file = write(folder, written)
         built = app.build(config.load(file, ENVIRON), clock)
         async with (

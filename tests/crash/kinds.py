@@ -91,23 +91,23 @@ def sentinels(folder: Path, executable: str) -> Iterator[Ground]:
     def strike(gateways: Gateways, random: Random) -> None:
         before = group.master
         if random.random() < 0.5:
-            after = group.fail_over()
+            group.fail_over()
         else:
             before.kill()
             until(lambda: group.master is not before, "another master")
-            after = group.master
-            before.start().replica_of(after)  # the sentinels would see to it within 10 s
+            before.start().replica_of(group.master)  # the sentinels would see to it within 10 s
         gateways.busy()
-        until(lambda: _follows(before, after), "the old master as a replica")
+        until(lambda: _follows(group), "a replica of the master")  # whichever is that now
 
     with Sentinels(folder, executable=executable) as group:
         addresses = ",".join(f"{host}:{port}" for host, port in group.addresses)
         yield Ground(f"redis+sentinel://{addresses}/{NAME}/0", [strike], lambda: group.master.client())
 
 
-def _follows(server: RedisServer, master: RedisServer) -> bool:
+def _follows(group: Sentinels) -> bool:
+    master = group.master
     try:
-        with server.client() as client:
+        with (group.second if master is group.first else group.first).client() as client:
             told = client.info("replication")
     except RedisError:  # it ends its connections when it is told
         return False

@@ -129,7 +129,8 @@ class Breaker:
 
     def allows(self, now_s: float) -> bool:
         """What `admit` would say; nothing is taken."""
-        if self._phase == "closed":  # one read needs no lock
+        seen = self._phase  # one read needs no lock
+        if seen == "closed":
             return True
         with self._lock:
             turn = self._look(now_s)

@@ -230,11 +230,10 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if not (attempt.ended and attempt.sent):  # cancelled, or refused here
         health.report(leave_to_go, failed=None, ignore=True)
         return
-    content = call.started or (meter is not None and meter.content)
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
     verdict = verdict_of(
         failure, None if answer is None else answer.status, () if answer is None else answer.headers, body,
-        now_us=gate.clock.now_us(), content=content, client_left=call.leaving or attempt.sending,
+        now_us=gate.clock.now_us(), content=call.started, client_left=call.leaving or attempt.sending,
     )  # fmt: skip
     waited_s = gate.clock.monotonic_s() - attempt.started_s if answer is None else attempt.first_byte_s
     fails = verdict.effect == "fail"

@@ -189,7 +189,7 @@ def leave(gate: Gate, call: Call) -> None:
     """The client has gone: drain within bounds, or stop at once; nothing more is tried."""
     attempt = call.attempt
     assert attempt is not None
-    if call.leaving or attempt.complete:
+    if call.leaving or (attempt.complete and attempt.failure is None):
         return
     call.leaving = True
     if attempt.over:

@@ -196,7 +196,7 @@ async def gateway(
     watch_file: bool = False,
     url: str | None = None,
 ) -> AsyncIterator[Gateway]:
-    """A gateway that makes one attempt, with `settings` (TOML; its tables come last) before `fake`, or before nothing at `url`.
+    """A gateway with `settings` (TOML; its tables come last) before `fake`, or before nothing at `url`.
 
     One attempt a call where `settings` say nothing of them: what a provider does is seen as it is.
 
@@ -205,19 +205,11 @@ async def gateway(
     fake = FakeProvider() if fake is None else fake
     failures: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(str(context)))
-<<<<<<< HEAD
-    async with serving(fake) as fake_url:
-        once = "" if "attempts" in settings else "attempts = 1\n"
-        written = (
-            f'store = "{store}"\ndata_dir = "{folder}"\n' + once + settings + providers.format(url=url or fake_url)
-        )
-=======
     if "attempts" not in settings:
         settings = "attempts = 1\n" + settings
     place = serving(fake)
     async with place as fake_url:
         written = f'store = "{store}"\ndata_dir = "{folder}"\n' + settings + providers.format(url=url or fake_url)
->>>>>>> w-failover
         file = write(folder, written)
         built = app.build(config.load(file, ENVIRON), clock)
         async with (

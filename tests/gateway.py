@@ -18,12 +18,12 @@ from tollkeeper import app, config
 from tollkeeper.api import CALLS
 from tollkeeper.clock import Clock
 from tollkeeper.server import BoundedHttp
-from tollkeeper.testing.provider import FakeProvider, serving, spoken_at
+from tollkeeper.testing.provider import FakeProvider, Served, serving, spoken_at
 from tollkeeper.testing.replies import Traits
 from tollkeeper.values import Entry, Hold
 
 CREDENTIAL = "sk-provider-3f1c9a77"
-ENVIRON = {"PROVIDER_KEY": CREDENTIAL}
+ENVIRON = {"PROVIDER_KEY": CREDENTIAL, "PROVIDER_KEY_2": CREDENTIAL + "-2", "PROVIDER_KEY_3": CREDENTIAL + "-3"}
 CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How much is the toll?"}]}
 BODIES: dict[str, dict[str, Any]] = {
     "openai-chat": CHAT,
@@ -80,6 +80,7 @@ class Gateway:
     app: app.App
     fake: FakeProvider
     fake_url: str
+    place: Served  #: of the provider: to be shut and reopened
     file: Path
     session: aiohttp.ClientSession
     settings: str  #: the configuration as written
@@ -197,12 +198,17 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway with `settings` (TOML; its tables come last) before `fake`, or before nothing at `url`.
 
+    One attempt a call where `settings` say nothing of them: what a provider does is seen as it is.
+
     At the end: every hold must be gone, and nothing may have failed without being caught.
     """
     fake = FakeProvider() if fake is None else fake
     failures: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(str(context)))
-    async with serving(fake) as fake_url:
+    if "attempts" not in settings:
+        settings = "attempts = 1\n" + settings
+    place = serving(fake)
+    async with place as fake_url:
         written = f'store = "{store}"\ndata_dir = "{folder}"\n' + settings + providers.format(url=url or fake_url)
         file = write(folder, written)
         built = app.build(config.load(file, ENVIRON), clock)
@@ -211,7 +217,7 @@ async def gateway(
             serving(built.api, http=BoundedHttp) as gateway_url,
             aiohttp.ClientSession(auto_decompress=False) as session,
         ):
-            found = Gateway(gateway_url, built, fake, fake_url, file, session, written, failures)
+            found = Gateway(gateway_url, built, fake, fake_url, place, file, session, written, failures)
             yield found
             await until(lambda: _quiet(found))
             assert await built.gate.store.verify() == []

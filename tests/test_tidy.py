@@ -45,7 +45,6 @@ OWNERS = {
     "testing/provider": "integration/test_fake_provider.py",
     "testing/replies": "integration/test_fake_provider.py",
     "testing/samples": "conformance/test_stores.py",
-    "testing/serving": "integration/test_fake_provider.py",
 }
 
 #: Paths of one machine and package hosts, written so that this line does not match itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from tollkeeper.testing.provider import (
     FakeProvider,
     Fault,
     Huge,
+    Lie,
     NoUsage,
     Refuse,
     Replay,
@@ -33,6 +35,8 @@ from tollkeeper.values import Usage
 
 CHAT: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How much is the toll?"}]}
 MESSAGES = CHAT | {"model": "claude-haiku-4-5", "max_tokens": 20}
+GOOGLE = "/v1beta/models/gemini-2.5-flash:generateContent"
+CONTENTS: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "How much is the toll?"}]}]}
 BODIES = {
     "/v1/chat/completions": CHAT,
     "/v1/embeddings": {"model": "text-embedding-3-small", "input": "toll"},
@@ -269,6 +273,25 @@ async def test_no_usage(path: str) -> None:
     assert provider.bill[0].usage.input > 0
 
 
+@pytest.mark.parametrize("times", [0, 3])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", GOOGLE])
+async def test_lie(path: str, stream: bool, times: int) -> None:
+    """A lie is about every count of tokens, so that they agree; the text and the bill stay what they are."""
+    body = BODIES.get(path, CONTENTS) | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
+    path = path.replace("generate", "streamGenerate") + "?alt=sse" if stream and path == GOOGLE else path
+    provider = FakeProvider([None, Lie(times)])
+    async with serving(provider) as url, aiohttp.ClientSession() as session:
+        true, lied = [(await (await session.post(url + path, json=body)).read()).decode() for _ in range(2)]
+
+    counts = re.findall(r'_tokens":(\d+)|okenCount":(\d+)', true)
+    stated = re.findall(r'_tokens":(\d+)|okenCount":(\d+)', lied)
+    assert [int("".join(each)) for each in stated] == [times * int("".join(each)) for each in counts]
+    assert any(int("".join(each)) for each in counts)
+    assert provider.bill[0].usage == provider.bill[1].usage
+    assert provider.bill[1].complete
+
+
 REPLAYED = b'data: {"a":1}\n\n: ping\n\ndata: [DONE]\n\n'
 
 
@@ -298,6 +321,7 @@ BODY = [Piece(b'{"n":0}', 3)]
         (STREAM, (WrongJson(1), Cut(2)), b'data: {"n":0}\n\ndata: \n\n', False),
         (STREAM, (Huge(3, 1),), b'data: {"n":0}\n\ndata:    {"n":1}\n\ndata: {"n":2}\n\n', True),
         (STREAM, (ErrorEvent(1),), b'data: {"n":0}\n\n!', True),
+        ([Piece(b'{"input_tokens":21}', 3)], (Lie(2),), b'{"input_tokens":42}', True),
         (BODY, (WrongJson(),), b'{"n', True),
         (BODY, (Huge(2),), b'  {"n":0}', True),
         (BODY, (Cut(3, "bytes"),), b'{"n', False),
@@ -335,18 +359,6 @@ async def test_requests_are_kept() -> None:
     assert got.headers["authorization"] == "Bearer sk-test"
     assert got.json() == CHAT
     assert got.request_id == provider.bill[0].request_id
-
-
-async def test_an_application_that_does_not_start() -> None:
-    """`serving` raises where the lifespan fails, and leaves no port open."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "lifespan.startup.failed", "message": "no"})
-
-    with pytest.raises(RuntimeError, match="did not start"):
-        async with serving(app):
-            pass
 
 
 async def test_process() -> None:

@@ -7,11 +7,15 @@ A reply is a list of pieces: the events of a stream, or the one piece that a who
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+#: A count of tokens and its number, in any dialect.
+_COUNT: Final = re.compile(rb'("\w*(?:_tokens|[tT]okenCount)":)(\d+)')
 
 
 class Piece(NamedTuple):
@@ -69,6 +73,13 @@ class NoUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class Lie:
+    """Every count of tokens in the reply is stated `times` as high; 0: as none. The bill keeps the truth."""
+
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WrongJson:
     """The piece after `after` others is JSON that breaks off half way; what follows is good."""
 
@@ -100,7 +111,7 @@ class Replay:
     chunk: int = 0
 
 
-Fault = Refuse | Stall | Cut | ErrorEvent | NoUsage | WrongJson | Huge | Endless | Replay
+Fault = Refuse | Stall | Cut | ErrorEvent | NoUsage | Lie | WrongJson | Huge | Endless | Replay
 
 
 class Distorted(NamedTuple):
@@ -121,6 +132,8 @@ def distort(pieces: list[Piece], faults: Iterable[Fault], error: Piece) -> Disto
                 pieces, ends = _first_bytes(pieces, after), False
             case ErrorEvent(after):
                 pieces = [*pieces[:after], error]
+            case Lie(times):
+                pieces = [piece._replace(raw=_lied(times, piece.raw)) for piece in pieces]
             case WrongJson(after) if after < len(pieces):
                 pieces = _with(pieces, after, _half)
             case Huge(size, after) if after < len(pieces):
@@ -134,6 +147,10 @@ def distort(pieces: list[Piece], faults: Iterable[Fault], error: Piece) -> Disto
 def _with(pieces: list[Piece], at: int, change: Callable[[bytes], bytes]) -> list[Piece]:
     changed = pieces[at]._replace(raw=change(pieces[at].raw))
     return [*pieces[:at], changed, *pieces[at + 1 :]]
+
+
+def _lied(times: int, raw: bytes) -> bytes:
+    return _COUNT.sub(lambda found: b"%b%d" % (found[1], times * int(found[2])), raw)
 
 
 def _half(raw: bytes) -> bytes:

@@ -5,7 +5,16 @@
 It answers as the real ones do, so that their SDKs accept it, and keeps two lists: `requests`, what it got, and `bill`,
 what it would charge for. The bill is kept as a provider keeps it, by what was generated, whether or not anyone read it:
 a ledger that agrees with it has lost nothing and doubled nothing. Faults come on command, from `script` or `next`, one
-step for each request in turn, and wait on events, never on time.
+step for each request in turn, or for all of them from `always`, and wait on events, never on time:
+
+    place = serving(provider)
+    async with place as url:
+        provider.next(Cut(3), Lie(2))          # the next reply breaks off, the one after it states twice its usage
+        provider.always = stall = Stall()      # what follows waits for stall.release.set()
+        provider.always = Refuse(503)          # is refused
+        await place.shut()                     # has no connection
+        await place.reopen()
+        provider.always = None                 # and is served again
 """
 
 from __future__ import annotations
@@ -28,6 +37,7 @@ from tollkeeper.testing.faults import (
     ErrorEvent,
     Fault,
     Huge,
+    Lie,
     NoUsage,
     Piece,
     Refuse,
@@ -39,12 +49,12 @@ from tollkeeper.testing.faults import (
 from tollkeeper.testing.google_replies import Answerer, google_at
 from tollkeeper.testing.paths import FREE, PATHS
 from tollkeeper.testing.replies import BadAskError, Reply, Traits, encode, error_body, error_piece
-from tollkeeper.testing.serving import TRANSPORT, App, Receive, Scope, Send, serving
+from tollkeeper.testing.serving import TRANSPORT, App, Receive, Scope, Send, Served, serving
 from tollkeeper.values import Usage
 
 __all__ = [
-    "App", "Billed", "Cut", "Endless", "ErrorEvent", "FakeProvider", "Fault", "Huge", "NoUsage", "Received", "Refuse",
-    "Replay", "Stall", "WrongJson", "serving",
+    "App", "Billed", "Cut", "Endless", "ErrorEvent", "FakeProvider", "Fault", "Huge", "Lie", "NoUsage", "Received",
+    "Refuse", "Replay", "Served", "Stall", "WrongJson", "serving",
 ]  # fmt: skip
 
 Step = Fault | Sequence[Fault] | None

@@ -216,7 +216,8 @@ class Api:
                 await _answer(send, error.http_status, DIALECTS[name].refusal(error, ""))
                 return
             if path == "/metrics":
-                await _answer(send, 200, metrics.exposition(gate.store, self._seen(key)), kind=metrics.TEXT)
+                text = await asyncio.to_thread(metrics.exposition, gate.store, self._seen(key))  # of many models: slow
+                await _answer(send, 200, text, kind=metrics.TEXT)
             elif path == "/v1/tollkeeper/providers":
                 ahead_us = gate.clock.now_us() - round(gate.clock.monotonic_s() * 1_000_000)
                 await _answer(send, 200, _encode({"breakers": [_breaker(each, ahead_us) for each in self._seen(key)]}))

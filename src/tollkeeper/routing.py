@@ -172,6 +172,10 @@ class Table:
         """(provider, its name of the model) of all that names may lead to, in any dialect."""
         found: set[tuple[str, str]] = set()
         for name in names:
+            provider, _, rest = name.partition("/")
+            if rest and provider in self._providers and name not in self._routes:  # most of a catalogue's thousands
+                found.add((provider, rest))
+                continue
             named = self._named(name)
             routes = [Route(each, name) for each in self.providers] if named is None else named.routes
             found.update((route.provider.name, route.model) for route in routes)

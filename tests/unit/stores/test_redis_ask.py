@@ -27,7 +27,7 @@ def test_a_script_is_called_by_its_hash() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["reserve", "fill", "beat", "census", "since", "renew", "lease", "move", "apply", "void"]
+    "name", ["reserve", "fill", "beat", "census", "since", "renew", "lease", "move", "apply", "void", "open"]
 )
 def test_amounts_are_checked_alike(name: str) -> None:
     """F4: the check of an amount stands before every script that reads one as text, behind the line that makes it one."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tests.gateways import gateways, soon
 from tests.shared_stores import shared_store
 
 from tollkeeper.health import LEVELS, Name
+from tollkeeper.stores.redis import RedisStore
 from tollkeeper.stores.redis_open import PLACES_MAX, _field, _name
 from tollkeeper.testing.clock import START_US
 from tollkeeper.testing.redis_server import RedisServer
@@ -21,51 +24,56 @@ MODEL: Name = ("model", "a:b", "keys/é {x}", "llama3:8b")
 S = 10**6
 
 
+@asynccontextmanager
+async def two(server: RedisServer, folder: Path) -> AsyncIterator[tuple[RedisStore, RedisStore]]:
+    """Two processes' stores, ready, whose clocks stand."""
+    one, other = (shared_store(server, folder / name) for name in "ab")
+    try:
+        await soon(lambda: one.state == other.state == "ready")
+        yield one, other
+    finally:
+        await one.close()
+        await other.close()
+
+
 async def test_the_other_learns(redis_server: RedisServer, tmp_path: Path) -> None:
     """E3: max() over gateways, whoever tells first; each hears all of it; what is over goes; F3: it has a deadline."""
-    one, other = (shared_store(redis_server, tmp_path / name) for name in "ab")
-    await one._current()
-    await other._current()
-    assert await one.advice.exchange(START_US) == {}
-    one.advice.tell(KEY, START_US + 60 * S)
-    one.advice.tell(MODEL, START_US + 5 * S)
-    one.advice.tell(MODEL, START_US + 3 * S)
-    right = {KEY: START_US + 60 * S, MODEL: START_US + 5 * S}
-    assert await one.advice.exchange(START_US) == right
-    assert await other.advice.exchange(START_US) == right
-    for store, told_s, stands_s in ((other, 30, 60), (other, 90, 90), (one, 70, 90)):
-        store.advice.tell(KEY, START_US + told_s * S)
-        assert (await store.advice.exchange(START_US))[KEY] == START_US + stands_s * S
-    with redis_server.client() as client:
-        (key,) = client.keys("*:open")
-        assert 60 < client.ttl(key) <= 92
-    assert await one.advice.exchange(START_US + 5 * S) == {KEY: START_US + 90 * S}
-    assert await other.advice.exchange(START_US + 90 * S) == {}
-    with redis_server.client() as client:
-        assert client.keys("*:open") == []
-    for store in (one, other):
-        await store.close()
+    async with two(redis_server, tmp_path) as (one, other):
+        assert await one.advice.exchange(START_US) == {}
+        one.advice.tell(KEY, START_US + 60 * S)
+        one.advice.tell(MODEL, START_US + 5 * S)
+        one.advice.tell(MODEL, START_US + 3 * S)
+        right = {KEY: START_US + 60 * S, MODEL: START_US + 5 * S}
+        assert await one.advice.exchange(START_US) == right
+        assert await other.advice.exchange(START_US) == right
+        for store, told_s, stands_s in ((other, 30, 60), (other, 90, 90), (one, 70, 90)):
+            store.advice.tell(KEY, START_US + told_s * S)
+            assert (await store.advice.exchange(START_US))[KEY] == START_US + stands_s * S
+        with redis_server.client() as client:
+            (key,) = client.keys("*:open")
+            assert 60 < client.ttl(key) <= 92
+        assert await one.advice.exchange(START_US + 5 * S) == {KEY: START_US + 90 * S}
+        assert await other.advice.exchange(START_US + 90 * S) == {}
+        with redis_server.client() as client:
+            assert client.keys("*:open") == []
 
 
 async def test_it_is_bounded(redis_server: RedisServer, tmp_path: Path) -> None:
     """Clients may name models without end, and anybody's word counts for an hour at most; what is none of ours is nothing."""
-    one, other = (shared_store(redis_server, tmp_path / name) for name in "ab")
-    await one._current()
-    for store in (one, other):
-        for number in range(2 * PLACES_MAX):
-            store.advice.tell(("model", "p", store._journal.id, f"made-up-{number}"), START_US + 10**12)
-        found = await store.advice.exchange(START_US)
-        assert len(found) == PLACES_MAX
-        assert set(found.values()) == {START_US + 3600 * S}
-    with redis_server.client() as client:
-        (key,) = client.keys("*:open")
-        later_ms = START_US // 1000 + 10**6
-        strange = {"newer": later_ms, "level:a:b:c": later_ms, "a": "nan", "key:p:k:": "1e400", "b": "9" * 400}
-        client.hset(key, mapping=strange)
-        assert len(await one.advice.exchange(START_US)) == PLACES_MAX
-        assert [name for name in strange if client.hexists(key, name)] == ["newer", "level:a:b:c"]
-    for store in (one, other):
-        await store.close()
+    async with two(redis_server, tmp_path) as (one, other):
+        for store in (one, other):
+            for number in range(2 * PLACES_MAX):
+                store.advice.tell(("model", "p", store._journal.id, f"made-up-{number}"), START_US + 10**12)
+            found = await store.advice.exchange(START_US)
+            assert len(found) == PLACES_MAX
+            assert set(found.values()) == {START_US + 3600 * S}
+        with redis_server.client() as client:
+            (key,) = client.keys("*:open")
+            later_ms = START_US // 1000 + 10**6
+            strange = {"newer": later_ms, "level:a:b:c": later_ms, "a": "nan", "key:p:k:": "1e400", "b": "9" * 400}
+            client.hset(key, mapping=strange)
+            assert len(await one.advice.exchange(START_US)) == PLACES_MAX
+            assert [name for name in strange if client.hexists(key, name)] == ["newer", "level:a:b:c"]
 
 
 @pytest.mark.parametrize("how", ["pause", "kill"])

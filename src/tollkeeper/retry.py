@@ -20,10 +20,14 @@ PAUSE_MAX_S: Final = 4.0
 
 
 class RetryBudget:
-    """Further tries are no more than `ratio` of the calls of the last seconds, and a floor: a storm of them ends by itself."""
+    """Further tries are no more than `ratio` of the calls of the last seconds, and a floor: a storm of them ends by itself.
+
+    At a ratio of 0 there are none.
+    """
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
+        self._floor = FLOOR if ratio else 0
         self._calls, self._tries = [0] * WINDOW_S, [0] * WINDOW_S
         self._second = 0
 
@@ -34,7 +38,7 @@ class RetryBudget:
     def take(self, now_s: float) -> bool:
         """Whether one more try is paid for; it is then taken."""
         at = self._at(now_s)
-        if sum(self._tries) >= self._ratio * sum(self._calls) + FLOOR:
+        if sum(self._tries) >= self._ratio * sum(self._calls) + self._floor:
             return False
         self._tries[at] += 1
         return True

@@ -124,7 +124,7 @@ def _begin(gate: Gate, call: Call) -> tuple[Tries, Route]:
     first = tries.first()
     if first is not None:
         return tries, first
-    places = {place_of(route): route for route in reversed(call.routes)}
+    places = {place_of(route): route for route in call.routes}
     back = gate.health.first_back(places)
     if gate.limits.when_all_open == "refuse":
         left_s = gate.health.open_until_s(back) - gate.clock.monotonic_s()

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import time
 import timeit
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from benchmarks.client import request
 from benchmarks.figures import Figure
 from benchmarks.streams import CHUNKS, events
+from tollkeeper.attempt import place_of
+from tollkeeper.breaker import Bounds
 from tollkeeper.dialects import DIALECTS
+from tollkeeper.health import Health
 from tollkeeper.meter import Meter
 from tollkeeper.prices import PriceBook
-from tollkeeper.values import Part, Provider, Reading, Usage
+from tollkeeper.retry import RetryBudget, Tries
+from tollkeeper.routing import Candidates, ordered
+from tollkeeper.values import Credential, Part, Provider, Reading, Route, Usage
 
 OPENAI: Final = Provider(
     name="openai", base_url="https://api.openai.com/v1", dialects=frozenset({"openai-chat"}), prices="openai"
+)
+ROUTES: Final = tuple(
+    Route(provider, "gpt-4o-mini", Credential(name, name))
+    for provider in (OPENAI, structs.replace(OPENAI, name="second"), structs.replace(OPENAI, name="third"))
+    for name in ("FIRST_KEY", "SECOND_KEY")
 )
 AT_US: Final = 1_780_000_000_000_000
 
@@ -51,6 +64,29 @@ def steps(folder: Path) -> Iterator[Figure]:
         chat.write_body(chat.read_ask(body), model="gpt-4o-mini-2024-07-18", output_cap=None, quirks=none)
 
     yield Figure("reading and writing a request's body", micros(rewritten, 5000), "µs")
+
+    for title, routes in (("one route", ROUTES[:1]), ("three routes, two keys", ROUTES)):
+        yield Figure(f"breakers and routing, {title}", micros(routed(routes), 5000), "µs", None, 15)
+
+
+def routed(routes: tuple[Route, ...]) -> Callable[[], None]:
+    """What a call that goes well adds for them: where it may go, leave to go there, and the report."""
+    health = Health(Bounds(), time.monotonic, lambda change: None)
+    retries, candidates = RetryBudget(0.2), Candidates(routes)
+    turns = count()
+
+    def call() -> None:
+        retries.called(time.monotonic())
+        order = ordered(
+            candidates, draw=lambda: 0.5, turn=next(turns), cost=lambda route: None, latency=lambda route: None
+        )
+        route = Tries(order, 3, lambda route: health.allows(place_of(route))).first()
+        assert route is not None
+        leave_to_go = health.admit(place_of(route))
+        assert leave_to_go is not None
+        health.report(leave_to_go, failed=None, first_byte_s=0.5)
+
+    return call
 
 
 def metering(dialect: str, chunks: list[bytes]) -> float:

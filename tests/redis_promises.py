@@ -107,6 +107,7 @@ def voids(ask: Asking) -> None:
     assert ask.run("void", (HOLDS, DUE), "a", "a", "x", "b") == 2
     assert (ask.number(ONE, "held"), ask.number(TWO, "held")) == (5, 1)
     assert problems(ask.client) == []
+    assert ask.run("void", (HOLDS, DUE), "x") == 0
 
 
 def applies(ask: Asking) -> None:
@@ -166,6 +167,16 @@ def applies(ask: Asking) -> None:
     stuck = [f"{CELLS} p|m|{name}".encode() for name in ("calls", "output")]
     assert ask.apply((6, 7), sums=sums, keys=(CELLS, ONE)) == [b"applied", *stuck]
     assert ask.number(ONE, "spent") == 24
+
+
+def ends(ask: Asking) -> None:
+    """What many large holds held is taken off to the last digit."""
+    ask.open()
+    for id, amount in (("a", 7), ("b", 2**53 - 1), ("c", 2)):
+        ask.reserve(id, amount)
+    assert ask.apply((0, 1), ended=["b", "c"]) == [b"applied"]
+    assert (ask.number(ONE, "held"), ask.number(TWO, "held")) == (7, 1)
+    assert problems(ask.client) == []
 
 
 def leases(ask: Asking) -> None:
@@ -238,4 +249,4 @@ def moves(ask: Asking) -> None:
     assert ask.client.expiretime(IDS) == TO
 
 
-PROMISES: Final = (reserves, voids, applies, leases, fills, lives, moves)
+PROMISES: Final = (reserves, voids, applies, ends, leases, fills, lives, moves)

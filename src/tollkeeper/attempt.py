@@ -19,6 +19,7 @@ from tollkeeper.errors import (
     StoreError,
     StreamBroken,
     TollkeeperError,
+    UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -28,7 +29,7 @@ from tollkeeper.health import Pass, Place
 from tollkeeper.meter import Meter
 from tollkeeper.settlement import Course, entry_of
 from tollkeeper.upstream import Answer
-from tollkeeper.values import Entry, Hold, Reading, Route
+from tollkeeper.values import Entry, Grant, Hold, Reading, Route
 
 log = logging.getLogger("tollkeeper")
 
@@ -59,6 +60,9 @@ async def make(
         attempt.ended = True
     except TollkeeperError as error:
         attempt.failure, attempt.ended = error, True
+        if isinstance(error, UpstreamUnreachable):
+            attempt.sent = False
+            call.sent -= 1
     except TimeoutError:
         attempt.failure, attempt.ended = _timed_out(call, attempt), True
     finally:  # also when cancelled: then the account is put right, and nothing else
@@ -90,6 +94,7 @@ async def _reserve(gate: Gate, request: Request, call: Call, attempt: Attempt) -
         sent=route.model if route.model != ask.model else None, tier=ask.tier,
         speed=ask.speed, geo=ask.geo,
     )  # fmt: skip
+    call.grant = Grant()  # that of an attempt before says nothing of this one
     call.grant = await gate.store.reserve(attempt.hold)
 
 
@@ -162,6 +167,7 @@ async def _send(call: Call, attempt: Attempt, reply: Reply, data: bytes) -> None
             return
         call.started = True
         data, attempt.last = attempt.last, b""
+        attempt.sending = True
         await reply.start(answer.status, answer.headers + told(call))
     attempt.sending = True
     await reply.send(data)
@@ -227,7 +233,9 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if failure is None and attempt.ended and not inside:
         health.report(leave_to_go, failed=None, first_byte_s=attempt.first_byte_s)
         return
-    if not (attempt.ended and attempt.sent):  # cancelled, or refused here
+    if not attempt.ended or (
+        failure is not None and not isinstance(failure, UpstreamError)
+    ):  # cancelled, or refused here
         health.report(leave_to_go, failed=None, ignore=True)
         return
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
@@ -252,9 +260,6 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
 async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
     """Book what was used, or let the hold go if nothing was sent; to the end, whatever cancels us meanwhile."""
     assert attempt.hold is not None
-    if isinstance(attempt.failure, UpstreamUnreachable):
-        attempt.sent = False
-        call.sent -= 1
     entry = _entry(gate, call, attempt) if attempt.sent else None
     due = entry if entry is not None else attempt.hold
     try:

@@ -129,11 +129,12 @@ class Breaker:
 
     def allows(self, now_s: float) -> bool:
         """What `admit` would say; nothing is taken."""
+        seen = self._phase  # one read needs no lock
+        if seen == "closed":
+            return True
         with self._lock:
-            if self._phase == "closed":
-                return True
             turn = self._look(now_s)
-            room = self._has_room(now_s)
+            room = self._phase == "closed" or self._has_room(now_s)
         if turn is not None:
             self._told(turn)
         return room

@@ -9,12 +9,12 @@
     ├── UpstreamError                the provider's side
     │   ├── UpstreamUnreachable  502 · UpstreamTimeout 504
     │   ├── UpstreamRefused      its own 4xx or 5xx, relayed as it came
-    │   ├── HeldOff              503 all providers of the model failed just now
     │   └── StreamBroken         502 cut, stalled or unreadable after content
     ├── StoreError
     │   ├── StoreUnavailable     503 · StoreOwned (a second process) · StoreCorrupt
     │   ├── Conflict             409 same id, other contents
     │   └── UnknownEntry         404
+    ├── HeldOff                  503 every provider of the model failed just now
     ├── Draining                 503 the gateway is stopping
     └── ConfigError              at start only
 
@@ -135,17 +135,6 @@ class UpstreamRefused(UpstreamError):
         self.http_status = status
 
 
-class HeldOff(UpstreamError):
-    """Every provider that serves this model failed just now, and none is asked (when_all_open = "refuse")."""
-
-    code = "held_off"
-    http_status = 503
-
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
 class StreamBroken(UpstreamError):
     """The reply ended without its end marker, could not be read, or grew past a bound."""
 
@@ -191,6 +180,17 @@ class UnknownEntry(StoreError):
 
     code = "unknown_entry"
     http_status = 404
+
+
+class HeldOff(TollkeeperError):
+    """Every provider that serves this model failed just now, and none is asked (when_all_open = "refuse")."""
+
+    code = "held_off"
+    http_status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Draining(TollkeeperError):

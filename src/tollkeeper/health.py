@@ -120,8 +120,9 @@ class Health:
 
     def allows(self, place: Place) -> bool:
         """What `admit` would say; nothing is taken."""
+        provider, key, model = self._levels(place).breakers
         now_s = self._now_s()
-        return all(breaker.allows(now_s) for breaker in self._levels(place).breakers)
+        return provider.allows(now_s) and key.allows(now_s) and model.allows(now_s)
 
     def force(self, place: Place) -> Pass:
         """Leave for one call whatever the breakers say, for when no place is left.

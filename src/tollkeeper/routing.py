@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import groupby
 from typing import Final, Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -60,7 +59,7 @@ def ordered(
     """
     if len(candidates.routes) == 1:
         return [candidates.routes[0]]
-    targets = [_turned(list(routes), turn) for _, routes in groupby(candidates.routes, key=_target)]
+    targets = [_turned(routes, turn) for routes in _targets(candidates.routes)]
     match candidates.policy:
         case "weighted":
             targets = _drawn(targets, draw)
@@ -71,11 +70,22 @@ def ordered(
     return [route for routes in targets for route in routes]
 
 
-def _target(route: Route) -> tuple[str, str]:
-    return route.provider.name, route.model
+def _targets(routes: Iterable[Route]) -> list[list[Route]]:
+    """The routes by provider and model: what differs in its credential alone."""
+    targets: list[list[Route]] = []
+    provider, model = None, ""
+    for route in routes:
+        if route.provider is provider and route.model == model:
+            targets[-1].append(route)
+        else:
+            targets.append([route])
+            provider, model = route.provider, route.model
+    return targets
 
 
 def _turned(routes: list[Route], turn: int) -> list[Route]:
+    if len(routes) == 1:
+        return routes
     first = turn % len(routes)
     return routes[first:] + routes[:first]
 

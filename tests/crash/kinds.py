@@ -91,31 +91,23 @@ def sentinels(folder: Path, executable: str) -> Iterator[Ground]:
     def strike(gateways: Gateways, random: Random) -> None:
         before = group.master
         if random.random() < 0.5:
-            after = group.fail_over()
+            group.fail_over()
         else:
             before.kill()
-            until(lambda: _master(group) not in (None, before), "another master")
-            after = group.master
-            before.start().replica_of(after)  # the sentinels would see to it within 10 s
+            until(lambda: group.master is not before, "another master")
+            before.start().replica_of(group.master)  # the sentinels would see to it within 10 s
         gateways.busy()
-        until(lambda: _follows(before, after), "the old master as a replica")
+        until(lambda: _follows(group), "a replica of the master")  # whichever is that now
 
     with Sentinels(folder, executable=executable) as group:
         addresses = ",".join(f"{host}:{port}" for host, port in group.addresses)
         yield Ground(f"redis+sentinel://{addresses}/{NAME}/0", [strike], lambda: group.master.client())
 
 
-def _master(group: Sentinels) -> RedisServer | None:
-    """Whom the sentinels agree on, if they do just now."""
+def _follows(group: Sentinels) -> bool:
+    master = group.master
     try:
-        return group.master
-    except RedisError:
-        return None
-
-
-def _follows(server: RedisServer, master: RedisServer) -> bool:
-    try:
-        with server.client() as client:
+        with (group.second if master is group.first else group.first).client() as client:
             told = client.info("replication")
     except RedisError:  # it ends its connections when it is told
         return False

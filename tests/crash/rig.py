@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, QUOTE, SESSION_LIMIT, scopes
 
 import tollkeeper
@@ -231,7 +231,7 @@ class Watcher:
         while not self._ending.wait(0.02):
             try:
                 self._sample()
-            except (RedisError, OSError):
+            except (RedisError, RedisClusterException, OSError):
                 self._drop()  # it is away, or another server now
 
     def _drop(self) -> None:

@@ -53,6 +53,7 @@ async def test_every_limit_is_passed_on(tmp_path: Path) -> None:
     """No setting of the line is forgotten: each field of flow.Limits comes from the configuration."""
     settings = (
         "first_byte_timeout_s = 11\nidle_timeout_s = 12\ntotal_timeout_s = 13\nhold_ttl_s = 14\ndrain_seconds = 15\n"
+        'attempts = 2\nwhen_all_open = "refuse"\n'
         'drain_limit = 16\non_disconnect = "cancel"\ndefault_output_cap = 17\ndefault_project = "mine"\n'
         "expose_cost = false\nexpose_cost_in_streams = true\noutput_caps = { m = 18 }\n"
         'output_ceilings = { m = 19 }\nquote = "typical"\n'

@@ -6,14 +6,23 @@ import pytest
 from msgspec import structs
 
 from tollkeeper import headers
-from tollkeeper.errors import BadRequest, BudgetExceeded, Draining, RateLimited, StoreUnavailable, UpstreamTimeout
-from tollkeeper.values import Budget, Charge, Provider, Refusal, Route, Standing
+from tollkeeper.errors import (
+    BadRequest,
+    BudgetExceeded,
+    Draining,
+    HeldOff,
+    RateLimited,
+    StoreUnavailable,
+    UpstreamTimeout,
+)
+from tollkeeper.values import Budget, Charge, ChargeStatus, Provider, Refusal, Route, Standing
 
 ROUTE = Route(Provider(name="openai", base_url="https://x/v1", dialects=frozenset()), "gpt-4o")
 USD = Standing(
     budget=Budget(scope="project", limit=1_500_000_000), id="alpha", project="alpha", window_start_us=0,
     resets_at_us=1_767_225_600_000_000, spent=250_000_001, held=1_000_000_000,
 )  # fmt: skip
+PAID: tuple[tuple[int | None, ChargeStatus], ...] = ((0, "priced"), (10_000_000, "estimated"), (None, "unpriced"))
 
 
 def test_of_call() -> None:
@@ -55,14 +64,38 @@ def test_of_budget() -> None:
 
 def test_of_cost() -> None:
     """A cost of 0 is told, an unknown one is not; both say how far it is known."""
-    assert headers.of_cost(Charge(amount_nanos=0, status="priced")) == [
+    assert headers.of_cost([Charge(amount_nanos=0, status="priced")]) == [
         (b"x-tollkeeper-cost", b"0"),
         (b"x-tollkeeper-cost-status", b"priced"),
     ]
-    assert headers.of_cost(Charge(amount_nanos=None, status="unpriced")) == [(b"x-tollkeeper-cost-status", b"unpriced")]
-    assert headers.comment(Charge(amount_nanos=1, status="estimated")) == (
+    assert headers.of_cost([Charge(amount_nanos=None, status="unpriced")]) == [
+        (b"x-tollkeeper-cost-status", b"unpriced")
+    ]
+    assert headers.comment([Charge(amount_nanos=1, status="estimated")]) == (
         b": x-tollkeeper-cost 0.000000001\n: x-tollkeeper-cost-status estimated\n\n"
     )
+
+
+def test_the_cost_of_several_attempts() -> None:
+    """B5: what they cost together, as well known as the least known of them."""
+    free, cents, unknown = (Charge(amount_nanos=nanos, status=status) for nanos, status in PAID)
+    assert headers.of_cost([free, cents]) == [
+        (b"x-tollkeeper-cost", b"0.01"),
+        (b"x-tollkeeper-cost-status", b"estimated"),
+    ]
+    assert headers.of_cost([cents, unknown]) == [(b"x-tollkeeper-cost-status", b"unpriced")]
+
+
+def test_tried_again_here() -> None:
+    """After several attempts an SDK is told not to try again, whatever the provider says."""
+    passed = [(b"x-should-retry", b"true"), (b"retry-after", b"5")]
+    assert headers.final(passed) == [(b"retry-after", b"5"), (b"x-should-retry", b"false")]
+
+
+@pytest.mark.parametrize(("left_s", "seconds"), [(-1, b"1"), (0.2, b"1"), (2.1, b"3")])
+def test_held_off(left_s: float, seconds: bytes) -> None:
+    """E1: who may ask again when a provider is back is told when that is."""
+    assert headers.of_refusal(HeldOff("x", retry_after_s=left_s), 0) == [(b"retry-after", seconds)]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +105,7 @@ def test_retry_after(ahead_us: int, seconds: bytes) -> None:
     """C7: Retry-After is whole seconds, rounded up so that asking then is not too early, and at least 1."""
     assert USD.resets_at_us is not None
     error = RateLimited(Refusal(standing=USD, asked=1))
-    told = dict(headers.of_refusal(USD, USD.resets_at_us - ahead_us, error))
+    told = dict(headers.of_refusal(error, USD.resets_at_us - ahead_us))
     assert told[b"retry-after"] == seconds
 
 
@@ -83,10 +116,11 @@ def test_what_is_not_to_be_retried() -> None:
         BudgetExceeded(Refusal(standing=USD, asked=1)),
         RateLimited(Refusal(standing=USD, asked=1)),
     ):
-        assert (b"x-should-retry", b"false") in headers.of_refusal(None, 0, error)
+        assert (b"x-should-retry", b"false") in headers.of_refusal(error, 0)
     for later in (Draining("x"), StoreUnavailable("x"), UpstreamTimeout("x")):
-        assert headers.of_refusal(None, 0, later) == []
-    told = dict(headers.of_refusal(USD, 0, BudgetExceeded(Refusal(standing=USD, asked=1))))
+        assert headers.of_refusal(later, 0, tried=1) == []
+        assert headers.of_refusal(later, 0, tried=2) == [(b"x-should-retry", b"false")]
+    told = dict(headers.of_refusal(BudgetExceeded(Refusal(standing=USD, asked=1)), 0))
     assert b"retry-after" not in told
     assert told[b"x-tollkeeper-budget-limit"] == b"1.5"
 

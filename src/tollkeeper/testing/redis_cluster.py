@@ -104,7 +104,9 @@ class Cluster:
         with source.client() as client:
             keys = client.execute_command("CLUSTER GETKEYSINSLOT", self._slot(slot), count)
             if keys:
-                client.migrate("127.0.0.1", to.port, keys, 0, 30_000)
+                client.migrate(
+                    "127.0.0.1", to.port, keys, 0, 30_000, replace=True
+                )  # what a killed node has again since, and is not its own, goes
         return len(keys)
 
     def end_move(self, slot: int | str, to: RedisServer) -> None:

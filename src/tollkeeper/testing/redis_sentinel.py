@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -82,9 +83,16 @@ class Sentinels:
 
     @property
     def master(self) -> RedisServer:
-        """Whom the Sentinels call the master now; the first of them that answers is believed."""
-        _, port = self._directory().discover_master(NAME)
-        return self.first if port == self.first.port else self.second
+        """Whom the Sentinels call the master now, as soon as one of them knows; the first that does is believed."""
+        found: list[int] = []
+
+        def known() -> bool:
+            with suppress(RedisError):
+                found.append(self._directory().discover_master(NAME)[1])
+            return bool(found)
+
+        until(known, "a master that a Sentinel knows")
+        return self.first if found[0] == self.first.port else self.second
 
     def client(self, **options: Any) -> redis.Redis:
         """A client of the master, whoever that is at each connection; it tries nothing twice."""

@@ -82,6 +82,27 @@ for _, lease in ipairs(leased) do whole(lease[3]) end
 whole(keep)
 whole(ids_until)
 
+-- What the ended holds held of each balance. Which balances that are only their text says: a cluster that is moving one of them
+-- must say so now, and not when half of the batch is written.
+local leases, freed, gone, over = holds:match('^(.*}:)') .. 'leases', {}, {}, {}
+for number, lived in ipairs(#ended > 0 and call('HMGET', holds, unpack(ended)) or {}) do
+  if lived and not over[ended[number]] then -- one may be told of twice
+    over[ended[number]] = true
+    gone[#gone + 1] = ended[number]
+    for key, amount in lived:sub(1, (lived:find('\n', 1, true)) - 1):gmatch('(%S+) (%d+)') do
+      if not freed[key] then call('EXISTS', key) end
+      freed[key] = freed[key] or {0}
+      local sums = freed[key]
+      if sums[#sums] + amount >= EXACT then sums[#sums + 1] = 0 end
+      sums[#sums] = sums[#sums] + amount
+    end
+  end
+end
+for _, lease in ipairs(leased) do
+  call('EXISTS', leases)
+  call('EXISTS', lease[2])
+end
+
 -- Now write.
 local function until_(key, deadline)
   if call('EXPIREAT', key, deadline, 'NX') == 1 then return true end
@@ -113,18 +134,16 @@ if #ids > 0 then
   until_(KEYS[FIRST + 1], ids_until)
 end
 
-local lives = #ended > 0 and call('HMGET', holds, unpack(ended)) or {}
-for number, lived in ipairs(lives) do
-  if lived and call('HDEL', holds, ended[number]) == 1 then -- one may be told of twice
-    for key, amount in lived:sub(1, (lived:find('\n', 1, true)) - 1):gmatch('(%S+) (%d+)') do
-      call('HINCRBY', key, 'held', '-' .. amount)
-    end
-    call('ZREM', due, ended[number])
+if #gone > 0 then
+  for key, sums in pairs(freed) do
+    for _, sum in ipairs(sums) do call('HINCRBY', key, 'held', format('-%.0f', sum)) end
   end
+  call('HDEL', holds, unpack(gone))
+  call('ZREM', due, unpack(gone))
 end
 
 for _, lease in ipairs(leased) do
-  local leases, field, balance = holds:match('^(.*}:)') .. 'leases', lease[1], lease[2]
+  local field, balance = lease[1], lease[2]
   local has = tonumber(call('HGET', leases, field) or '0')
   local part = format('%.0f', math.min(has, lease[3]))
   if part ~= '0' then

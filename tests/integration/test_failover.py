@@ -26,9 +26,9 @@ def closed(sv: Several) -> bool:
 
 @pytest.mark.parametrize("how", ["refuses connections", "503", "breaks off"])
 async def test_a_provider_is_down_for_a_minute(tmp_path: Path, how: str) -> None:
-    """E1, B5: at most 4 of 20 calls try it, all are served; each attempt that was made is booked, and each call counts once."""
-    clock = ManualClock()
-    async with several(tmp_path, clock=clock) as sv:
+    """E1, B5: at most 4 of 20 calls try it, all are served, none pauses; each attempt is booked, and each call counts once."""
+    clock, pauses = ManualClock(), list[int]()
+    async with several(tmp_path, clock=clock, draw=lambda: pauses.append(1) or 0.0) as sv:
         if how == "refuses connections":
             await sv.places[0].shut()
         sv.fakes[0].always = Refuse(503) if how == "503" else Cut(headers=False)
@@ -38,6 +38,7 @@ async def test_a_provider_is_down_for_a_minute(tmp_path: Path, how: str) -> None
         tried = [route for route in sv.opened if route.provider.name == "one"]
         booked = await sv.by_provider()
         assert 0 < len(tried) <= 4
+        assert pauses == []
         assert len(booked["one"]) == len(sv.fakes[0].requests) == (0 if how == "refuses connections" else len(tried))
         assert len(booked["two"]) == 20
         assert sum(entry.calls for entry in await sv.gw.entries()) == 20
@@ -86,6 +87,36 @@ async def test_three_billed_attempts_are_one_call(tmp_path: Path) -> None:
     assert len({entry.call for entry in entries}) == 1
     assert [entry.charge.status for entry in entries] == ["priced"] * 3
     assert [entry.usage.output for entry in entries] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("ends", ["well", "hangs", "with a client error", "its client leaves"])
+async def test_a_provider_that_may_be_back_gets_one_call(tmp_path: Path, ends: str) -> None:
+    """E2: of 100 calls one probes it; what says nothing of it gives the place back, and no breaker stays half-open."""
+    clock, stall = ManualClock(), Stall(0)
+    async with several(tmp_path, settings='on_disconnect = "cancel"\n', clock=clock) as sv:
+        sv.fakes[0].next(*[Refuse(503)] * 3, stall if ends != "with a client error" else [stall, Refuse(400)])
+        for _ in range(3):
+            await sv.served_by()
+        clock.advance(30)
+        _, writer = await sv.gw.connect()
+        writer.write(request(json.dumps(ASK).encode()))
+        await until(lambda: sv.asked()[0] == 4)
+        if ends == "its client leaves":
+            await stall.reached.wait()
+            writer.transport.abort()  # type: ignore[attr-defined]
+            await until(lambda: sv.gw.booked(7))
+            assert await sv.served_by() == "one"
+            return
+        if ends != "with a client error":
+            assert Counter(await asyncio.gather(*(sv.served_by() for _ in range(99)))) == {"two": 99}
+        if ends == "hangs":
+            clock.advance(60)
+            assert await sv.served_by() == "one"
+        stall.release.set()
+        await until(lambda: sv.gw.booked(107 if ends == "hangs" else 106 if ends == "well" else 7))
+        assert await sv.served_by() == "one"
+        assert not [each for each in sv.gw.app.gate.health.states() if each.state != "closed"]
+        writer.close()
 
 
 # ---- what says nothing of the provider ------------------------------------------------------------------------------
@@ -229,7 +260,7 @@ async def test_a_model_that_is_not_there(tmp_path: Path, code: str) -> None:
 
 # ---- the official SDKs ----------------------------------------------------------------------------------------------
 
-FAILING: list[Any] = [Refuse(503), Refuse(401), Cut(headers=False), Cut(1)]
+FAILING: list[Any] = [Refuse(503), Refuse(401), Cut(headers=False), Cut(1), Cut(20, "bytes")]
 
 
 @pytest.mark.parametrize("fault", FAILING, ids=str)

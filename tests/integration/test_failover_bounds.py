@@ -68,6 +68,8 @@ async def test_a_request_budget_counts_attempts(tmp_path: Path, window: str, sta
         assert await sv.served_by() == "two"
         found, told, _ = await sv.ask()
         assert (found, told["x-should-retry"]) == (status, "false")
+        assert (told["x-tollkeeper-provider"], told["x-tollkeeper-attempts"]) == ("one", "1")  # who was asked
+        assert told["x-tollkeeper-cost"] == "0"
         assert sv.asked() == [2, 1]
         assert [entry.calls for entry in await sv.gw.entries()] == [1, 0, 1]
 

@@ -16,6 +16,7 @@ from tollkeeper.call import Attempt
 from tollkeeper.meter import Meter
 from tollkeeper.testing.faults import Fault
 from tollkeeper.testing.provider import Cut, ErrorEvent, FakeProvider, Replay, Stall
+from tollkeeper.testing.responses_replies import FAILED
 
 #: What a dialect sends before its first content, in events: a role, an empty block, a ping.
 BEFORE = {"chat": 1, "messages": 3, "responses": 4, "stream": 1}
@@ -134,6 +135,33 @@ async def test_the_last_one_fails_too(tmp_path: Path, path: str, body: dict[str,
     assert not [end for end in ENDS if end in through]
     assert [entry.calls for entry in entries] == [1, 0, 0]
     assert sv.asked() == [1, 1, 1]
+
+
+REFUSED = (
+    b'{"type":"error","error":{"type":"overloaded_error","code":529,"status":"UNAVAILABLE","message":"Overloaded."}}'
+)
+LASTS = {
+    "chat": b"data: " + REFUSED + b"\n\ndata: [DONE]\n\n",
+    "messages": b"event: error\ndata: " + REFUSED + b'\n\nevent: message_stop\ndata: {"type":"message_stop"}\n\n',
+    "responses": b"event: error\ndata: " + REFUSED + b"\n\n" + FAILED.raw,
+    "alt=sse": b"data: " + REFUSED + b"\r\n\r\n",
+    "stream": b"[" + REFUSED + b"\n]\n",
+}
+
+
+@EACH
+async def test_an_error_with_an_end_marker(tmp_path: Path, path: str, body: dict[str, Any], before: int) -> None:
+    """D5: nor does an end marker behind the error make it a reply."""
+    last = next(bytes_ for part, bytes_ in LASTS.items() if part in path)
+    kind = "text/event-stream" if last[:1] in b"de" else "application/json"
+    fault = Replay(last, headers=(("content-type", kind),))
+    async with several(tmp_path) as sv:
+        sv.fakes[0].always = fault
+        status, told, through = await sv.ask(path, body)
+        assert (status, told["x-tollkeeper-provider"]) == (200, "two")
+        assert through == await direct(sv, path, body)
+        first, _ = await sv.gw.entries()
+    assert (first.outcome, first.charge.amount_nanos) == ("error", 0)
 
 
 PING = b": ping\n\n"

@@ -154,7 +154,7 @@ async def _finish(gate: Gate, request: Request, call: Call, reply: Reply, failur
     dialect, attempt = request.dialect, call.attempt
     answer, entry, last = (None, None, b"") if attempt is None else (attempt.answer, attempt.entry, attempt.last)
     fields = told(call)
-    if entry is not None and gate.limits.expose_cost:
+    if call.charges and gate.limits.expose_cost:
         fields += headers.of_cost(call.charges)
     if entry is not None and answer is not None and answer.is_stream and gate.limits.expose_cost_in_streams:
         last = headers.comment(call.charges) + last

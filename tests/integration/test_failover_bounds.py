@@ -207,13 +207,15 @@ async def test_fastest(tmp_path: Path) -> None:
 # ---- the gateway stops ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("drain_s", "status", "entries"), [(5, 200, 2), (0.1, 500, 1)])
+@pytest.mark.parametrize(("drain_s", "pause_s", "status", "entries"), [(5, 0.2, 200, 2), (0.1, 20, 500, 1)])
 async def test_a_call_between_two_attempts_when_the_gateway_stops(
-    tmp_path: Path, drain_s: float, status: int, entries: int
+    tmp_path: Path, drain_s: float, pause_s: float, status: int, entries: int
 ) -> None:
     """I3: it goes on within drain_seconds; past them it ends, and what was made is booked either way."""
     fake = FakeProvider([Refuse(503)])
-    async with several(tmp_path, fake, settings=f"drain_seconds = {drain_s}\n", draw=lambda: 1.0) as sv:
+    async with several(
+        tmp_path, fake, settings=f"drain_seconds = {drain_s}\n", draw=lambda: pause_s / retry.PAUSE_S
+    ) as sv:
         server = app.server(sv.gw.app)
         listening = app.listen(sv.gw.app.config)
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))

@@ -120,6 +120,7 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
         watch(gate, call, reply)
     attempt.sent = True
     call.sent += 1
+    call.asked = route
     sent_s = gate.clock.monotonic_s()
     async with gate.upstream.open(route, dialect.name, path, body, request.headers) as answer:
         attempt.answer, attempt.first_byte_s = answer, gate.clock.monotonic_s() - sent_s
@@ -310,5 +311,4 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
 
 def told(call: Call) -> headers.Headers:
     """The headers of a call's reply, as far as they are known while it begins."""
-    route = None if call.attempt is None else call.attempt.route
-    return headers.of_call(call.id, route, call.sent, call.grant.tightest, call.cap, call.instead_of)
+    return headers.of_call(call.id, call.asked, call.sent, call.grant.tightest, call.cap, call.instead_of)

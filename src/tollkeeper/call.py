@@ -110,6 +110,7 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     cap: int | None = None  #: the output cap that a hard budget made us set
     made: int = 0  #: attempts begun: the number in their holds' ids
     sent: int = 0  #: attempts that a provider may have seen
+    asked: Route | None = None  #: where the latest of them went
     ends_s: float | None = None  #: when all attempts must be over, by the running loop's clock
     leaving: bool = False  #: the client has gone; what is left is drained, or cut off by policy
     watched: bool = False  #: whether the client leaves

@@ -124,7 +124,7 @@ def _begin(gate: Gate, call: Call) -> tuple[Tries, Route]:
     first = tries.first()
     if first is not None:
         return tries, first
-    places = {place_of(route): route for route in reversed(call.routes)}
+    places = {place_of(route): route for route in call.routes}
     back = gate.health.first_back(places)
     if gate.limits.when_all_open == "refuse":
         left_s = gate.health.open_until_s(back) - gate.clock.monotonic_s()
@@ -154,7 +154,7 @@ async def _finish(gate: Gate, request: Request, call: Call, reply: Reply, failur
     dialect, attempt = request.dialect, call.attempt
     answer, entry, last = (None, None, b"") if attempt is None else (attempt.answer, attempt.entry, attempt.last)
     fields = told(call)
-    if entry is not None and gate.limits.expose_cost:
+    if call.charges and gate.limits.expose_cost:
         fields += headers.of_cost(call.charges)
     if entry is not None and answer is not None and answer.is_stream and gate.limits.expose_cost_in_streams:
         last = headers.comment(call.charges) + last

@@ -78,8 +78,8 @@ def final(fields: Headers) -> Headers:
 
 
 def of_refusal(error: TollkeeperError, now_us: int, tried: int = 0) -> Headers:
-    """What was refused, or `tried` several times here, is not to be tried again by an SDK; if it may later, it learns when."""
-    found = [_NEVER_RETRY] if isinstance(error, RequestError) or tried > 1 else []
+    """What was refused, held off, or `tried` several times here no SDK shall try again; who may later learns when."""
+    found = [_NEVER_RETRY] if isinstance(error, (RequestError, HeldOff)) or tried > 1 else []
     if isinstance(error, HeldOff):
         found.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
     standing = error.refusal.standing if isinstance(error, (BudgetExceeded, RateLimited)) else None

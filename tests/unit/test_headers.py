@@ -94,8 +94,9 @@ def test_tried_again_here() -> None:
 
 @pytest.mark.parametrize(("left_s", "seconds"), [(-1, b"1"), (0.2, b"1"), (2.1, b"3")])
 def test_held_off(left_s: float, seconds: bytes) -> None:
-    """E1: who may ask again when a provider is back is told when that is."""
-    assert headers.of_refusal(HeldOff("x", retry_after_s=left_s), 0) == [(b"retry-after", seconds)]
+    """E5: terminal for SDKs; who waits is told when a provider is back."""
+    told = headers.of_refusal(HeldOff("x", retry_after_s=left_s), 0)
+    assert told == [(b"x-should-retry", b"false"), (b"retry-after", seconds)]
 
 
 @pytest.mark.parametrize(

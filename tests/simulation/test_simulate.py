@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from tollkeeper import attempt, book, chores, flow, settlement
 from tollkeeper.call import Attempt
 from tollkeeper.cancellation import Deadline
 from tollkeeper.dialects import openai_chat
-from tollkeeper.errors import UpstreamUnreachable
 from tollkeeper.testing.simulate import Violation, main, play
 from tollkeeper.values import Entry, Hold
 
@@ -60,25 +59,19 @@ def test_a_wrong_argument(capsys: pytest.CaptureFixture[str]) -> None:
 def unshielded(patch: Patch) -> None:
     """Settling stops where the call is cancelled."""
 
-    async def put_right(gate: flow.Gate, call: flow.Call, tried: Attempt) -> Entry | None:
-        assert tried.hold is not None
-        sent = tried.sent and not isinstance(tried.failure, UpstreamUnreachable)
-        entry = attempt._entry(gate, call, tried) if sent else None
-        await attempt._book(gate, entry if entry is not None else tried.hold)
-        return entry
+    async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+        work.close()
 
-    patch.setattr(attempt, "_put_right", put_right)
+    patch.setattr(attempt, "to_its_end", to_its_end)
 
 
 def nothing_settled(patch: Patch) -> None:
     """A call that failed after it was sent has its hold let go."""
-    good = attempt._entry
+    good = attempt._put_right
 
     async def put_right(gate: flow.Gate, call: flow.Call, tried: Attempt) -> Entry | None:
-        assert tried.hold is not None
-        entry = good(gate, call, tried) if tried.sent and tried.failure is None else None
-        await attempt._book(gate, entry if entry is not None else tried.hold)
-        return entry
+        tried.sent = tried.sent and tried.failure is None
+        return await good(gate, call, tried)
 
     patch.setattr(attempt, "_put_right", put_right)
 

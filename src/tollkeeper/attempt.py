@@ -230,7 +230,9 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if not (attempt.ended and attempt.sent):  # cancelled, or refused here
         health.report(leave_to_go, failed=None, ignore=True)
         return
-    content = call.started or (meter is not None and meter.content)
+    content = call.started or (
+        meter is not None and attempt.is_stream and meter.content
+    )  # a whole body waits for its end
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
     verdict = verdict_of(
         failure, None if answer is None else answer.status, () if answer is None else answer.headers, body,

@@ -1,0 +1,23 @@
+"""attempt, flow: attempts that follow each other. Every run is judged: `played` raises on what does not hold."""
+
+from __future__ import annotations
+
+import pytest
+from tests.lines import GOOD, SHAPES, a_call, played
+
+from tollkeeper.testing.script import GROUPS, Placed
+
+PAIRS = tuple(Placed(f"{group}{number}") for group in GROUPS for number in (1, 2))
+
+
+@pytest.mark.parametrize("trouble", ["status", "status_cut", "breaks", "silent", "refuses"])
+@pytest.mark.parametrize(("dialect", "stream"), SHAPES)
+def test_another_provider_serves(dialect: str, stream: bool | str, trouble: str) -> None:
+    """B5, D5: what fails before its first content, a whole error too, goes on elsewhere; one call, an entry for each."""
+    run = played(
+        a_call(dialect, stream, trouble=trouble, at=0.5, status=503, further=(GOOD,)), places=PAIRS, attempts=2
+    )
+    story, found = run.stories[0], run.entries(0)
+    assert [tried.where[1:] for tried in story.tries] == ["1", "2"]
+    assert (story.status, found[-1].outcome, [each.calls for each in found]) == (200, "ok", [1, 0][: len(found)])
+    assert len(found) == int(story.headers[b"x-tollkeeper-attempts"]) == (1 if trouble == "refuses" else 2)

@@ -134,7 +134,7 @@ def _begin(gate: Gate, call: Call) -> tuple[Tries, Route]:
 
 async def _following(gate: Gate, call: Call, tries: Tries, attempt: Attempt, reply: Reply) -> Route | None:
     """Where to try again, after the pause that it takes; None: it stays with this attempt."""
-    if attempt.verdict is None or call.started or call.leaving:
+    if attempt.verdict is None or call.started or reply.left:
         return None
     following = tries.after(attempt.route, attempt.verdict, gate.draw)
     if following is None or not gate.retries.take(gate.clock.monotonic_s()):
@@ -144,7 +144,7 @@ async def _following(gate: Gate, call: Call, tries: Tries, attempt: Attempt, rep
         return None
     watch(gate, call, reply)
     await asyncio.sleep(following.pause_s)  # also where there is none: a client that has left is seen now
-    return None if call.leaving else following.route
+    return None if reply.left else following.route
 
 
 # ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────

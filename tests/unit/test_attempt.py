@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.lines import GOOD, SHAPES, a_call, played
 
-from tollkeeper.testing.script import GROUPS, Placed
+from tollkeeper.testing.script import GROUPS, Ledger, Placed
 
 PAIRS = tuple(Placed(f"{group}{number}") for group in GROUPS for number in (1, 2))
 
@@ -21,3 +21,12 @@ def test_another_provider_serves(dialect: str, stream: bool | str, trouble: str)
     assert [tried.where[1:] for tried in story.tries] == ["1", "2"]
     assert (story.status, found[-1].outcome, [each.calls for each in found]) == (200, "ok", [1, 0][: len(found)])
     assert len(found) == int(story.headers[b"x-tollkeeper-attempts"]) == (1 if trouble == "refuses" else 2)
+
+
+def test_nobody_is_asked_for_a_client_that_has_left() -> None:
+    """It may leave while the failed attempt is booked: its reply is complete by then, and its end is not."""
+    tries = set()
+    for moment in range(1, 20):
+        call = a_call(trouble="status", status=503, further=(GOOD,), leaves_s=moment / 40)
+        tries.add(len(played(call, places=PAIRS, attempts=2, ledger=Ledger(latency_s=0.2)).stories[0].tries))
+    assert tries == {1, 2}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.lines import GOOD, SHAPES, a_call, played
+from msgspec import structs
+from tests.lines import GOOD, SHAPES, TWO, a_call, a_run, played
 
 from tollkeeper.testing.script import GROUPS, Ledger, Placed
 
@@ -30,3 +31,17 @@ def test_nobody_is_asked_for_a_client_that_has_left() -> None:
         call = a_call(trouble="status", status=503, further=(GOOD,), leaves_s=moment / 40)
         tries.add(len(played(call, places=PAIRS, attempts=2, ledger=Ledger(latency_s=0.2)).stories[0].tries))
     assert tries == {1, 2}
+
+
+def test_a_place_that_is_shut_in_the_pause() -> None:
+    """E2, E3: it is not asked, though it was open when it was chosen; another that is back meanwhile is."""
+    limited = structs.replace(GOOD, trouble="status", status=429, retry_after_s=1)
+    run = a_run(
+        a_call(number=0, trouble="status", status=503, further=(limited,)),  # shuts o2 until 1.1 s
+        a_call(number=1, start_s=0.9, trouble="breaks", further=(GOOD,)),
+        structs.replace(a_call(number=2, start_s=1), provided=(limited,)),  # shuts o1
+        places=TWO, attempts=3,
+    )  # fmt: skip
+    run.gate.draw = lambda: 1.0  # the whole pause: 0.25 s
+    assert run.play() == []
+    assert [tried.where for tried in run.stories[1].tries] == ["o1", "o2"]

@@ -230,9 +230,8 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if not (attempt.ended and attempt.sent):  # cancelled, or refused here
         health.report(leave_to_go, failed=None, ignore=True)
         return
-    content = call.started or (
-        meter is not None and attempt.is_stream and meter.content
-    )  # a whole body waits for its end
+    # nothing of a whole body is relayed before its end
+    content = call.started or (meter is not None and attempt.is_stream and meter.content)
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
     verdict = verdict_of(
         failure, None if answer is None else answer.status, () if answer is None else answer.headers, body,
@@ -264,6 +263,8 @@ async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
         await _book(gate, due)
         if entry is not None:
             call.charges.append(entry.charge)
+        elif due in gate.owed:  # a hold that may yet expire counts the call: no other attempt may count it too
+            attempt.verdict = None
     except asyncio.CancelledError:  # the ledger's calls are idempotent: once more, and now to the end
         await to_its_end(_book(gate, due))
         raise

@@ -6,6 +6,7 @@ import pytest
 from msgspec import structs
 from tests.lines import GOOD, SHAPES, TWO, a_call, a_run, played
 
+from tollkeeper.errors import StoreUnavailable
 from tollkeeper.testing.script import GROUPS, Ledger, Placed
 
 PAIRS = tuple(Placed(f"{group}{number}") for group in GROUPS for number in (1, 2))
@@ -45,3 +46,18 @@ def test_a_place_that_is_shut_in_the_pause() -> None:
     run.gate.draw = lambda: 1.0  # the whole pause: 0.25 s
     assert run.play() == []
     assert [tried.where for tried in run.stories[1].tries] == ["o1", "o2"]
+
+
+def test_a_hold_that_is_not_let_go_is_the_last() -> None:
+    """B5: it may be booked when its process dies, and counts the call then; another attempt would count it again."""
+    run = a_run(a_call(trouble="refuses", further=(GOOD,)), places=TWO, attempts=2, death_s=5)
+
+    async def void(hold_id: str) -> None:
+        raise StoreUnavailable("the disk does not answer")
+
+    run.store.void = void  # type: ignore[method-assign]
+    assert run.play() == []
+    assert (run.stories[0].status, [(each.id, each.outcome) for each in run.entries(0)]) == (
+        502,
+        [("call-0/1", "expired")],
+    )

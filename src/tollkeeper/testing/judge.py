@@ -259,9 +259,11 @@ def _of_reply(story: Story) -> Iterator[str]:
             yield f"no provider answered, and the client got {body!r}"
         return
     tried = story.tries[-1]
-    reply, pieces = answer_to(
-        planned, msgspec.json.encode(_asked(story, tried)), tried.number, provided=tried.provided, target=tried.target
-    )  # fmt: skip
+    asked, reply, pieces = _asked(story, tried), tried.reply, tried.pieces
+    assert reply is not None
+    if asked != tried.got:
+        body_asked = msgspec.json.encode(asked)
+        reply, pieces = answer_to(planned, body_asked, tried.number, provided=tried.provided, target=tried.target)
     full = b"".join(piece.raw for piece in pieces).replace(b"\r\n", b"\n")
     error = body.find(b'"request_id":"%b"' % story.id.encode())
     told = error >= 0

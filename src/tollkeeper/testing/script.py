@@ -224,18 +224,18 @@ def _limits(rng: Random) -> Limits:
 
 def _budgets(rng: Random) -> tuple[Budget, ...]:
     possible = (
-        Budget(scope="project", measure="usd", window="total", limit=rng.choice((300_000, 900_000, 3_000_000))),
-        Budget(scope="all", measure="usd", window="minute", limit=rng.choice((800_000, 2_000_000))),
-        Budget(scope="all", measure="tokens", window="total", limit=rng.choice((400, 1_200, 5_000))),
-        Budget(scope="session", measure="requests", window="minute", limit=rng.choice((1, 2, 4))),
+        Budget(scope="project", measure="usd", window="total", limit=rng.choice((300_000, 2_000_000, 10_000_000))),
+        Budget(scope="all", measure="usd", window="minute", limit=rng.choice((1_500_000, 10_000_000))),
+        Budget(scope="all", measure="tokens", window="total", limit=rng.choice((400, 2_000, 20_000))),
+        Budget(scope="session", measure="requests", window="minute", limit=rng.choice((1, 3, 8))),
         Budget(scope="project", measure="usd", window="day", limit=1, hard=False),
         Budget(scope="session", measure="usd", window="total", limit=None),
     )
-    return tuple(budget for budget in possible if rng.random() < 0.3)
+    return tuple(budget for budget in possible if rng.random() < 0.2)
 
 
 def _ledger(rng: Random) -> Ledger:
-    if rng.random() < 0.3:
+    if rng.random() < 0.45:
         return Ledger()
     begins = rng.uniform(0, 6)
     return Ledger(

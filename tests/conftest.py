@@ -13,7 +13,7 @@ hypothesis.settings.load_profile("tollkeeper")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seeds", type=int, default=2000, help="seeds that the simulation plays (tests/simulation)")
+    parser.addoption("--seeds", type=int, default=5000, help="seeds that the simulation plays (tests/simulation)")
     parser.addoption("--first-seed", type=int, default=0, help="the first of them: with --seeds 1 it replays one")
     parser.addoption("--rounds", type=int, default=3, help="times that a process is killed (tests/crash)")
     parser.addoption("--steps", type=int, default=400, help="steps of the Redis stores and the model side by side")

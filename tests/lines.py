@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
+from tollkeeper.breaker import Bounds
 from tollkeeper.flow import Limits
+from tollkeeper.routing import Policy
 from tollkeeper.testing.replies import Traits
-from tollkeeper.testing.script import FOREVER_S, Ledger, Manners, Planned, Provided, Script
+from tollkeeper.testing.script import FOREVER_S, GROUPS, Down, Ledger, Manners, Placed, Planned, Provided, Script
 from tollkeeper.testing.scripted_provider import answer_to
 from tollkeeper.testing.simulate import Run
 from tollkeeper.values import Budget, Entry
@@ -22,6 +24,10 @@ STAYS = Manners(manner="stays", leaves_s=None, slow_s=0, stops_at=0)
 LIMITS = Limits(
     attempts=1, first_byte_s=4, idle_s=3, total_s=12, hold_ttl_s=30, drain_s=5, drain_limit=8, default_output_cap=64
 )
+PLACES = tuple(map(Placed, GROUPS))
+TWO = (Placed("o1"), Placed("o2"))
+"""Two providers that speak OpenAI's dialects, in this order."""
+BOUNDS = Bounds()
 STREAMS: list[tuple[str, bool | str]] = [
     ("openai-chat", True),
     ("anthropic-messages", True),
@@ -52,9 +58,10 @@ def a_call(
     body: dict[str, Any] | None = None,
     client: Manners = STAYS,
     leaves_s: float | None = None,
+    further: tuple[Provided, ...] = (),
     **provided: Any,
 ) -> Planned:
-    """A call; `provided` changes GOOD, `body` the request."""
+    """A call; `provided` changes GOOD, `body` the request; `further` is what its further attempts meet."""
     asked: dict[str, Any] = {"model": "m"}
     target = ""
     if dialect == "google-generate":
@@ -73,7 +80,7 @@ def a_call(
         client = structs.replace(client, manner="leaves", leaves_s=leaves_s)
     return Planned(
         number=number, start_s=start_s, dialect=dialect, body=msgspec.json.encode(asked | (body or {})), project="p",
-        target=target, session="s", provided=structs.replace(GOOD, **provided), client=client,
+        target=target, session="s", provided=(structs.replace(GOOD, **provided), *further), client=client,
     )  # fmt: skip
 
 
@@ -81,6 +88,10 @@ def a_run(
     *calls: Planned,
     ledger: Ledger = SLOW,
     budgets: tuple[Budget, ...] = (),
+    places: tuple[Placed, ...] = PLACES,
+    policy: Policy = "order",
+    downs: tuple[Down, ...] = (),
+    bounds: Bounds = BOUNDS,
     death_s: float | None = None,
     **limits: Any,
 ) -> Run:
@@ -88,7 +99,7 @@ def a_run(
     return Run(
         Script(
             seed=0, limits=structs.replace(LIMITS, **limits), budgets=budgets, ledger=ledger, calls=calls,
-            death_s=death_s, stop_s=None,
+            places=places, policy=policy, downs=downs, bounds=bounds, death_s=death_s, stop_s=None,
         )
     )  # fmt: skip
 

@@ -234,9 +234,8 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if failure is None and attempt.ended and not inside:
         health.report(leave_to_go, failed=None, first_byte_s=attempt.first_byte_s)
         return
-    if not attempt.ended or (
-        failure is not None and not isinstance(failure, UpstreamError)
-    ):  # cancelled, or refused here
+    refused = failure is not None and not isinstance(failure, UpstreamError)
+    if refused or not attempt.ended:  # here, or it was cancelled
         health.report(leave_to_go, failed=None, ignore=True)
         return
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
@@ -267,6 +266,8 @@ async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
         await _book(gate, due)
         if entry is not None:
             call.charges.append(entry.charge)
+        elif due in gate.owed:  # a hold that may yet expire counts the call: no other attempt may count it too
+            attempt.verdict = None
     except asyncio.CancelledError:  # the ledger's calls are idempotent: once more, and now to the end
         await to_its_end(_book(gate, due))
         raise

@@ -140,11 +140,15 @@ async def _following(gate: Gate, call: Call, tries: Tries, attempt: Attempt, rep
     if following is None or not gate.retries.take(gate.clock.monotonic_s()):
         return None
     loop = asyncio.get_running_loop()
-    if call.ends_s is not None and loop.time() + following.pause_s >= call.ends_s:
-        return None
     watch(gate, call, reply)
-    await asyncio.sleep(following.pause_s)  # also where there is none: a client that has left is seen now
-    return None if call.leaving else following.route
+    while following is not None and (call.ends_s is None or loop.time() + following.pause_s < call.ends_s):
+        await asyncio.sleep(following.pause_s)  # also where there is none: a client that has left is seen now
+        if reply.left:
+            return None
+        if gate.health.allows(place_of(following.route)):  # others may have shut it meanwhile, or be its probe
+            return following.route
+        following = tries.after(attempt.route, attempt.verdict, gate.draw)
+    return None
 
 
 # ── the end of the reply ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tests.lines import SHAPES, STAYS, STREAMS, a_call, a_run, played
+from tests.lines import GOOD, SHAPES, STAYS, STREAMS, a_call, a_run, played
 
-from tollkeeper.testing.script import Ledger, Planned
+from tollkeeper.testing.script import Ledger, Placed, Planned
 from tollkeeper.testing.simulate import Run
 
 Act = Callable[[Run], object]
@@ -59,6 +59,18 @@ def test_cancelled_at_every_point(dialect: str, stream: bool | str, ledger: Ledg
 def test_cancelled_twice(dialect: str, apart: int) -> None:
     """D4: a second cancellation stops the putting right as little as the first."""
     at_each_step(a_call(dialect, True), (0, cancel), (apart, cancel), ledger=FAILING)
+
+
+@pytest.mark.parametrize("act", [cancel, leave])
+@pytest.mark.parametrize("trouble", ["status", "breaks", "refuses"])
+@pytest.mark.parametrize(
+    ("dialect", "stream"), [("openai-chat", True), ("openai-chat", False), ("google-generate", "array")]
+)
+def test_disturbed_at_every_point_of_a_second_attempt(dialect: str, stream: bool | str, trouble: str, act: Act) -> None:
+    """D4, B5: an entry for each attempt that a provider saw, one call; none is begun for a client that has left."""
+    places = tuple(Placed(name) for name in ("o1", "o2", "g1", "g2"))
+    runs = at_each_step(a_call(dialect, stream, trouble=trouble, further=(GOOD,)), (0, act), places=places, attempts=2)
+    assert {1, 2} <= {len(run.stories[0].tries) for run in runs}
 
 
 @pytest.mark.parametrize("policy", ["drain", "cancel"])

@@ -69,14 +69,14 @@ def test_usage_is_asked_for_and_hidden() -> None:
 def test_a_bad_request(body: dict[str, Any]) -> None:
     """400 by the dialect, nothing reserved, nothing sent."""
     run = played(a_call(body=body))
-    assert (run.stories[0].status, run.stories[0].opened, run.entries(0)) == (400, False, [])
+    assert (run.stories[0].status, bool(run.stories[0].opened), run.entries(0)) == (400, False, [])
     assert run.stories[0].headers[b"x-should-retry"] == b"false"
 
 
 def test_a_budget_refuses() -> None:
     """C7: 402 with the numbers; nothing is sent, nothing booked."""
     run = played(a_call(cap=1000), budgets=(USD,))
-    assert (run.stories[0].status, run.stories[0].opened, run.entries(0)) == (402, False, [])
+    assert (run.stories[0].status, bool(run.stories[0].opened), run.entries(0)) == (402, False, [])
     assert error_of(run)["code"] == "budget_exceeded"
     assert run.stories[0].headers[b"x-tollkeeper-budget-limit"] == b"0.0002"
 
@@ -126,7 +126,7 @@ def test_parallel_calls_share_a_budget() -> None:
 def test_a_ledger_that_is_away_refuses() -> None:
     """503, and nothing is sent."""
     run = played(a_call(), ledger=Ledger(outages_s=((0, 100),)))
-    assert (run.stories[0].status, run.stories[0].opened) == (503, False)
+    assert (run.stories[0].status, bool(run.stories[0].opened)) == (503, False)
     assert error_of(run)["code"] == "store_unavailable"
 
 
@@ -204,7 +204,7 @@ def test_no_usage_is_an_estimate(dialect: str, stream: bool | str) -> None:
 def test_a_cut_before_any_text_is_booked_at_the_bound(dialect: str, stream: bool | str) -> None:
     """What a provider reasoned before its first word leaves no trace: the most that it can be counts."""
     run = played(a_call(dialect, stream, trouble="cut_event", at=0.1))
-    assert run.stories[0].delivered
+    assert run.stories[0].tries[0].delivered
     assert (entry(run).charge.status, entry(run).usage.output) == ("estimated", 20)
 
 

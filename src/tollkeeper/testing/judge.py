@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -16,27 +18,30 @@ from msgspec import structs
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import parse
 from tollkeeper.testing.faults import Piece
-from tollkeeper.testing.script import PRICED, Script
+from tollkeeper.testing.script import DEAR, PRICED, Script
 from tollkeeper.testing.scripted_provider import PING, answer_to, stated
-from tollkeeper.testing.stage import END_MARKERS, Story
+from tollkeeper.testing.stage import END_MARKERS, Story, Tried
 from tollkeeper.values import Budget, Entry, Hold, Usage
 
 #: Nanos for one token.
 NANOS: Final = {"input": 1000, "cache_read": 100, "cache_write_5m": 1250, "cache_write_1h": 2000, "output": 2000}
-PRICES: Final = f'[[price]]\nmodel = "{PRICED}"\n' + "\n".join(
-    f'{kind} = "{nanos / 1000}"' for kind, nanos in NANOS.items()
+TIMES: Final = {PRICED: 1, DEAR: 2}
+PRICES: Final = "\n".join(
+    f'[[price]]\nmodel = "{model}"\n' + "\n".join(f'{kind} = "{times * nanos / 1000}"' for kind, nanos in NANOS.items())
+    for model, times in TIMES.items()
 )
 _COST: Final = re.compile(rb"(: x-tollkeeper-cost[^\n]*\n)+\n")
 
 
+@cache
 def prices() -> PriceBook:
     """The prices of a run."""
     return PriceBook(parse(PRICES))
 
 
-def price(usage: Usage) -> int:
-    """What a usage costs, in nanos."""
-    return sum(nanos * int(getattr(usage, kind)) for kind, nanos in NANOS.items())
+def price(usage: Usage, model: str = PRICED) -> int:
+    """What a usage of a model costs, in nanos."""
+    return TIMES[model] * sum(nanos * int(getattr(usage, kind)) for kind, nanos in NANOS.items())
 
 
 # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -44,83 +49,141 @@ def price(usage: Usage) -> int:
 
 def of_call(story: Story, entries: list[Entry]) -> Iterator[str]:
     """What is wrong with one call, given the entries under its id in the order of booking."""
-    net = sum(entry.sign for entry in entries)
-    if story.seen and net != 1:
-        yield f"the provider saw it, and {net} entries stand"
-    # Where the connection was never told of, or the process died, the provider may have seen it for all that is known.
-    unknown = story.died or (story.opened and not story.refused)
-    if not story.seen and (net > 1 or (net and not unknown)):
-        yield f"the provider never saw it, and {net} entries stand"
-    if net == 1:
-        yield from _of_amount(story, entries[-1])
-        yield from _of_outcome(story, entries[-1])
+    calls = sum(entry.sign * entry.calls for entry in entries)
+    if calls != (sum(entry.sign for entry in entries) > 0):
+        yield f"its entries count as {calls} calls"
+    if strange := {entry.id for entry in entries} - {tried.id for tried in story.tries}:
+        yield f"nobody asked for {strange}"
+    for tried in story.tries:
+        for wrong in _of_attempt(story, tried, [entry for entry in entries if entry.id == tried.id]):
+            yield f"attempt {tried.number}: {wrong}"
+    yield from _of_course(story)
     yield from _of_reply(story)
 
 
-def _of_amount(story: Story, entry: Entry) -> Iterator[str]:
-    amount, planned = entry.charge.amount_nanos, story.planned
-    if planned.model != PRICED:
+def _of_attempt(story: Story, tried: Tried, entries: list[Entry]) -> Iterator[str]:
+    net = sum(entry.sign for entry in entries)
+    if tried.seen and net != 1:
+        yield f"the provider saw it, and {net} entries stand"
+    # Where the connection was never told of, or the process died, the provider may have seen it for all that is known.
+    unknown = tried.died or (tried.opened_s is not None and not tried.refused)
+    if not tried.seen and (net > 1 or (net and not unknown)):
+        yield f"the provider never saw it, and {net} entries stand"
+    if tried.opened_s is not None and not tried.granted:
+        yield "it went out, and no budget was asked"
+    if net == 1:
+        yield from _of_amount(story, tried, entries[-1])
+        yield from _of_outcome(story, tried, entries[-1])
+
+
+def _of_amount(story: Story, tried: Tried, entry: Entry) -> Iterator[str]:
+    amount = entry.charge.amount_nanos
+    if story.planned.model != PRICED:
         if (amount, entry.charge.status) not in ((None, "unpriced"), (0, "priced")):
             yield f"its model has no price, and {amount} is booked as {entry.charge.status}"
         return
     if amount is None:
         yield "its amount is unknown"
         return
-    known = _stated(story)
-    exact = known is not None and (amount, entry.charge.status) == (price(known), "priced")
-    if known is not None and not exact and not story.died:
-        yield f"the provider said {known} = {price(known)} nanos, booked {amount} as {entry.charge.status}"
-    if not exact and story.seen:  # the prompt's bound is generous: it must not hide a missing output
-        true = _generated(story)
+    model = PRICED if tried.route is None else tried.route.model
+    known = _stated(story, tried)
+    exact = known is not None and (amount, entry.charge.status) == (price(known, model), "priced")
+    if known is not None and not exact and not tried.died:
+        yield f"the provider said {known} = {price(known, model)} nanos, booked {amount} as {entry.charge.status}"
+    if not exact and tried.seen:  # the prompt's bound is generous: it must not hide a missing output
+        true = _generated(story, tried)
         if entry.outcome == "expired":  # nobody looked at the reply: the quote is all that is known
-            true = structs.replace(true, output=_unbounded(story, true.output))
-        if amount < price(true) or entry.usage.output < true.output:
-            yield f"the provider generated {true} = {price(true)} nanos, booked {entry.usage} = {amount}"
+            true = structs.replace(true, output=_unbounded(story, tried, true.output))
+        if amount < price(true, model) or entry.usage.output < true.output:
+            yield f"the provider generated {true} = {price(true, model)} nanos, booked {entry.usage} = {amount}"
     if known is None and amount and entry.charge.status == "priced":
         yield f"nobody said what it used, and {amount} is booked as priced"
 
 
-def _of_outcome(story: Story, entry: Entry) -> Iterator[str]:
-    planned, provided = story.planned, story.planned.provided
-    if story.died or story.cancelled:
+def _of_outcome(story: Story, tried: Tried, entry: Entry) -> Iterator[str]:
+    planned, provided = story.planned, tried.provided
+    if tried.died or story.cancelled:
         return
     if entry.outcome == "expired":
         yield "it came to its end, and its estimate stands"
     if provided.trouble == "lingers" and planned.events_of_google:
         return  # they end with the connection
-    whole = b"".join(piece.raw for piece in story.pieces)
+    whole = b"".join(piece.raw for piece in tried.pieces)
     finished = False  # the end marker reached the gateway while the client was there
-    if story.reply is not None and story.reply.stream and not provided.trouble.startswith("status"):
-        there = story.left_at is None or story.left_at >= len(whole)
-        finished = there and not _fails(story) and whole in bytes(story.delivered)
-    patient = (
-        planned.client.manner == "stays" and not story.left and provided.trouble in ("none", "lingers") and story.seen
-    )
-    lasts_s = provided.connect_s + provided.think_s + provided.gap_s * (1 + len(whole) // provided.chunk)
-    in_time = provided.connect_s + provided.think_s < 3.9 and lasts_s < 7.5
+    if tried.reply is not None and tried.reply.stream and not provided.trouble.startswith("status"):
+        there = tried.left_at is None or tried.left_at >= len(whole)
+        finished = there and not _fails(tried) and whole in bytes(tried.delivered)
+    patient = planned.client.manner == "stays" and not story.left and is_good(story, tried) and tried.seen
     if finished and entry.outcome in ("cut", "left") and planned.client.manner in ("stays", "leaves"):
         yield f"the provider's end marker arrived, and it is booked as {entry.outcome}"
-    elif patient and in_time and story.reply is not None and story.reply.stream and entry.outcome != "ok":
+    elif patient and tried.reply is not None and tried.reply.stream and entry.outcome != "ok":
         yield f"nothing was wrong and everything in time, and it is booked as {entry.outcome}"
 
 
-def _stated(story: Story) -> Usage | None:
+def is_good(story: Story, tried: Tried) -> bool:
+    """Whether its provider does nothing wrong, and all in time."""
+    provided, limits = tried.provided, story.limits
+    if provided.trouble not in ("none", "lingers") or tried.opened_s is None:
+        return False
+    if provided.trouble == "lingers" and (story.planned.events_of_google or (tried.reply and not tried.reply.stream)):
+        return False  # there is no end but the connection's
+    size = sum(len(piece.raw) for piece in tried.pieces)
+    begun_s = tried.opened_s - (story.opened[0].opened_s or 0)
+    lasts_s = provided.connect_s + provided.think_s + provided.gap_s * (1 + size // provided.chunk)
+    in_time = provided.connect_s + provided.think_s < limits.first_byte_s - 0.1
+    return in_time and begun_s + lasts_s < limits.total_s - 0.5
+
+
+def _of_course(story: Story) -> Iterator[str]:
+    """One attempt after the other: when none may follow, and whose reply the client gets."""
+    tries = story.tries
+    if len(tries) > story.limits.attempts:
+        yield f"{len(tries)} attempts, and {story.limits.attempts} are allowed"
+    if story.id and [tried.id for tried in tries] != [f"{story.id}/{tried.number}" for tried in tries]:
+        yield f"its holds are {[tried.id for tried in tries]}"
+    for before, tried in pairwise(tries):
+        at = f"attempt {tried.number} was made"
+        if tried.after_start:
+            yield f"{at} after the reply had begun"
+        if tried.after_left:
+            yield f"{at} for a client that had left"
+        if before.opened_s is None:
+            yield f"{at} after one that was refused here"
+        if is_the_clients(before):
+            yield f"{at} after the client's own {before.provided.status}"
+        if is_good(story, before) or (before.eof and before.provided.trouble in ("none", "lingers")):
+            yield f"{at} after a good one"
+    sent = sum(not tried.refused for tried in story.opened)
+    told = int(story.headers.get(b"x-tollkeeper-attempts", b"0"))
+    if story.status is not None and not (story.died or story.cancelled) and told != sent:
+        yield f"{sent} attempts went out, and the client is told of {told}"
+
+
+def is_the_clients(tried: Tried) -> bool:
+    """Refused for what the client asks."""
+    trouble, status = tried.provided.trouble, tried.provided.status
+    if not tried.answered or not trouble.startswith("status"):
+        return False
+    return status in (400, 422) or (status == 404 and tried.eof)
+
+
+def _stated(story: Story, tried: Tried) -> Usage | None:
     """The usage that the provider stated as its last word, all of which reached the gateway."""
-    reply, provided = story.reply, story.planned.provided
-    if reply is None or not provided.traits.tells_usage or _fails(story):
+    reply, provided = tried.reply, tried.provided
+    if reply is None or not provided.traits.tells_usage or _fails(tried):
         return None
     if provided.trouble.startswith("status"):
-        return Usage() if provided.trouble == "status" and story.eof else None
+        return Usage() if provided.trouble == "status" and tried.eof else None
     # A stream's last piece is the end marker, its usage stands before it, or, in a response and in Google's events, in it; of
     # two choices only the end says which is last.
     two = story.planned.choices > 1
     last = story.planned.dialect == "openai-responses" or story.planned.events_of_google
     in_the_end = two or not reply.stream or last
-    needed = story.pieces if in_the_end else story.pieces[:-1]
+    needed = tried.pieces if in_the_end else tried.pieces[:-1]
     marked = reply.stream and not story.planned.events_of_google
-    if two and not (b"".join(piece.raw for piece in needed) in story.delivered if marked else story.eof):
+    if two and not (b"".join(piece.raw for piece in needed) in tried.delivered if marked else tried.eof):
         return None
-    if len(_useful(story)) < len(b"".join(piece.raw for piece in needed).rstrip()):
+    if len(_useful(tried)) < len(b"".join(piece.raw for piece in needed).rstrip()):
         return None
     lie = provided.lie if story.planned.dialect != "openai-embeddings" else None
     if lie in ("absurd", "negative"):
@@ -129,50 +192,50 @@ def _stated(story: Story) -> Usage | None:
     return structs.replace(reply.usage, output=stated(lie, reply.usage.output - beside) + beside)
 
 
-def _useful(story: Story) -> bytes:
-    return bytes(story.delivered).replace(PING, b"").strip()
+def _useful(tried: Tried) -> bytes:
+    return bytes(tried.delivered).replace(PING, b"").strip()
 
 
 _CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "maxOutputTokens")
-_CAPPED: Final = (*_CAPS, "generationConfig")
+_WRITTEN: Final = (*_CAPS, "generationConfig", "model")
 
 
-def _asked(story: Story) -> dict[str, Any]:
-    """The client's request, with the output cap that a budget made the gateway set."""
+def _asked(story: Story, tried: Tried) -> dict[str, Any]:
+    """The client's request, with the output cap that a budget made the gateway set, and the provider's name for the model."""
     asked: dict[str, Any] = msgspec.json.decode(story.planned.body)
-    return asked | {name: story.got[name] for name in _CAPPED if name in story.got}
+    return asked | {name: tried.got[name] for name in _WRITTEN if name in tried.got}
 
 
-def _unbounded(story: Story, output: int) -> int:
+def _unbounded(story: Story, tried: Tried, output: int) -> int:
     """Of what was generated unseen, where nobody set a cap, the gateway expects so much and no more."""
-    told = story.got | story.got.get("generationConfig", {})
+    told = tried.got | tried.got.get("generationConfig", {})
     if any(told.get(name) is not None for name in _CAPS):
         return output
-    return min(output, story.default_cap * story.planned.choices)
+    return min(output, (story.limits.default_output_cap or 0) * story.planned.choices)
 
 
-def _fails(story: Story) -> bool:
+def _fails(tried: Tried) -> bool:
     """Whether an error stands in the place of the reply's end."""
-    trouble = story.planned.provided.trouble
+    trouble = tried.provided.trouble
     return trouble in ("error", "error_done") or (
-        trouble == "error_first" and story.reply is not None and not story.reply.stream
+        trouble == "error_first" and tried.reply is not None and not tried.reply.stream
     )
 
 
-def _generated(story: Story) -> Usage:
+def _generated(story: Story, tried: Tried) -> Usage:
     """What the provider generated of what it sent. Reasoning counts only while nothing was seen of the text: later the
     text is what bounds the estimate, and reasoning leaves no trace in it.
     """
-    reply, trouble = story.reply, story.planned.provided.trouble
+    reply, trouble = tried.reply, tried.provided.trouble
     if reply is None or trouble.startswith("status"):
         return Usage()
-    if _fails(story) and not reply.stream:
+    if _fails(tried) and not reply.stream:
         return Usage()
     if not reply.stream:  # all of it, before the first byte
-        text = sum(piece.tokens - piece.reasoning for piece in story.pieces)
-        return structs.replace(reply.usage, output=text if story.eof else _unbounded(story, text))
-    begun, at, received = list[Piece](), 0, len(_useful(story))
-    for piece in story.pieces:
+        text = sum(piece.tokens - piece.reasoning for piece in tried.pieces)
+        return structs.replace(reply.usage, output=text if tried.eof else _unbounded(story, tried, text))
+    begun, at, received = list[Piece](), 0, len(_useful(tried))
+    for piece in tried.pieces:
         if at >= received:
             break
         begun.append(piece)
@@ -180,18 +243,34 @@ def _generated(story: Story) -> Usage:
     output = sum(piece.tokens - piece.reasoning for piece in begun)
     if trouble.startswith("error"):
         return structs.replace(reply.usage, output=output) if output else Usage()
-    return structs.replace(reply.usage, output=output or _unbounded(story, sum(piece.tokens for piece in begun)))
+    return structs.replace(reply.usage, output=output or _unbounded(story, tried, sum(piece.tokens for piece in begun)))
 
 
 def _of_reply(story: Story) -> Iterator[str]:
+    """It is the last attempt's: no two answer alike."""
     planned, body = story.planned, bytes(story.body).replace(b"\r\n", b"\n")
     stays = story.id != "" and not (story.left or story.died or story.cancelled)
     if stays and planned.client.manner != "stops" and not story.ended:
         yield "the client waits for the end of its reply"
-    if story.status is None or story.status >= 300:
+    if story.status is None:
         return
+    if not story.tries or story.tries[-1].reply is None:
+        if b'"request_id":"%b"' % story.id.encode() not in body and story.ended:
+            yield f"no provider answered, and the client got {body!r}"
+        return
+    tried = story.tries[-1]
+    asked, reply, pieces = _asked(story, tried), tried.reply, tried.pieces
+    assert reply is not None
+    if asked != tried.got:
+        body_asked = msgspec.json.encode(asked)
+        reply, pieces = answer_to(planned, body_asked, tried.number, provided=tried.provided, target=tried.target)
+    full = b"".join(piece.raw for piece in pieces).replace(b"\r\n", b"\n")
     error = body.find(b'"request_id":"%b"' % story.id.encode())
     told = error >= 0
+    if story.status >= 300:
+        if not told and body and body != full:
+            yield f"the client got what the provider did not send: {body!r}"
+        return
     if told:
         begins, ends = (b",\n", b"}\n]") if planned.array else (b"\n\n", b"\n\n")
         end = body.find(ends, error) + len(ends)
@@ -200,8 +279,6 @@ def _of_reply(story: Story) -> Iterator[str]:
         body = body[: body.rfind(begins, 0, error) + (0 if planned.array else 2)]
         if any(marker in body for marker in END_MARKERS):
             yield "an end marker, and then an error event of the gateway"
-    reply, pieces = answer_to(planned, msgspec.json.encode(_asked(story)))
-    full = b"".join(piece.raw for piece in pieces).replace(b"\r\n", b"\n")
     got = _COST.sub(b"", body)
     for junk in (PING, b" ") if reply.stream else (b" ",):
         full, got = full.replace(junk, b""), got.replace(junk, b"")
@@ -238,7 +315,7 @@ def over_limit(
 
 def honest(script: Script) -> bool:
     """Whether no provider states more than it could have used."""
-    return all(call.provided.lie != "triple" for call in script.calls)
+    return all(provided.lie != "triple" for call in script.calls for provided in call.provided)
 
 
 def _place(budget: Budget, of: Entry | Hold) -> tuple[str, int]:

@@ -15,26 +15,25 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from random import Random
 
 from tollkeeper import chores, flow
-from tollkeeper.breaker import Bounds
+from tollkeeper.attempt import place_of
 from tollkeeper.dialects import DIALECTS
-from tollkeeper.health import Health
+from tollkeeper.health import Change, Place
 from tollkeeper.keys import KeyRing
-from tollkeeper.prices import PriceBook
 from tollkeeper.retry import RetryBudget
-from tollkeeper.routing import Table
-from tollkeeper.testing import judge
-from tollkeeper.testing.script import Planned, Script, draw
-from tollkeeper.testing.scripted_provider import CALL, ScriptedUpstream
-from tollkeeper.testing.stage import Client, Story, TroubledStore
+from tollkeeper.testing import judge, judge_places
+from tollkeeper.testing.script import RETRY_RATIO, Planned, Script, draw
+from tollkeeper.testing.scripted_provider import CALL, ScriptedUpstream, table_of
+from tollkeeper.testing.stage import Client, Story, Tried, TroubledStore, WatchedHealth
 from tollkeeper.testing.virtual_loop import Stuck, VirtualClock, VirtualLoop
-from tollkeeper.values import Entry, Hold, Provider
+from tollkeeper.values import Entry, Hold
 
 #: Virtual seconds in which every call must be over: no limit of `script` adds up to it.
 HORIZON_S = 120.0
+#: And in which every breaker must be back: the longest that a provider can ask for is an hour.
+ALL_BACK_S = 3700.0
 
 
 class Violation(AssertionError):
@@ -48,18 +47,20 @@ class Run:
         self.script = script
         self.loop = VirtualLoop()
         self.clock = VirtualClock(self.loop)
-        self.stories = {
-            planned.number: Story(planned, script.limits.default_output_cap or 0) for planned in script.calls
-        }
+        self.stories = {planned.number: Story(planned, script.limits) for planned in script.calls}
         self.lines: dict[int, asyncio.Task[None]] = {}
         self.clients: dict[int, Client] = {}
         self.over_s = 0.0  #: when the last line came back
         self.wrong: list[str] = []
         self._trace = trace
         self._calling: Story | None = None
+        self._forced = False  #: a breaker was passed over, and its attempt begins
+        self.changes: list[tuple[float, Change]] = []  #: of the breakers of this process
+        self.table = table_of(script)
         self.store = TroubledStore(
             script.budgets, script.ledger, Random(f"{script.seed} ledger"), lambda text: self.tell(None, text)  # noqa: S311
         )  # fmt: skip
+        self.store.at_ask = self._begin
         self.store.at_grant = self._check_limits
         self.store.at_void = self._check_void
         self.store.at_booking = self._disturb_booking
@@ -86,7 +87,7 @@ class Run:
     def _disturb_booking(self, hold_id: str) -> None:
         for story in self.stories.values():
             after_s = story.planned.booking_cancelled_s
-            if after_s is not None and f"{story.id}/1" == hold_id:
+            if after_s is not None and story.id == hold_id.rpartition("/")[0]:
                 self.loop.call_later(after_s, self.cancel, story.planned.number)
 
     def entries(self, number: int) -> list[Entry]:
@@ -107,6 +108,7 @@ class Run:
         if script.death_s is not None:
             self.tell(None, "the process dies")
             await self._die([*tasks, chore])
+            self.changes = []
             self.gate = self._open_gate()
             chore = asyncio.create_task(self._chores())
             tasks = [asyncio.create_task(self._call(story)) for story in second]
@@ -130,7 +132,7 @@ class Run:
         client = Client(story, self.tell, self._check_record)
         if planned.client.leaves_s is not None:
             self.loop.call_later(planned.client.leaves_s, client.leave)
-        line = self.lines[planned.number] = asyncio.create_task(self._line(story, client))
+        line = self.lines[planned.number] = asyncio.create_task(self._line(story, client), name=str(planned.number))
         self.clients[planned.number] = client
         for cancel_s in planned.cancels_s:
             if cancel_s < 0:
@@ -172,14 +174,16 @@ class Run:
         """Nothing that a task still does has any effect."""
         self.store.down = True
         for story in self.stories.values():
-            story.died = story.id != "" and not story.returned
+            if story.id and not story.returned:
+                story.die(story.tries[-1:])
         while left := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
-            for task in left:
-                task.cancel()
+            for task in sorted(left, key=lambda task: (len(task.get_name()), task.get_name())):
+                task.cancel()  # in the order in which they began: a set has none
             await asyncio.wait(left)
         # What the first process owed died with it.
-        for entry in self.gate.owed:
-            next(story for story in self.stories.values() if story.id == entry.call).died = True
+        for due in self.gate.owed:
+            story = self._story(due)
+            story.die(tried for tried in story.tries if tried.id == due.id)
         self.store.down = False
 
     async def _chores(self) -> None:
@@ -189,26 +193,41 @@ class Run:
         """The ledger recovers, time passes every deadline, and the chores are done once more."""
         if chore.done():
             self._note(None, "the chores have ended")
+        self._check_breakers()
         chore.cancel()
         await asyncio.wait([chore])
         self.store.recover()
         await asyncio.sleep(self.script.limits.hold_ttl_s + 1)
         await chores.expire(self.gate)
+        await asyncio.sleep(ALL_BACK_S)
+        self._check_breakers(all_back=True)
 
     def _open_gate(self) -> flow.Gate:
-        providers = {
-            "o": Provider(
-                name="o", base_url="", dialects=frozenset({"openai-chat", "openai-embeddings", "openai-responses"})
-            ),
-            "a": Provider(name="a", base_url="", dialects=frozenset({"anthropic-messages"})),
-            "g": Provider(name="g", base_url="", dialects=frozenset({"google-generate"})),
-        }
+        health = WatchedHealth(self.script.bounds, self.clock.monotonic_s, self._changed)
+        health.at_force = self._check_force
         return flow.Gate(
-            clock=self.clock, keys=KeyRing(()), table=Table(providers, {}, lambda model: None), prices=_prices(),
-            store=self.store, upstream=ScriptedUpstream(self.stories, self.tell), limits=self.script.limits,
+            clock=self.clock, keys=KeyRing(()), table=self.table, prices=judge.prices(), store=self.store,
+            upstream=ScriptedUpstream(self.stories, self.tell, self.script.downs), limits=self.script.limits,
             new_id=self._new_id, draw=Random(f"{self.script.seed} draw").random,  # noqa: S311
-            health=Health(Bounds(), self.clock.monotonic_s, lambda change: None), retries=RetryBudget(0.2),
+            health=health, retries=RetryBudget(RETRY_RATIO),
         )  # fmt: skip
+
+    def _begin(self, hold: Hold) -> None:
+        """The line asks for a hold: an attempt begins."""
+        tried = self._story(hold).begin(hold.id, self.loop.time())
+        tried.forced, self._forced = self._forced, False
+
+    def _story(self, due: Hold | Entry) -> Story:
+        return next(story for story in self.stories.values() if story.id == due.call)
+
+    def _changed(self, change: Change) -> None:
+        self.changes.append((self.loop.time(), change))
+        name = "/".join(filter(None, (change.provider, change.key, change.model)))
+        self.tell(None, f"{change.level} {name}: {change.before} → {change.after} ({change.reason})")
+
+    def places(self, planned: Planned) -> list[Place]:
+        """Where a call can go."""
+        return [place_of(route) for route in self.table.candidates(planned.model, planned.dialect).routes]
 
     def _new_id(self) -> str:
         story = self._calling
@@ -218,30 +237,50 @@ class Run:
 
     # ── what must hold ──
 
+    def _check_force(self, place: Place) -> None:
+        """A breaker is passed over for a call's first attempt alone, where each other place is shut too."""
+        task = asyncio.current_task()
+        assert task is not None
+        story, self._forced = self.stories[int(task.get_name())], True
+        good = [other for other in self.places(story.planned) if self.gate.health.allows(other)]
+        if story.tries or good or self.script.limits.when_all_open == "refuse":
+            self._note(story, f"it goes to {place}, which is shut; open are {good}")
+
+    def _check_breakers(self, *, all_back: bool = False) -> None:
+        """No call runs: whatever is not open has room, and with time so has each."""
+        for place in {place for story in self.stories.values() for place in self.places(story.planned)}:
+            if not (self.gate.health.allows(place) or (self.gate.health.open_until_s(place) and not all_back)):
+                self._note(None, f"{place} admits nobody")
+
     def _check_limits(self, hold: Hold) -> None:
+        self._tried(hold.id).granted = True
         holds = [live.hold for live in self.store.holds()]
         passed = judge.over_limit(self.script.budgets, self.store.booked(), holds, hold)
         if passed is not None:
             self._note(None, f"{hold.id} is granted past a hard budget: {passed}")
 
+    def _tried(self, hold_id: str) -> Tried:
+        return next(tried for story in self.stories.values() for tried in story.tries if tried.id == hold_id)
+
     def _check_void(self, hold_id: str) -> None:
-        for story in self.stories.values():
-            if story.seen and f"{story.id}/1" == hold_id:
-                self._note(story, "its hold is let go, and the provider saw it")
+        if self._tried(hold_id).seen:
+            self._note(None, f"{hold_id} is let go, and the provider saw it")
 
     def _check_record(self, story: Story) -> None:
         """The client sees the end: then the call is on record."""
         if self.store.down:
             return
-        if not any(entry.call == story.id for entry in self.store.booked()):
-            owed = any(entry.call == story.id for entry in self.gate.owed)
-            held = any(live.hold.call == story.id for live in self.store.holds())
-            tries = self.store.failures[f"settle {story.id}/1"]
-            if not (owed and held and tries > 2):
-                self._note(story, "its client saw the end before the call was on record")
+        booked = {entry.id for entry in self.store.booked()}
+        for tried in story.opened:
+            if not tried.refused and tried.id not in booked:
+                owed = any(due.id == tried.id for due in self.gate.owed)
+                held = any(live.hold.id == tried.id for live in self.store.holds())
+                tries = self.store.failures[f"settle {tried.id}"]
+                if not (owed and held and tries > 2):
+                    self._note(story, "its client saw the end before the call was on record")
 
     def _check_hold(self, story: Story) -> None:
-        owed = {entry.id for entry in self.gate.owed}
+        owed = {due.id for due in self.gate.owed}
         for live in self.store.holds():
             if live.hold.call == story.id and live.hold.id not in owed:
                 self._note(story, "it is over, its hold lives and nothing is owed")
@@ -250,6 +289,8 @@ class Run:
         for story in self.stories.values():
             for wrong in judge.of_call(story, self.entries(story.planned.number)):
                 self._note(story, wrong)
+        for wrong in judge_places.of_run(self.script, list(self.stories.values()), self.changes, self.places):
+            self._note(None, wrong)
         if left := self.store.holds():
             self._note(None, f"holds live past their deadline: {[live.hold.id for live in left]}")
         if self.gate.draining or self.gate.owed:
@@ -283,11 +324,6 @@ async def _over(tasks: list[asyncio.Task[None]], seconds: float) -> None:
         await asyncio.wait(tasks, timeout=seconds)
     else:
         await asyncio.sleep(seconds)
-
-
-@cache
-def _prices() -> PriceBook:
-    return judge.prices()
 
 
 @contextmanager
@@ -342,7 +378,16 @@ def _told(script: Script) -> str:
     def call(planned: Planned) -> str:
         return f"call {planned.number}: {planned}"
 
-    return "\n".join([f"seed {script.seed}", *map(str, (script.limits, *script.budgets, script.ledger)),
+    settings = (
+        script.limits,
+        script.bounds,
+        *script.places,
+        script.policy,
+        *script.downs,
+        *script.budgets,
+        script.ledger,
+    )
+    return "\n".join([f"seed {script.seed}", *map(str, settings),
                       f"death {script.death_s}, stop {script.stop_s}", *map(call, script.calls), ""])  # fmt: skip
 
 

@@ -14,13 +14,15 @@ from typing import Any, Final, TypeVar
 
 from tollkeeper.book import Live
 from tollkeeper.errors import StoreUnavailable
+from tollkeeper.flow import Limits
+from tollkeeper.health import Health, Pass, Place
 from tollkeeper.ledger import expired
 from tollkeeper.stores import Booked
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.testing.faults import Piece
 from tollkeeper.testing.replies import Reply
-from tollkeeper.testing.script import Ledger, Planned
-from tollkeeper.values import Budget, Entry, Grant, Hold
+from tollkeeper.testing.script import Ledger, Planned, Provided
+from tollkeeper.values import Budget, Entry, Grant, Hold, Route
 
 T = TypeVar("T")
 END_MARKERS: Final = (
@@ -33,30 +35,91 @@ END_MARKERS: Final = (
 Tell = Callable[[int, str], None]
 
 
-class Story:
-    """What became of one call, as its client and its provider saw it."""
+class Tried:
+    """What became of one attempt, as its provider saw it and the ledger was asked for it."""
 
-    def __init__(self, planned: Planned, default_cap: int = 64) -> None:
-        self.planned = planned
-        self.default_cap = default_cap  #: output tokens that the gateway expects where nothing bounds them
-        self.id = ""
-        self.opened = False  #: the gateway began to connect
+    def __init__(self, number: int, provided: Provided, id: str = "") -> None:
+        self.number = number  #: within its call, from 1
+        self.provided = provided
+        self.id = id  #: of its hold; empty: none was asked for
+        self.asked_s = 0.0  #: when
+        self.granted = False
+        self.forced = False  #: its place was shut, and so was every other
+        self.after_left = False  #: the client had gone when it began
+        self.after_start = False  #: the reply had begun
+        self.route: Route | None = None
+        self.target = ""
+        self.down = False  #: its provider failed for all
+        self.opened_s: float | None = None  #: the gateway began to connect
+        self.closed_s: float | None = None
         self.seen = False  #: the provider has the request
         self.refused = False  #: there was no connection
+        self.answered = False  #: the gateway has its status
         self.got: dict[str, Any] = {}  #: the request as the provider got it
         self.reply: Reply | None = None  #: what a good provider answers to what it got
         self.pieces: list[Piece] = []  #: what this one answers
         self.delivered = bytearray()  #: of it, to the gateway
         self.eof = False
+        self.left_at: int | None = None  #: bytes that the provider had delivered when the client left
+        self.died = False  #: its process went down with it, or owed its booking
+
+    @property
+    def where(self) -> str:
+        """Its provider's name and its credential's."""
+        route = self.route
+        if route is None:
+            return "nobody"
+        return route.provider.name + ("" if route.credential is None else f"/{route.credential.name}")
+
+
+class Story:
+    """What became of one call, as its client saw it, and of its attempts."""
+
+    def __init__(self, planned: Planned, limits: Limits | None = None) -> None:
+        self.planned = planned
+        self.limits = Limits() if limits is None else limits
+        self.id = ""
+        self.tries: list[Tried] = []
         self.status: int | None = None  #: what the client got
         self.headers: dict[bytes, bytes] = {}
         self.body = bytearray()
         self.ended = False
         self.left = False
-        self.left_at: int | None = None  #: bytes that the provider had delivered by then
         self.returned = False  #: the line came back, or was cancelled
         self.cancelled = False
         self.died = False  #: its process went down with it
+
+    def begin(self, id: str, asked_s: float) -> Tried:
+        """A further attempt."""
+        plan, number = self.planned.provided, len(self.tries) + 1
+        tried = Tried(number, plan[min(number, len(plan)) - 1], id)
+        tried.asked_s, tried.after_left, tried.after_start = asked_s, self.left, self.status is not None
+        if self.left:
+            tried.left_at = 0
+        self.tries.append(tried)
+        return tried
+
+    def die(self, tries: Iterable[Tried]) -> None:
+        """Its process went down with these attempts, or owed them."""
+        self.died = True
+        for tried in tries:
+            tried.died = True
+
+    def opening(self) -> Tried:
+        """The attempt that now goes out: the latest one, or one that the ledger was never asked for."""
+        if self.tries and self.tries[-1].route is None:
+            return self.tries[-1]
+        return self.begin("", asyncio.get_running_loop().time())
+
+    @property
+    def opened(self) -> list[Tried]:
+        """The attempts that went out."""
+        return [tried for tried in self.tries if tried.opened_s is not None]
+
+    @property
+    def seen(self) -> bool:
+        """A provider has a request of it."""
+        return any(tried.seen for tried in self.tries)
 
 
 # ── the client ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,7 +142,8 @@ class Client:
             return
         self._tell(self._story.planned.number, "the client leaves")
         self.left = self._story.left = True
-        self._story.left_at = len(self._story.delivered)
+        if self._story.tries:
+            self._story.tries[-1].left_at = len(self._story.tries[-1].delivered)
         self._goes.set()
         if self._on_left is not None:
             self._on_left()
@@ -129,7 +193,20 @@ class Client:
             self._at_end(self._story)
 
 
-# ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the breakers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class WatchedHealth(Health):
+    """The breakers; `at_force(place)` is called when one is passed over."""
+
+    at_force: Callable[[Place], None]
+
+    def force(self, place: Place) -> Pass:
+        self.at_force(place)
+        return super().force(place)
+
+
+# ── the ledger ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class TroubledStore(MemoryStore):
@@ -144,6 +221,7 @@ class TroubledStore(MemoryStore):
         self._busy_until_s = 0.0
         self.failures: Counter[str] = Counter()  #: by what was asked
         self.down = False
+        self.at_ask: Callable[[Hold], None] = lambda hold: None
         self.at_grant: Callable[[Hold], None] = lambda hold: None
         self.at_void: Callable[[str], None] = lambda hold_id: None
         self.at_booking: Callable[[str], None] = lambda hold_id: None
@@ -154,6 +232,7 @@ class TroubledStore(MemoryStore):
             self.at_grant(hold)
             return grant
 
+        self.at_ask(hold)
         return await self._ask(f"reserve {hold.id}", apply)
 
     async def void(self, hold_id: str) -> None:

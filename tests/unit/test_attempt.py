@@ -1,0 +1,63 @@
+"""attempt, flow: attempts that follow each other. Every run is judged: `played` raises on what does not hold."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+from tests.lines import GOOD, SHAPES, TWO, a_call, a_run, played
+
+from tollkeeper.errors import StoreUnavailable
+from tollkeeper.testing.script import GROUPS, Ledger, Placed
+
+PAIRS = tuple(Placed(f"{group}{number}") for group in GROUPS for number in (1, 2))
+
+
+@pytest.mark.parametrize("trouble", ["status", "status_cut", "breaks", "silent", "refuses"])
+@pytest.mark.parametrize(("dialect", "stream"), SHAPES)
+def test_another_provider_serves(dialect: str, stream: bool | str, trouble: str) -> None:
+    """B5, D5: what fails before its first content, a whole error too, goes on elsewhere; one call, an entry for each."""
+    run = played(
+        a_call(dialect, stream, trouble=trouble, at=0.5, status=503, further=(GOOD,)), places=PAIRS, attempts=2
+    )
+    story, found = run.stories[0], run.entries(0)
+    assert [tried.where[1:] for tried in story.tries] == ["1", "2"]
+    assert (story.status, found[-1].outcome, [each.calls for each in found]) == (200, "ok", [1, 0][: len(found)])
+    assert len(found) == int(story.headers[b"x-tollkeeper-attempts"]) == (1 if trouble == "refuses" else 2)
+
+
+def test_nobody_is_asked_for_a_client_that_has_left() -> None:
+    """It may leave while the failed attempt is booked: its reply is complete by then, and its end is not."""
+    tries = set()
+    for moment in range(1, 20):
+        call = a_call(trouble="status", status=503, further=(GOOD,), leaves_s=moment / 40)
+        tries.add(len(played(call, places=PAIRS, attempts=2, ledger=Ledger(latency_s=0.2)).stories[0].tries))
+    assert tries == {1, 2}
+
+
+def test_a_place_that_is_shut_in_the_pause() -> None:
+    """E2, E3: it is not asked, though it was open when it was chosen; another that is back meanwhile is."""
+    limited = structs.replace(GOOD, trouble="status", status=429, retry_after_s=1)
+    run = a_run(
+        a_call(number=0, trouble="status", status=503, further=(limited,)),  # shuts o2 until 1.1 s
+        a_call(number=1, start_s=0.9, trouble="breaks", further=(GOOD,)),
+        structs.replace(a_call(number=2, start_s=1), provided=(limited,)),  # shuts o1
+        places=TWO, attempts=3,
+    )  # fmt: skip
+    run.gate.draw = lambda: 1.0  # the whole pause: 0.25 s
+    assert run.play() == []
+    assert [tried.where for tried in run.stories[1].tries] == ["o1", "o2"]
+
+
+def test_a_hold_that_is_not_let_go_is_the_last() -> None:
+    """B5: it may be booked when its process dies, and counts the call then; another attempt would count it again."""
+    run = a_run(a_call(trouble="refuses", further=(GOOD,)), places=TWO, attempts=2, death_s=5)
+
+    async def void(hold_id: str) -> None:
+        raise StoreUnavailable("the disk does not answer")
+
+    run.store.void = void  # type: ignore[method-assign]
+    assert run.play() == []
+    assert (run.stories[0].status, [(each.id, each.outcome) for each in run.entries(0)]) == (
+        502,
+        [("call-0/1", "expired")],
+    )

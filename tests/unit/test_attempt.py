@@ -7,7 +7,8 @@ from msgspec import structs
 from tests.lines import GOOD, SHAPES, TWO, a_call, a_run, played
 
 from tollkeeper.errors import StoreUnavailable
-from tollkeeper.testing.script import GROUPS, Ledger, Placed
+from tollkeeper.flow import Limits
+from tollkeeper.testing.script import GROUPS, Down, Ledger, Placed
 
 PAIRS = tuple(Placed(f"{group}{number}") for group in GROUPS for number in (1, 2))
 
@@ -61,3 +62,19 @@ def test_a_hold_that_is_not_let_go_is_the_last() -> None:
         502,
         [("call-0/1", "expired")],
     )
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_one_provider_is_down_for_a_minute(refuses: bool) -> None:
+    """E1: of 20 calls at most 4 attempts reach it, by the defaults; each call takes at most 1.2 times the fall-back's own time."""
+    calls = [a_call(number=number, start_s=3 * number, think_s=1) for number in range(20)]
+    down = Down(provider="o1", begins_s=0, ends_s=60, refuses=refuses)
+    defaults = Limits()
+    run = played(*calls, places=TWO, downs=(down,), attempts=defaults.attempts, when_all_open=defaults.when_all_open)
+    tried = [each.where for story in run.stories.values() for each in story.tries]
+    assert (tried.count("o1"), tried.count("o2")) == (4, 20)
+    for number, story in run.stories.items():
+        last, own = story.tries[-1], run.entries(number)[-1].latency_ms
+        assert own is not None
+        assert last.asked_s - story.planned.start_s <= 0.2 * own / 1000, "what is lost before it"
+        assert (story.status, last.where) == (200, "o2")

@@ -70,7 +70,7 @@ class Asking:
         self, seq: tuple[int, int], *, shapes: Any = None, names: Any = ((), (), ()), ended: Any = (), sums: Any = (),
         blocks: Any = (), leased: Any = (), keys: tuple[str, ...] = (),
     ) -> Any:  # fmt: skip
-        batch = (TO, [("j", *seq)], shapes, 2, TO, *names, ended, sums, [TO] * len(blocks), leased)
+        batch = (TO, [("j", *seq)], shapes, 2, 1, TO, *names, ended, sums, [TO] * len(blocks), leased)
         return self.run("apply", (*SLOT, IDS, OLDER, *keys), msgspec.msgpack.encode(batch), *blocks)
 
 
@@ -169,6 +169,18 @@ def applies(ask: Asking) -> None:
     assert ask.number(ONE, "spent") == 24
 
 
+def dates(ask: Asking) -> None:
+    """An id is written into the day that is told, and what a newer day says of it counts."""
+    ask.open()
+    ask.client.hset(IDS, "0=x", "newer")
+    ask.client.hset(OLDER, mapping={"0=x": "older", "0=y": "older"})
+    batch = (TO, [("j", 0, 1)], None, 2, 2, TO, ["0=x", "0=y"], ["newer", "older"], ["a", "b"], [], [], [], [])
+    assert ask.run("apply", (*SLOT, IDS, OLDER), msgspec.msgpack.encode(batch)) == [b"applied"]
+    assert ask.client.hgetall(IDS) == {b"0=x": b"newer"}
+    assert ask.client.hgetall(OLDER) == {b"0=x": b"a", b"0=y": b"b"}
+    assert ask.client.expiretime(OLDER) == TO
+
+
 def ends(ask: Asking) -> None:
     """What many large holds held is taken off to the last digit."""
     ask.open()
@@ -249,4 +261,4 @@ def moves(ask: Asking) -> None:
     assert ask.client.expiretime(IDS) == TO
 
 
-PROMISES: Final = (reserves, voids, applies, ends, leases, fills, lives, moves)
+PROMISES: Final = (reserves, voids, applies, dates, ends, leases, fills, lives, moves)

@@ -42,7 +42,7 @@ def moving(tmp_path: Path, redis_executable: str) -> Iterator[Any]:
 @pytest.mark.parametrize(("ended", "leased"), [(["held"], []), ([], [("j b", BALANCE, 4)])], ids=["a hold", "a lease"])
 def test_a_batch_is_whole_or_not_at_all(moving: Any, ended: list[str], leased: list[Any]) -> None:
     """B4: a batch that ends a hold, or takes of a lease, whose balance has moved is refused before its cursor moves."""
-    batch = (TO, [("j", 7, 9)], ["s"], 2, TO, ["0=x"], [""], ["mark"], ended, [], [], leased)
+    batch = (TO, [("j", 7, 9)], ["s"], 2, 1, TO, ["0=x"], [""], ["mark"], ended, [], [], leased)
     with pytest.raises(ResponseError, match="non local key"):
         Asking(moving).run("apply", (*SLOT, *IDS), msgspec.msgpack.encode(batch))
     assert moving.hget(SLOT[0], "j") == b"7"

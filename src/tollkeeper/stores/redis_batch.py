@@ -32,6 +32,7 @@ from tollkeeper.stores.redis_keys import (
     Deadlines,
     Keys,
     cell_fields,
+    day_of,
     digest_of,
     hour_of,
     shape_name,
@@ -312,7 +313,8 @@ class Batch(msgspec.Struct):
     tag: str
     cursors: list[tuple[str, int, int]]  #: field, from, to
     shapes: frozenset[str] | None  #: None: whatever shapes the slot keeps, this adds to no balance
-    ids: tuple[str, ...] = ()  #: hashes in which names are looked for; the first is written
+    ids: tuple[str, ...] = ()  #: hashes in which names are looked for: what the first one says counts
+    written: int = 0  #: which of them names are written to
     ids_until_s: int = 0
     names: dict[str, tuple[str, str]] = {}
     ended: list[str] = []
@@ -334,7 +336,7 @@ class Batch(msgspec.Struct):
         keep_s = max((self.ids_until_s, *(max(place.deadlines) for place, _ in self.sums), *until_s))
         batch = (
             keep_s or FOREVER_S, self.cursors, self.shapes,
-            len(self.ids), self.ids_until_s, tuple(self.names), stand, marks, self.ended,
+            len(self.ids), self.written + 1, self.ids_until_s, tuple(self.names), stand, marks, self.ended,
             [(*name, [tuple(filter(None, amounts)) for _, amounts in some]) for name, some in alike.items()],
             until_s, [(*names, amount) for names, amount in self.leased.items()],
         )  # fmt: skip
@@ -347,13 +349,14 @@ def project_batch(
 ) -> Batch:  # fmt: skip
     """What rows up to `to_seq` do in their project's slot."""
     keys, deadlines = places.keys, places.deadlines
-    ids = tuple(keys.ids(tag, day_us) for day_us in deadlines.days(now_us))
+    days = deadlines.days(now_us)
     groups = groups_of(counted.entry for counted in decision.counted)
     by_month: dict[int, list[Counted]] = {}
     for counted in decision.counted:
         by_month.setdefault(window_at("month", "UTC", counted.entry.at_us)[0], []).append(counted)
     return Batch(
-        tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)), ids=ids,
+        tag=tag, cursors=[(journal, from_seq, to_seq)], shapes=frozenset(map(shape_name, shapes)),
+        ids=tuple(keys.ids(tag, day_us) for day_us in days), written=days.index(day_of(now_us)),
         ids_until_s=deadlines.ids(now_us), names=decision.names, ended=list(ended),
         sums=cell_sums(groups, places) + balance_sums(groups, shapes, places),
         blocks=[

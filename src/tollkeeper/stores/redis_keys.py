@@ -172,7 +172,7 @@ def hour_of(at_us: int) -> int:
     return at_us - at_us % (3600 * _US)
 
 
-def _day_of(at_us: int) -> int:
+def day_of(at_us: int) -> int:
     return at_us - at_us % DAY_US
 
 
@@ -204,17 +204,16 @@ class Deadlines:
         return self._after(deadline_us, BALANCE_KEEP_S)
 
     def days(self, now_us: int) -> tuple[int, ...]:
-        """The days of booking in which an id may stand that is remembered: today's first, in UTC microseconds.
+        """The days of booking in which an id may stand that is remembered, the newest first, in UTC microseconds.
 
-        Tomorrow's too where another gateway's clock may have reached it.
+        Tomorrow is one of them where another gateway's clock may have reached it.
         """
-        today_us = _day_of(now_us)
-        first, last = (_day_of(now_us + seconds * _US) for seconds in (-self._dedupe_s, SKEW_S))
-        return today_us, *(day_us for day_us in range(first, last + 1, DAY_US) if day_us != today_us)
+        first, last = (day_of(now_us + seconds * _US) for seconds in (-self._dedupe_s, SKEW_S))
+        return tuple(range(last, first - 1, -DAY_US))
 
     def ids(self, now_us: int) -> int:
         """Of what is booked now, whenever it happened: what is replayed or imported is remembered as long as what is new."""
-        return self._after(_day_of(now_us) + DAY_US, self._dedupe_s + SPARE_S)
+        return self._after(day_of(now_us) + DAY_US, self._dedupe_s + SPARE_S)
 
     def _after(self, end_us: int, keep_s: int | None) -> int:
         return FOREVER_S if keep_s is None else min(FOREVER_S, end_us // _US + 1 + keep_s + self._ahead_s)

@@ -11,7 +11,7 @@ from typing import Final
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.stores.redis_apply import Shared
 from tollkeeper.stores.redis_ask import Ask, Script
-from tollkeeper.stores.redis_keys import DAY_US, FOREVER_S, hour_of
+from tollkeeper.stores.redis_keys import DAY_US, FOREVER_S, day_of, hour_of
 
 LAYOUT: Final = 2
 _HOUR_US: Final = 3600 * 10**6
@@ -38,4 +38,4 @@ def _move_ids(shared: Shared, tag: str) -> None:
     days = shared.deadlines.days(now_us)
     hours = range(hour_of(min(days)), hour_of(now_us) + 1, _HOUR_US)
     for hour_us in (each for each in hours if each % DAY_US):
-        shared.link.run(_move([keys.ids(tag, hour_us), keys.ids(tag, days[0])], [shared.deadlines.ids(now_us)]))
+        shared.link.run(_move([keys.ids(tag, hour_us), keys.ids(tag, day_of(now_us))], [shared.deadlines.ids(now_us)]))

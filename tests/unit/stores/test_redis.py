@@ -10,7 +10,8 @@ import pytest
 from tests.shared_stores import KEPT, options, shared_store
 
 from tollkeeper.clock import SystemClock
-from tollkeeper.errors import ConfigError
+from tollkeeper.errors import ConfigError, Conflict
+from tollkeeper.ledger import expired
 from tollkeeper.stores import Retention, open_store
 from tollkeeper.stores.redis import RedisStore
 from tollkeeper.testing.redis_server import RedisServer, free_port, until
@@ -48,6 +49,28 @@ async def test_a_repeat_elsewhere_at_another_instant(redis_server: RedisServer, 
     assert [entry.at_us async for entry in second.entries(0, 2**62)] == [AT_US]
     await first.close()
     await second.close()
+
+
+async def test_days_in_which_an_id_stands(redis_server: RedisServer, tmp_path: Path) -> None:
+    """B2, C2: an estimate of one day that was replaced on another is not replaced again: the newest day counts."""
+    clock = Turned()
+    first, second, third = (
+        shared_store(redis_server, tmp_path, usd(USD, window="total"), clock=clock, dedupe_s=20 * 86400)
+        for _ in range(3)
+    )
+    hold = a_hold("a/1")
+    assert await first.settle(expired(hold)) == "booked"
+    await first.standings(Scopes(project="alpha"), "", AT_US)
+    clock.us += 3 * DAY_US
+    await second.settle(an_entry("a/1", 5))
+    await second.standings(Scopes(project="alpha"), "", AT_US)
+    clock.us += 3 * DAY_US
+    with pytest.raises(Conflict):
+        await first.settle(an_entry("a/1", 6))
+    assert await third.settle(an_entry("a/1", 5)) == "repeated"
+    assert (await standing(third)).spent == 5
+    for store in (first, second, third):
+        await store.close()
 
 
 async def test_ids_of_days_that_are_over(redis_server: RedisServer, tmp_path: Path) -> None:

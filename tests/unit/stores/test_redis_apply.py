@@ -157,7 +157,7 @@ def test_a_hostile_amount(redis_server: RedisServer, ours: Shared, amount: Any) 
     before = contents(redis_server)
     keys, (packed,) = sums(ours, 1, 1).arguments(ours.keys)
     batch = msgspec.msgpack.decode(packed)
-    ((_, _, (amounts,)),) = batch[9]
+    ((_, _, (amounts,)),) = batch[10]
     amounts[1] = amount
     with pytest.raises(StoreUnavailable, match="not an amount"):
         ours.link.run(Script("apply")(keys, [msgspec.msgpack.encode(batch)]))

@@ -144,14 +144,14 @@ def test_deadlines() -> None:
     [
         (0, 86400, [0, -1]),
         (86400 - SKEW_S - 1, 86400, [0, -1]),
-        (86400 - SKEW_S, 86400, [0, -1, 1]),
+        (86400 - SKEW_S, 86400, [1, 0, -1]),
         (3600, 3600, [0]),
         (3599, 3600, [0, -1]),
-        (7200, 3 * 86400, [0, -3, -2, -1]),
+        (7200, 3 * 86400, [0, -1, -2, -3]),
     ],
 )
 def test_days(seconds: int, dedupe_s: int, days: list[int]) -> None:
-    """B2: an id is looked for where it may have been booked for so long, by a clock that may be ahead; it is written first."""
+    """B2: an id is looked for where it may have been booked for so long, by a clock that may be ahead; the newest first."""
     day_us = AT_US - AT_US % DAY_US
     found = Deadlines(Retention(), dedupe_s).days(day_us + seconds * 10**6)
     assert [(each - day_us) // DAY_US for each in found] == days

@@ -3,12 +3,12 @@
 -- A slot is what shares a hash tag. Its cursor also has the instant of the last batch, no two the same, so that a reader knows
 -- whether one came between, also where the slot was emptied or went back meanwhile; and of the first one.
 --
--- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… where ids may stand, the first is written  …what the batch changes, in the order in which the batch tells of it
+-- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… where ids may stand  …what the batch changes, in the order in which the batch tells of it
 -- ARGV  1 the batch in MessagePack, which is cheaper to take apart than as many arguments. An array of
 --         keep until, s (of the cursor)
 --         [[cursor's field, from row, to row], …]
 --         [shape that the sums are of, …], or nil: the slot keeps no balances yet, or the batch has none
---         in how many hashes ids may stand
+--         in how many hashes ids may stand: the first that has one counts; and into which of them they are written
 --         keep until, s (of the ids)
 --         [id, …], [what stands under each ("": nothing), …], [what shall stand there, …]
 --         [id of a hold that ends, …]
@@ -31,8 +31,8 @@ local function whole(value)
 end
 
 -- Read and check all of it before the first write.
-local keep, cursors, kept, days, ids_until, ids, supposed, marks, ended, sums, blocks_until, leased =
-  unpack(cmsgpack.unpack(ARGV[1]), 1, 12)
+local keep, cursors, kept, days, into, ids_until, ids, supposed, marks, ended, sums, blocks_until, leased =
+  unpack(cmsgpack.unpack(ARGV[1]), 1, 13)
 local rows, moved = {}, {}
 for number, each in ipairs(cursors) do
   rows[number] = call('HGET', cursor, each[1]) or '0'
@@ -52,7 +52,7 @@ if kept then
   if not same then return {'shapes', unpack(call('SMEMBERS', shapes))} end
 end
 
-local at, wrong = FIRST + whole(days), {}
+local at, wrong, today = FIRST + whole(days), {}, KEYS[FIRST + whole(into)]
 if #ids > 0 then
   local stands = call('HMGET', KEYS[FIRST + 1], unpack(ids))
   for day = 2, days do
@@ -130,8 +130,8 @@ if #ids > 0 then
   for number, id in ipairs(ids) do
     set[2 * number - 1], set[2 * number] = id, marks[number]
   end
-  call('HSET', KEYS[FIRST + 1], unpack(set))
-  until_(KEYS[FIRST + 1], ids_until)
+  call('HSET', today, unpack(set))
+  until_(today, ids_until)
 end
 
 if #gone > 0 then

@@ -131,7 +131,7 @@ def is_good(story: Story, tried: Tried) -> bool:
     begun_s = tried.opened_s - (story.opened[0].opened_s or 0)
     lasts_s = provided.connect_s + provided.think_s + provided.gap_s * (1 + size // provided.chunk)
     in_time = provided.connect_s + provided.think_s < limits.first_byte_s - 0.1
-    return in_time and begun_s + lasts_s < limits.total_s - 0.5
+    return in_time and begun_s + lasts_s < limits.total_s - 1.2
 
 
 def _of_course(story: Story) -> Iterator[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from msgspec import structs
-from tests.lines import GOOD, SHAPES, TWO, a_call, a_run, played
+from tests.lines import GOOD, SHAPES, STAYS, TWO, a_call, a_run, played
 
+from tollkeeper.breaker import Bounds
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.testing.script import GROUPS, Ledger, Placed
 
@@ -61,3 +62,12 @@ def test_a_hold_that_is_not_let_go_is_the_last() -> None:
         502,
         [("call-0/1", "expired")],
     )
+
+
+@pytest.mark.parametrize("slow_s", [0, 0.7])
+def test_time_that_a_slow_client_took(slow_s: float) -> None:
+    """E3: a reply that takes too long opens a breaker, unless its client took the time."""
+    slow = structs.replace(STAYS, manner="slow", slow_s=slow_s)
+    call = a_call(gap_s=0.1 if slow_s else 0.5, chunk=97, client=slow)
+    run = played(call, total_s=8, bounds=Bounds(failures=1))
+    assert (run.entries(0)[0].note, len(run.changes) > 0) == ("upstream_timeout", not slow_s)

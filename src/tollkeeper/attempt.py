@@ -37,6 +37,8 @@ log = logging.getLogger("tollkeeper")
 SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 #: Seconds that a provider may take to close its stream after its end marker.
 AFTER_END_S = 1.0
+#: Seconds that a client may take to read, all in all, before a reply that takes too long says nothing of its provider.
+UNREAD_S = 1.0
 
 
 #: Bytes that are kept back while another route may still serve: pings and the first events.
@@ -138,10 +140,13 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
                 deadline.move(None)
                 attempt.last += data + await _rest(answer, meter)
                 break
+            came_s = read_s = now_s()
             if data:
                 await _send(call, attempt, reply, data)
+                read_s = now_s()
+                attempt.unread_s += read_s - came_s
             if not call.leaving:
-                deadline.move(min(ends_s, now_s() + limits.idle_s))
+                deadline.move(min(ends_s, read_s + limits.idle_s))
     reading = meter.finish()
     attempt.last += meter.tail
     attempt.complete = True
@@ -241,7 +246,7 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
     verdict = verdict_of(
         failure, None if answer is None else answer.status, () if answer is None else answer.headers, body,
-        now_us=gate.clock.now_us(), content=call.started, client_left=call.leaving or attempt.sending,
+        now_us=gate.clock.now_us(), content=call.started, client_left=call.leaving or _by_the_client(call, attempt),
     )  # fmt: skip
     waited_s = gate.clock.monotonic_s() - attempt.started_s if answer is None else attempt.first_byte_s
     fails = verdict.effect == "fail"
@@ -252,6 +257,12 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if verdict.effect == "block" and verdict.level is not None and verdict.for_s is not None:
         health.block(place_of(attempt.route), verdict.level, gate.clock.monotonic_s() + verdict.for_s, verdict.reason)
     attempt.verdict = verdict
+
+
+def _by_the_client(call: Call, attempt: Attempt) -> bool:
+    """Whether the time that ran out is the client's: it did not read, or too slowly for the whole reply."""
+    over = call.ends_s is not None and asyncio.get_running_loop().time() >= call.ends_s
+    return attempt.sending or (over and attempt.unread_s >= UNREAD_S)
 
 
 # ── settle ───────────────────────────────────────────────────────────────────────────────────────────────────────────

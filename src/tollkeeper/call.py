@@ -130,6 +130,7 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     may_move: bool = False  #: until its first content another route may serve: nothing goes out before
     first_byte_s: float | None = None  #: how long the provider's answer took
     sending: bool = False  #: the client is waited for, and not the provider
+    unread_s: float = 0.0  #: for how long it was, all in all
     ended: bool = False  #: by itself: it was not cancelled
     hold: Hold | None = None
     answer: Answer | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from msgspec import structs
-from tests.lines import GOOD, SHAPES, TWO, a_call, a_run, played
+from tests.lines import GOOD, SHAPES, STAYS, TWO, a_call, a_run, played
 
+from tollkeeper.breaker import Bounds
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.flow import Limits
 from tollkeeper.testing.script import GROUPS, Down, Ledger, Placed
@@ -78,3 +79,12 @@ def test_one_provider_is_down_for_a_minute(refuses: bool) -> None:
         assert own is not None
         assert last.asked_s - story.planned.start_s <= 0.2 * own / 1000, "what is lost before it"
         assert (story.status, last.where) == (200, "o2")
+
+
+@pytest.mark.parametrize("slow_s", [0, 0.7])
+def test_time_that_a_slow_client_took(slow_s: float) -> None:
+    """E3: a reply that takes too long opens a breaker, unless its client took the time."""
+    slow = structs.replace(STAYS, manner="slow", slow_s=slow_s)
+    call = a_call(gap_s=0.1 if slow_s else 0.5, chunk=97, client=slow)
+    run = played(call, total_s=8, bounds=Bounds(failures=1))
+    assert (run.entries(0)[0].note, len(run.changes) > 0) == ("upstream_timeout", not slow_s)

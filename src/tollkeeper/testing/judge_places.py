@@ -129,7 +129,8 @@ def _known_s(script: Script, ended: list[Sent]) -> float | None:
     """When so many in a row had failed that its breaker must have opened."""
     in_a_row = 0
     for each in ended:
-        in_a_row = in_a_row + 1 if each.tried.down and each.heard else 0
+        failed = each.heard and each.tried.down and (each.tried.refused or each.tried.answered)
+        in_a_row = in_a_row + 1 if failed else 0
         if in_a_row >= script.bounds.failures:
             return each.tried.closed_s
     return None

@@ -311,7 +311,7 @@ def _provided(rng: Random, good: float) -> Provided:
         trouble=trouble, at=rng.random(), connect_s=rng.choice((0, 0.01, rng.uniform(0, 0.1 if quick else 2))),
         think_s=rng.choice((0, 0.02, rng.uniform(0, 0.5 if quick else 5))),
         gap_s=rng.choice((0, 0.001, 0.05, rng.uniform(0, 1))),
-        stall_s=rng.choice((1.0, 2.9, FOREVER_S)), chunk=rng.choice((97, 400, 1500, 65536)),
+        stall_s=rng.choice((1.0, 2.9, FOREVER_S)), chunk=rng.choice((97, 400, 1500, 1500, 65536, 65536)),
         status=rng.choice(_STATUSES), lie=rng.choice(_LIES), retry_after_s=rng.choice((None, None, 1, 5)),
         traits=Traits(
             cached_tokens=rng.choice((0, 0, 3)), reasoning_tokens=rng.choice((0, 0, 10)), tells_usage=rng.random() < 0.9

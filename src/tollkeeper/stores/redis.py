@@ -150,7 +150,7 @@ class RedisStore(RedisReader):
         shared, tag = self._shared, tag_of(entry.scopes.project)
         days = [shared.keys.ids(tag, day_us) for day_us in shared.deadlines.days(shared.now_us())]
         try:
-            found = await asyncio.gather(*(shared.link.ask(Ask(("HGET", day, f"0={entry.id}"))) for day in days))
+            found = await shared.link.asks([Ask(("HGET", day, f"0={entry.id}")) for day in days])
         except StoreUnavailable:  # recording goes on; it is found out when it is applied
             return False
         _, stands = parted(next((each.decode() for each in found if each is not None), ""))

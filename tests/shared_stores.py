@@ -17,10 +17,12 @@ KEPT = Retention(hour_s=None, day_s=None, month_s=None, entries_s=None)
 
 
 class Standing(SystemClock):
-    """The wall clock stands at the start of the tests' time; durations go on."""
+    """The wall clock stands at the start of the tests' time, or where a test sets it; durations go on."""
+
+    us = START_US
 
     def now_us(self) -> int:
-        return START_US
+        return self.us
 
 
 def options(folder: Path, clock: Clock | None = None, **more: Any) -> SharedOptions:

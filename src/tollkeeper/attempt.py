@@ -39,8 +39,6 @@ SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 AFTER_END_S = 1.0
 #: Seconds that a client may take to read, all in all, before a reply that takes too long says nothing of its provider.
 UNREAD_S = 1.0
-
-
 #: Bytes that are kept back while another route may still serve: pings and the first events.
 HELD_BACK_MAX = 64 << 10
 

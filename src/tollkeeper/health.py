@@ -193,11 +193,7 @@ class Health:
         return min(places, key=self.open_until_s)
 
     def latency_s(self, place: Place) -> float | None:
-        """The moving average of the time to the first byte; None: no call went well yet."""
-        return self._levels(place).latency_s
-
-    def _latency_s(self, place: Place) -> float | None:
-        """The same; a place that is not known is not made."""
+        """The moving average of the time to the first byte; None: no call went well yet. Asking makes no breakers."""
         levels = self._places.get(place)
         return None if levels is None else levels.latency_s
 
@@ -214,7 +210,7 @@ class Health:
                     level=level, provider=provider, key=key, model=model, state=phase,
                     open_until_s=breaker.open_until_s, calls=calls, failures=failures, slow=slow,
                     last_error=breaker.last_error,
-                    latency_s=self._latency_s(Place(provider, key, model)),
+                    latency_s=self.latency_s(Place(provider, key, model)),
                     calls_total=breaker.calls_total, failures_total=breaker.failures_total,
                 )
             )  # fmt: skip

@@ -30,7 +30,8 @@ BALANCE_KEEP_S: Final = 62 * 86400
 #: Slots and shapes whose names are remembered.
 SLOTS_MAX: Final = 10_000
 _US: Final = 1_000_000
-DAY_US: Final = 86400 * _US
+HOUR_US: Final = 3600 * _US
+DAY_US: Final = 24 * HOUR_US
 #: By how many seconds the clocks of two gateways may differ.
 SKEW_S: Final = 60
 #: Ids of a day stay so much longer than they are looked at: whoever prunes drops them in the background before Redis does at once.
@@ -169,7 +170,7 @@ def cell_fields(provider: str, model: str) -> tuple[str, ...]:
 
 
 def hour_of(at_us: int) -> int:
-    return at_us - at_us % (3600 * _US)
+    return at_us - at_us % HOUR_US
 
 
 def day_of(at_us: int) -> int:

@@ -11,10 +11,9 @@ from typing import Final
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.stores.redis_apply import Shared
 from tollkeeper.stores.redis_ask import Ask, Script
-from tollkeeper.stores.redis_keys import DAY_US, FOREVER_S, day_of, hour_of
+from tollkeeper.stores.redis_keys import DAY_US, FOREVER_S, HOUR_US, day_of, hour_of
 
 LAYOUT: Final = 2
-_HOUR_US: Final = 3600 * 10**6
 _move: Final = Script("move")
 
 
@@ -36,6 +35,6 @@ def _move_ids(shared: Shared, tag: str) -> None:
     """From each hour that may still have some; those of the first hour of a day stand where they would be looked for."""
     keys, now_us = shared.keys, shared.now_us()
     days = shared.deadlines.days(now_us)
-    hours = range(hour_of(min(days)), hour_of(now_us) + 1, _HOUR_US)
+    hours = range(hour_of(min(days)), hour_of(now_us) + 1, HOUR_US)
     for hour_us in (each for each in hours if each % DAY_US):
         shared.link.run(_move([keys.ids(tag, hour_us), keys.ids(tag, day_of(now_us))], [shared.deadlines.ids(now_us)]))

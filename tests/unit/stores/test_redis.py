@@ -7,9 +7,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.shared_stores import KEPT, options, shared_store
+from tests.shared_stores import KEPT, Standing, options, shared_store
 
-from tollkeeper.clock import SystemClock
 from tollkeeper.errors import ConfigError, Conflict
 from tollkeeper.ledger import expired
 from tollkeeper.stores import Retention, open_store
@@ -30,15 +29,6 @@ async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tm
     await store.close()
 
 
-class Turned(SystemClock):
-    """A wall clock that stands where a test has set it; durations go on."""
-
-    us = AT_US
-
-    def now_us(self) -> int:
-        return self.us
-
-
 @pytest.mark.parametrize("later_us", [HOUR_US, -HOUR_US, 40 * DAY_US])
 async def test_a_repeat_elsewhere_at_another_instant(redis_server: RedisServer, tmp_path: Path, later_us: int) -> None:
     """B2: an event that another process books again, with another instant, counts once."""
@@ -53,7 +43,8 @@ async def test_a_repeat_elsewhere_at_another_instant(redis_server: RedisServer, 
 
 async def test_days_in_which_an_id_stands(redis_server: RedisServer, tmp_path: Path) -> None:
     """B2, C2: an estimate of one day that was replaced on another is not replaced again: the newest day counts."""
-    clock = Turned()
+    clock = Standing()
+    clock.us = AT_US
     first, second, third = (
         shared_store(redis_server, tmp_path, usd(USD, window="total"), clock=clock, dedupe_s=20 * 86400)
         for _ in range(3)
@@ -75,7 +66,7 @@ async def test_days_in_which_an_id_stands(redis_server: RedisServer, tmp_path: P
 
 async def test_ids_of_days_that_are_over(redis_server: RedisServer, tmp_path: Path) -> None:
     """Pruning drops the ids of a day that nobody looks at any more, before Redis would have to do it at once."""
-    clock = Turned()
+    clock = Standing()
     store = shared_store(redis_server, tmp_path, clock=clock)
     for number in range(4):
         clock.us = AT_US + number * DAY_US

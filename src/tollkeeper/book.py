@@ -7,15 +7,17 @@ here is one step without a wait: no lock is needed within one thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited
 from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, amount_of, ids_of, window_of
-from tollkeeper.values import Budget, Entry, Grant, Hold, Refusal, Scopes, Standing
+from tollkeeper.values import Budget, Entry, Grant, Hold, Measure, Refusal, Scopes, Standing
 
 #: Balances kept in memory; the least lately used beyond it are read again from the store when needed.
 BALANCES_MAX: Final = 50_000
+#: Kinds of calls whose balances are found at once.
+_COVERS_MAX: Final = 4096
 
 
 class Balance:
@@ -36,6 +38,15 @@ class Live(NamedTuple):
 
     hold: Hold
     legs: tuple[tuple[Balance, int], ...]
+
+
+class Cover(NamedTuple):
+    """What calls of the same scopes and model meet, from `from_us` until `until_us`."""
+
+    from_us: int
+    until_us: int
+    pairs: tuple[tuple[Budget, Balance], ...]  #: the budgets that cover such a call
+    balances: tuple[tuple[Measure, Balance], ...]  #: all that its entry changes
 
 
 class Rules:
@@ -93,6 +104,7 @@ class Book:
         self._budgets = Budgets()
         self._balances: dict[BalanceKey, Balance] = {}
         self._current: dict[tuple[Shape, str, str], Balance] = {}
+        self._covers: dict[tuple[Scopes, str], Cover] = {}
         self.live: dict[str, Live] = {}
         self.set_budgets(budgets)
 
@@ -104,6 +116,7 @@ class Book:
     def set_budgets(self, budgets: Iterable[Budget]) -> None:
         """Replace the limits. Balances and holds stay; the store has filled the balances of new shapes before."""
         self._budgets = Budgets(budgets)
+        self._covers.clear()
 
     # ── reserve ──
 
@@ -117,10 +130,10 @@ class Book:
         if live is not None:
             if live.hold != hold:
                 raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
-            return grant_of(self._covering(hold.scopes, hold.model, hold.at_us))
-        covering = self._covering(hold.scopes, hold.model, hold.at_us)
+            return grant_of(self._cover(hold.scopes, hold.model, hold.at_us).pairs)
+        pairs = self._cover(hold.scopes, hold.model, hold.at_us).pairs
         legs = {}
-        for budget, balance in covering:
+        for budget, balance in pairs:
             asked = asked_of(budget, hold)
             if not pays(budget, balance.spent + balance.held, asked):
                 raise refused(standing_of(budget, balance), asked, hold)
@@ -128,7 +141,7 @@ class Book:
         for balance, asked in legs.items():
             balance.held += asked
         self.live[hold.id] = Live(hold, tuple(legs.items()))
-        return grant_of(covering)
+        return grant_of(pairs)
 
     def release(self, hold_id: str) -> bool:
         """Let go of a hold; False if it does not live."""
@@ -149,13 +162,11 @@ class Book:
     def touched(self, entry: Entry) -> list[tuple[Balance, int]]:
         """The balances that an entry changes, marked as being written."""
         touched = []
-        for shape in self._budgets.shapes:
-            amount = amount_of(shape.measure, entry)
+        for measure, balance in self._cover(entry.scopes, entry.model, entry.at_us).balances:
+            amount = amount_of(measure, entry)
             if amount:
-                for project, id in ids_of(shape.scope, entry.scopes, entry.model):
-                    balance = self._at(shape, project, id, entry.at_us)
-                    balance.unsaved += 1
-                    touched.append((balance, amount))
+                balance.unsaved += 1
+                touched.append((balance, amount))
         return touched
 
     def booked(self, touched: Iterable[tuple[Balance, int]], safe: bool = True) -> None:
@@ -169,7 +180,7 @@ class Book:
 
     def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
         """Every budget that covers such a call, as it stands."""
-        return [standing_of(budget, balance) for budget, balance in self._covering(scopes, model, at_us)]
+        return [standing_of(budget, balance) for budget, balance in self._cover(scopes, model, at_us).pairs]
 
     def held(self, key: BalanceKey) -> int:
         """What live holds take of one balance."""
@@ -189,6 +200,7 @@ class Book:
         for key in idle[:excess]:
             del self._balances[key]
         self._current.clear()
+        self._covers.clear()
 
     def forget(self) -> None:
         """Read every balance again: at once where a hold lives, the others when they are asked for."""
@@ -198,11 +210,27 @@ class Book:
 
     # ── within ──
 
-    def _covering(self, scopes: Scopes, model: str, at_us: int) -> list[tuple[Budget, Balance]]:
-        return [
-            (budget, self._at(shape, project, id, at_us))
-            for budget, shape, project, id in self._budgets.covering(scopes, model)
-        ]
+    def _cover(self, scopes: Scopes, model: str, at_us: int) -> Cover:
+        """The latest one is found without a look at each budget."""
+        cover = self._covers.get((scopes, model))
+        if cover is not None and cover.from_us <= at_us < cover.until_us:
+            return cover
+        balances = {
+            (shape, project, id): self._at(shape, project, id, at_us)
+            for shape in self._budgets.shapes
+            for project, id in ids_of(shape.scope, scopes, model)
+        }
+        found = Cover(
+            max((balance.key.start_us for balance in balances.values()), default=0),
+            min((balance.end_us for balance in balances.values()), default=FOREVER_US),
+            tuple((budget, balances[shape, project, id]) for budget, shape, project, id in self._budgets.covering(scopes, model)),
+            tuple((shape.measure, balance) for (shape, _, _), balance in balances.items()),
+        )
+        if cover is None or found.from_us > cover.from_us:
+            if len(self._covers) >= _COVERS_MAX:
+                self._covers.clear()
+            self._covers[scopes, model] = found
+        return found
 
     def _at(self, shape: Shape, project: str, id: str, at_us: int) -> Balance:
         """The balance of the window that holds `at_us`; the latest one is found without calendar arithmetic."""
@@ -265,16 +293,18 @@ def standing_of(budget: Budget, balance: Balance) -> Standing:
     )  # fmt: skip
 
 
-def grant_of(covering: list[tuple[Budget, Balance]]) -> Grant:
-    def left(pair: tuple[Budget, Balance]) -> int:
-        limit, balance = pair[0].limit, pair[1]
-        return (limit - balance.spent - balance.held) * 1_000_000 // limit if limit else 0
-
+def grant_of(covering: Sequence[tuple[Budget, Balance]]) -> Grant:
     limited = [pair for pair in covering if pair[0].limit is not None]
     if not limited:
         return _UNLIMITED
-    capped = any(budget.hard and budget.measure != "requests" for budget, _ in limited)
-    return Grant(standing_of(*min(limited, key=left)), capped)
+    capped = any([budget.hard and budget.measure != "requests" for budget, _ in limited])
+    return Grant(standing_of(*min(limited, key=_left)), capped)
+
+
+def _left(pair: tuple[Budget, Balance]) -> int:
+    """The share of its limit that a budget has left, in millionths."""
+    limit, balance = pair[0].limit, pair[1]
+    return (limit - balance.spent - balance.held) * 1_000_000 // limit if limit else 0
 
 
 _UNLIMITED: Final = Grant()

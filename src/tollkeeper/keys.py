@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -66,11 +65,8 @@ class KeyRing:
         secret = bearer.encode(errors="surrogatepass")
         if len(secret) > MAX_SECRET:
             raise NotAuthenticated(_UNKNOWN)
-        digest = hashlib.sha256(secret).digest()
-        key = self._by_digest.get(digest)
-        if key is None or not hmac.compare_digest(digest.hex(), key.hash[len(HASH_PREFIX) :]):
-            raise NotAuthenticated(_UNKNOWN)
-        if key.expires_us is not None and now_us >= key.expires_us:
+        key = self._by_digest.get(hashlib.sha256(secret).digest())  # how long that takes says nothing of the secret
+        if key is None or (key.expires_us is not None and now_us >= key.expires_us):
             raise NotAuthenticated(_UNKNOWN)
         return key
 

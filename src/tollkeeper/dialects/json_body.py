@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from tollkeeper.dialects.json_reply import UNREADABLE
 from tollkeeper.errors import BadRequest, RequestTooLarge
 from tollkeeper.values import MAX_MODEL, MAX_TOKENS
 
@@ -73,7 +74,7 @@ def read_field(body: Mapping[str, msgspec.Raw], name: str, decoder: msgspec.json
         return None
     try:
         return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         raise BadRequest(f"{name}: expected {right}.") from None
 
 
@@ -102,11 +103,16 @@ def read_flag(body: Body, name: str) -> bool:
 
 def read_count(body: Body, name: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:
     """A whole number within bounds."""
-    right = f"a whole number from {least} to {most}"
-    count = read_field(body, name, _COUNT, right)
-    if count is not None and not least <= count <= most:
-        raise BadRequest(f"{name}: expected {right}.")
-    return count
+    raw = body.get(name)
+    if raw is None:
+        return None
+    try:
+        count = _COUNT.decode(raw)
+        if count is None or least <= count <= most:
+            return count
+    except UNREADABLE:
+        pass
+    raise BadRequest(f"{name}: expected a whole number from {least} to {most}.")
 
 
 def read_larger(body: Body, name: str, other: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:

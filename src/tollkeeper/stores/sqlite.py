@@ -245,8 +245,8 @@ class SqliteStore(SqliteReader):
                     added = rule(known, entry)
                     if not added:
                         return known, ()
-                    if not known:
-                        added = (structs.replace(entry, other=self._census.place(entry)),)
+                    if not known and (other := self._census.place(entry)):
+                        added = (structs.replace(entry, other=other),)
                     told = self._book_entries(added, ends=rule is settling and self._book.ends(entry))
             if others is not None:  # it may have been written just now, before the writer could see us wait
                 self._news.hear()
@@ -264,7 +264,7 @@ class SqliteStore(SqliteReader):
         """Queue entries of one name; where it `ends` with them, the hold of that id too."""
         entry = entries[-1]
         name = (entry.scopes.project, entry.id)
-        touched = tuple(pair for each in entries for pair in self._book.touched(each))
+        touched = [pair for each in entries for pair in self._book.touched(each)]
 
         def done(safe: bool) -> None:
             self._settling.pop(name, None)
@@ -392,7 +392,7 @@ class SqliteStore(SqliteReader):
             entry = expired(hold, "its gateway died: booked at the estimate")
             if not self._lookups.revisions(entry):
                 write.entries = (structs.replace(entry, other=self._census.place(entry)),)
-                write.touched = tuple(self._book.touched(entry))
+                write.touched = self._book.touched(entry)
             writes.append(write)
         if writes:
             self._writer.apply(writes)

@@ -6,7 +6,7 @@ Methods raise apsw.Error; then nothing of that call is in the file. One thread u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -44,7 +44,7 @@ class Write(msgspec.Struct, eq=False):
     gone: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
     first: int = 0  #: seq of the first of `entries` once they are safe; the others follow it
-    touched: tuple[tuple[Balance, int], ...] = ()
+    touched: Sequence[tuple[Balance, int]] = ()
     job: Callable[[], None] | None = None  #: run by the writer's thread between two batches, instead of rows
 
 

@@ -173,13 +173,12 @@ class Api:
         if fields.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise UnsupportedEncoding("The body is compressed; send it without Content-Encoding.")
         declared = fields.get(b"content-length", b"0")
-        too_large = RequestTooLarge(f"The body is larger than {self._body_limit} bytes (setting body_limit).")
         if not declared.isdigit() or len(declared) > 18 or int(declared) > self._body_limit:
-            raise too_large
+            raise self._too_large()
         message = await receive()  # the server bounds the time until the first piece
         body: bytes = message.get("body", b"")
         if len(body) > self._body_limit:
-            raise too_large
+            raise self._too_large()
         if message.get("more_body"):
             pieces = [body]
             size = len(body)
@@ -190,7 +189,7 @@ class Api:
                         pieces.append(message.get("body", b""))
                         size += len(pieces[-1])
                         if size > self._body_limit:
-                            raise too_large
+                            raise self._too_large()
             except TimeoutError:
                 raise BadRequest(f"The body did not arrive within {BODY_S:g} seconds.") from None
             body = b"".join(pieces)
@@ -199,6 +198,9 @@ class Api:
         if not json_depth_ok(body, self._depth_limit):
             raise RequestTooLarge(f"The body is nested deeper than {self._depth_limit} levels (setting depth_limit).")
         return body
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The body is larger than {self._body_limit} bytes (setting body_limit).")
 
     async def _page(self, path: str, scope: Message, send: Send) -> None:
         gate = self._gate

@@ -223,7 +223,10 @@ class Book:
         found = Cover(
             max((balance.key.start_us for balance in balances.values()), default=0),
             min((balance.end_us for balance in balances.values()), default=FOREVER_US),
-            tuple((budget, balances[shape, project, id]) for budget, shape, project, id in self._budgets.covering(scopes, model)),
+            tuple(
+                (budget, balances[shape, project, id])
+                for budget, shape, project, id in self._budgets.covering(scopes, model)
+            ),
             tuple((shape.measure, balance) for (shape, _, _), balance in balances.items()),
         )
         if cover is None or found.from_us > cover.from_us:
@@ -297,7 +300,7 @@ def grant_of(covering: Sequence[tuple[Budget, Balance]]) -> Grant:
     limited = [pair for pair in covering if pair[0].limit is not None]
     if not limited:
         return _UNLIMITED
-    capped = any([budget.hard and budget.measure != "requests" for budget, _ in limited])
+    capped = any(budget.hard and budget.measure != "requests" for budget, _ in limited)
     return Grant(standing_of(*min(limited, key=_left)), capped)
 
 

@@ -48,23 +48,29 @@ def of_budget(standing: Standing) -> Headers:
     budget, remaining = standing.budget, standing.remaining
     if budget.limit is None or remaining is None:
         return []
-    show = format_nanos if budget.measure == "usd" else str
-    reset = b"never" if standing.resets_at_us is None else iso_utc(standing.resets_at_us).encode()
-    return [
-        (b"x-tollkeeper-budget-limit", show(budget.limit).encode()),
-        (b"x-tollkeeper-budget-remaining", show(remaining).encode()),
-        (b"x-tollkeeper-budget-reset", reset),
-    ]
+    is_usd = budget.measure == "usd"
+    limit, reset = _of_window(budget.limit, is_usd, standing.resets_at_us)
+    return [limit, (b"x-tollkeeper-budget-remaining", _amount(remaining, is_usd)), reset]
+
+
+@lru_cache(1024)
+def _of_window(limit: int, is_usd: bool, resets_at_us: int | None) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    reset = b"never" if resets_at_us is None else iso_utc(resets_at_us).encode()
+    return (b"x-tollkeeper-budget-limit", _amount(limit, is_usd)), (b"x-tollkeeper-budget-reset", reset)
+
+
+def _amount(value: int, is_usd: bool) -> bytes:
+    return format_nanos(value).encode() if is_usd else b"%d" % value
 
 
 def of_cost(charges: Sequence[Charge]) -> Headers:
     """What a call's attempts cost in dollars, and how far that is known; no amount where it is unknown."""
-    worst = max((charge.status for charge in charges), key=_STATUSES.index)
-    status = [(b"x-tollkeeper-cost-status", worst.encode())]
+    worst = _STATUSES[max([_STATUSES.index(charge.status) for charge in charges])]
+    status = (b"x-tollkeeper-cost-status", worst.encode())
     amounts = [charge.amount_nanos for charge in charges if charge.amount_nanos is not None]
     if len(amounts) < len(charges):
-        return status
-    return [(b"x-tollkeeper-cost", format_nanos(sum(amounts)).encode()), *status]
+        return [status]
+    return [(b"x-tollkeeper-cost", _amount(sum(amounts), is_usd=True)), status]
 
 
 def comment(charges: Sequence[Charge]) -> bytes:

@@ -34,9 +34,10 @@ class Meter:
     ) -> None:
         self._reducer = dialect.reducer(stream=stream, hide_usage=hide_usage, quirks=quirks)
         self._stream = stream
-        self._splitter = ArraySplitter() if array else Splitter()
-        self._alike, self._read = self._reducer.alike, self._reducer.event  # looked up once, not for each chunk
-        self._split = self._splitter.feed
+        if stream:
+            self._splitter = ArraySplitter() if array else Splitter()
+            self._alike, self._read = self._reducer.alike, self._reducer.event  # looked up once, not for each chunk
+            self._split = self._splitter.feed
         self._body: list[bytes] = []
         self._size = 0
         self._reading: Reading | None = None

@@ -22,7 +22,7 @@ _NANO: Final = Decimal(NANOS_PER_USD)
 
 def to_nanos(usd: Decimal) -> int:
     """Exact dollars to nanos, half to even: the only place where money is rounded."""
-    return int(CONTEXT.quantize(CONTEXT.multiply(usd, _NANO), _ONE))
+    return int(usd.scaleb(9, CONTEXT).quantize(_ONE, None, CONTEXT))
 
 
 def to_usd(nanos: int) -> Decimal:

@@ -8,7 +8,7 @@ never becomes a header: what stood at the front of a request, perhaps set by a p
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -82,14 +82,23 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._parts += 1
+        self._head_bytes += len(url)
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_fields += 1
-        self._count(len(name) + len(value))
-        if self._in_head:
-            super().on_header(name, value)
+        self._parts += 1
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > HEAD_BYTES or self._head_fields > HEAD_FIELDS:
+            self._refuse_head()
+        if self._in_head:  # what uvicorn does with it
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -111,12 +120,9 @@ class BoundedHttp(HttpToolsProtocol):
         if self.cycle.more_body and not self.transport.is_closing():
             self._start_timer()
 
-    def _count(self, size: int) -> None:
-        self._parts += 1
-        self._head_bytes += size
-        if self._head_bytes > HEAD_BYTES or self._head_fields > HEAD_FIELDS:
-            self._answer = _TOO_LARGE
-            raise _HeadTooLargeError
+    def _refuse_head(self) -> NoReturn:
+        self._answer = _TOO_LARGE
+        raise _HeadTooLargeError
 
     def _start_timer(self) -> None:
         self._stop_timer()

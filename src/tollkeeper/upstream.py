@@ -178,17 +178,18 @@ class _HttpAnswer:
     def __init__(self, connection: Connection) -> None:
         self.status = connection.status
         self._connection = connection
-        self.headers = [
-            (name, value)
-            for name, value in connection.headers
-            if (name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIXES)) and not _UNSENDABLE.search(value)
-        ]
-        self.is_packed = any(
-            name == b"content-encoding" and value.lower() != b"identity" for name, value in connection.headers
-        )
-        self.is_stream = any(
-            name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in self.headers
-        )
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_packed = self.is_stream = False
+        for field in connection.headers:
+            name, value = field
+            if name in RESPONSE_HEADERS or name.startswith(RESPONSE_PREFIXES):
+                if _UNSENDABLE.search(value):
+                    continue
+                self.headers.append(field)
+                if name == b"content-type" and value.lower().startswith(b"text/event-stream"):
+                    self.is_stream = True
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                self.is_packed = True
 
     async def read(self) -> bytes:
         try:

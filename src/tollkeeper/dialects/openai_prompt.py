@@ -119,7 +119,7 @@ def _begins(raw: msgspec.Raw, start: bytes) -> bool:
 
 def _searches(fields: Body, model: str) -> int:
     """How many things ask for what runs at the provider."""
-    found = sum(is_there(fields.get(name, ABSENT)) for name in _SEARCHES) + model.endswith(":online")
+    found = sum([is_there(fields[name]) for name in _SEARCHES if name in fields]) + model.endswith(":online")
     if "tools" in fields:
         try:
             found += sum(tool.type not in _CLIENT_TOOLS for tool in _TOOLS.decode(fields["tools"]) or ())

@@ -152,7 +152,7 @@ def _counted(wire: _Wire) -> Counted | None:
     given = wire.completion_tokens_details or _NOTHING
     cached = known(asked.cached_tokens, wire.prompt_cache_hit_tokens, wire.num_cached_tokens)
     reasoning = known(given.reasoning_tokens, wire.reasoning_tokens)
-    written, audio, image = (known(n) for n in (asked.cache_write_tokens, asked.audio_tokens, asked.image_tokens))
+    written, audio, image = known(asked.cache_write_tokens), known(asked.audio_tokens), known(asked.image_tokens)
     spoken, drawn = known(given.audio_tokens), known(given.image_tokens)
     lifetimes = asked.cache_write_tokens_details
     long = 0 if lifetimes is None else min(written, known(lifetimes.ttl_12h_tokens))

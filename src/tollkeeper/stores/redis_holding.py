@@ -29,14 +29,19 @@ class Holding:
     ) -> None:
         self._shared, self._journal = shared, journal
         self._epoch, self._applied = epoch, applied
+        self._text: tuple[Hold | None, bytes] = (None, b"")  # the last one: a hold is asked for in each of its slots
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
 
     def ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
         """Reserve a hold's part of a slot, `whatever` the limits say."""
         hold, shared = held.hold, self._shared
+        of, text = self._text
+        if of is not hold:
+            text = _json(hold)
+            self._text = hold, text
         names = list(shared.keys.slot(tag))
         args: list[Any] = [
-            self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), _json(hold),
+            self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), text,
             hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
         for leg in legs:

@@ -58,8 +58,10 @@ class Leases:
 
     # ── for calls ──
 
-    def take(self, hold_id: str, legs: Iterable[Leg]) -> tuple[Leg, ...]:
+    def take(self, hold_id: str, legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
         """Hold what leases pay for; the legs that Redis must be asked for."""
+        if not any(leg.lease for leg in legs):
+            return legs
         taken, rest = list[Leg](), list[Leg]()
         now_ms, wants = self._shared.ticks_ms(), False
         with self._lock:

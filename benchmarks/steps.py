@@ -15,7 +15,6 @@ from msgspec import structs
 from benchmarks.client import request
 from benchmarks.figures import Figure
 from benchmarks.streams import CHUNKS, events
-from tollkeeper.attempt import place_of
 from tollkeeper.breaker import Bounds
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.health import Health
@@ -80,9 +79,9 @@ def routed(routes: tuple[Route, ...]) -> Callable[[], None]:
         order = ordered(
             candidates, draw=lambda: 0.5, turn=next(turns), cost=lambda route: None, latency=lambda route: None
         )
-        route = Tries(order, 3, lambda route: health.allows(place_of(route))).first()
+        route = Tries(order, 3, lambda route: health.allows(route.place)).first()
         assert route is not None
-        leave_to_go = health.admit(place_of(route))
+        leave_to_go = health.admit(route.place)
         assert leave_to_go is not None
         health.report(leave_to_go, failed=None, first_byte_s=0.5)
 

@@ -25,11 +25,11 @@ from tollkeeper.errors import (
     UpstreamUnreachable,
 )
 from tollkeeper.failures import verdict_of
-from tollkeeper.health import Pass, Place
+from tollkeeper.health import Pass
 from tollkeeper.meter import Meter
 from tollkeeper.settlement import Course, entry_of
 from tollkeeper.upstream import Answer
-from tollkeeper.values import Entry, Grant, Hold, Reading, Route
+from tollkeeper.values import Entry, Grant, Hold, Place, Reading, Route
 
 log = logging.getLogger("tollkeeper")
 
@@ -75,7 +75,7 @@ async def make(
 
 def place_of(route: Route) -> Place:
     """The names by which a route's health is known."""
-    return Place(route.provider.name, "" if route.credential is None else route.credential.name, route.model)
+    return route.place
 
 
 # ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -28,6 +28,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from tollkeeper.breaker import LATE, Bounds, Breaker, Outcome, Permit, Phase, Turn
+from tollkeeper.values import Place
 
 Level = Literal["provider", "key", "model"]
 LEVELS: Final[tuple[Level, ...]] = ("provider", "key", "model")
@@ -49,14 +50,6 @@ WEIGHT: Final = 0.2
 Name = tuple[Level, str, str, str]
 #: Seconds by which another gateway's word must be later than what holds here, to be more than clocks that differ.
 HEED_S: Final = 1.0
-
-
-class Place(NamedTuple):
-    """Where a call may go, by names; `key` is the name of the provider's credential, never its secret."""
-
-    provider: str
-    key: str
-    model: str
 
 
 class Change(NamedTuple):

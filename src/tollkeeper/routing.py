@@ -17,8 +17,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, Literal, NamedTuple
+from itertools import groupby
+from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+from msgspec import structs
 
 from tollkeeper.errors import BadRequest, NotAllowed, UnknownModel
 from tollkeeper.values import MAX_MODEL, Provider, Route
@@ -36,11 +40,15 @@ def check_allowed(models: Iterable[str], allowed_models: frozenset[str] | None) 
             raise NotAllowed(f"This key may not use model {_shown(model)}; it may use {_listed(allowed_models)}.")
 
 
-class Candidates(NamedTuple):
+class Candidates(msgspec.Struct, frozen=True):
     """Where a call may go, as configured, and by what the order is decided. The credentials of one target are neighbours."""
 
     routes: tuple[Route, ...]
     policy: Policy = "order"
+    targets: tuple[tuple[Route, ...], ...] = ()  #: the routes by provider and model, found by itself
+
+    def __post_init__(self) -> None:
+        structs.force_setattr(self, "targets", _targets(self.routes))
 
 
 def ordered(
@@ -59,7 +67,7 @@ def ordered(
     """
     if len(candidates.routes) == 1:
         return [candidates.routes[0]]
-    targets = [_turned(routes, turn) for routes in _targets(candidates.routes)]
+    targets = [_turned(routes, turn) for routes in candidates.targets]
     match candidates.policy:
         case "weighted":
             targets = _drawn(targets, draw)
@@ -70,20 +78,12 @@ def ordered(
     return [route for routes in targets for route in routes]
 
 
-def _targets(routes: Iterable[Route]) -> list[list[Route]]:
-    """The routes by provider and model: what differs in its credential alone."""
-    targets: list[list[Route]] = []
-    provider, model = None, ""
-    for route in routes:
-        if route.provider is provider and route.model == model:
-            targets[-1].append(route)
-        else:
-            targets.append([route])
-            provider, model = route.provider, route.model
-    return targets
+def _targets(routes: Iterable[Route]) -> tuple[tuple[Route, ...], ...]:
+    """What differs in its credential alone stays together."""
+    return tuple(tuple(same) for _, same in groupby(routes, lambda route: (id(route.provider), route.model)))
 
 
-def _turned(routes: list[Route], turn: int) -> list[Route]:
+def _turned(routes: tuple[Route, ...], turn: int) -> tuple[Route, ...]:
     if len(routes) == 1:
         return routes
     first = turn % len(routes)
@@ -95,7 +95,7 @@ def _ranked(value: float | None, *, unknown_first: bool) -> tuple[bool, float]:
     return (value is None) != unknown_first, 0 if value is None else value
 
 
-def _drawn(targets: list[list[Route]], draw: Callable[[], float]) -> list[list[Route]]:
+def _drawn(targets: list[tuple[Route, ...]], draw: Callable[[], float]) -> list[tuple[Route, ...]]:
     """The targets in an order drawn by their weights: each place goes to one that is left, by its share of what is left."""
     left, drawn = list(targets), []
     while len(left) > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -199,6 +199,14 @@ class Provider(msgspec.Struct, frozen=True, gc=False, kw_only=True):
         return f"Provider({self.name!r}, {self.base_url!r})"
 
 
+class Place(NamedTuple):
+    """Where a call may go, by names; `key` is the name of the provider's credential, never its secret."""
+
+    provider: str
+    key: str
+    model: str
+
+
 class Route(msgspec.Struct, frozen=True, gc=False):
     """One way to serve a model: a provider, its name for the model, and which of its credentials is sent."""
 
@@ -206,6 +214,11 @@ class Route(msgspec.Struct, frozen=True, gc=False):
     model: str
     credential: Credential | None = None
     weight: int = 1  #: its share where routes are drawn by weight
+    place: Place = Place("", "", "")  #: its names, by which its health is known; found by itself
+
+    def __post_init__(self) -> None:
+        key = "" if self.credential is None else self.credential.name
+        msgspec.structs.force_setattr(self, "place", Place(self.provider.name, key, self.model))
 
 
 class Quote(msgspec.Struct, frozen=True, gc=False, kw_only=True):

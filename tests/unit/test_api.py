@@ -14,11 +14,11 @@ from tests.gateway import ASKS, PROVIDERS, budget
 from tollkeeper import api, app, config
 from tollkeeper.api import CALLS, CLOSE, FREE, OPEN, PAGES, QUESTIONS, AsgiReply, dialect_at
 from tollkeeper.dialects import DIALECTS
-from tollkeeper.health import Place
 from tollkeeper.keys import hash_secret
 from tollkeeper.stores import Condition
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.testing.clock import ManualClock
+from tollkeeper.values import Place
 
 LIMIT = 2000
 GONE = {"type": "http.disconnect"}

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from tollkeeper.breaker import Bounds
-from tollkeeper.health import LEVELS, MODELS_MAX, Change, Health, Level, Name, Place
+from tollkeeper.health import LEVELS, MODELS_MAX, Change, Health, Level, Name
+from tollkeeper.values import Place
 
 A = Place("openai", "first", "gpt")
 SAME_KEY = Place("openai", "first", "mini")

@@ -10,10 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tollkeeper.breaker import Bounds
-from tollkeeper.health import Health, Place, State
+from tollkeeper.health import Health, State
 from tollkeeper.metrics import exposition
 from tollkeeper.stores import Condition
 from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.values import Place
 
 LABELS = ("level", "provider", "key", "model", "state")
 

@@ -127,9 +127,9 @@ def switched_on(config: Config) -> list[str]:
 
     providers = ", ".join(config.providers) or "none: set a key variable such as OPENAI_API_KEY, or add [providers]"
     lines = [f"  providers  {providers}"]
-    for name, (routes, policy) in config.routes.items():
-        targets = ", ".join(f"{route.provider.name}/{route.model}" for route in routes)
-        lines.append(f"  route      {name} → {targets}{f' ({policy})' if len(routes) > 1 else ''}")
+    for name, found in config.routes.items():
+        targets = ", ".join(f"{route.provider.name}/{route.model}" for route in found.routes)
+        lines.append(f"  route      {name} → {targets}{f' ({found.policy})' if len(found.routes) > 1 else ''}")
     for budget in config.budgets:
         name = budget.scope if budget.id == "*" else f"{budget.scope} {budget.id!r}"
         each = "each " if budget.id == "*" and budget.scope != "all" else ""

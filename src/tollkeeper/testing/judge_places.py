@@ -8,11 +8,12 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from tollkeeper.attempt import place_of
-from tollkeeper.health import Change, Level, Place
+from tollkeeper.health import Change, Level
 from tollkeeper.retry import FLOOR, WINDOW_S
 from tollkeeper.testing.judge import is_good, is_the_clients
 from tollkeeper.testing.script import RETRY_RATIO, Ledger, Planned, Script
 from tollkeeper.testing.stage import Story, Tried
+from tollkeeper.values import Place
 
 #: A provider's own word → which level it shuts, and for how long where it does not say. Seconds.
 SHUTS: Final[dict[int, tuple[Level, float | None]]] = {

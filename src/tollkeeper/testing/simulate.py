@@ -20,7 +20,7 @@ from random import Random
 from tollkeeper import chores, flow
 from tollkeeper.attempt import place_of
 from tollkeeper.dialects import DIALECTS
-from tollkeeper.health import Change, Place
+from tollkeeper.health import Change
 from tollkeeper.keys import KeyRing
 from tollkeeper.retry import RetryBudget
 from tollkeeper.testing import judge, judge_places
@@ -28,7 +28,7 @@ from tollkeeper.testing.script import RETRY_RATIO, Planned, Script, draw
 from tollkeeper.testing.scripted_provider import CALL, ScriptedUpstream, table_of
 from tollkeeper.testing.stage import Client, Story, Tried, TroubledStore, WatchedHealth
 from tollkeeper.testing.virtual_loop import Stuck, VirtualClock, VirtualLoop
-from tollkeeper.values import Entry, Hold
+from tollkeeper.values import Entry, Hold, Place
 
 #: Virtual seconds in which every call must be over: no limit of `script` adds up to it.
 HORIZON_S = 120.0

@@ -15,14 +15,14 @@ from typing import Any, Final, TypeVar
 from tollkeeper.book import Live
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.flow import Limits
-from tollkeeper.health import Health, Pass, Place
+from tollkeeper.health import Health, Pass
 from tollkeeper.ledger import expired
 from tollkeeper.stores import Booked
 from tollkeeper.stores.memory import MemoryStore
 from tollkeeper.testing.faults import Piece
 from tollkeeper.testing.replies import Reply
 from tollkeeper.testing.script import Ledger, Planned, Provided
-from tollkeeper.values import Budget, Entry, Grant, Hold, Route
+from tollkeeper.values import Budget, Entry, Grant, Hold, Place, Route
 
 T = TypeVar("T")
 END_MARKERS: Final = (

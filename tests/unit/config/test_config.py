@@ -306,7 +306,8 @@ def test_routes() -> None:
     """A route is text or a table, and splits at the first slash only."""
     config = loaded(LOCAL + '[routes]\na = "local/v/m:free"\nb = { provider = "local", model = "n" }')
     assert [
-        (name, len(found), found[0].provider.name, found[0].model) for name, (found, _) in config.routes.items()
+        (name, len(found.routes), found.routes[0].provider.name, found.routes[0].model)
+        for name, found in config.routes.items()
     ] == [
         ("a", 1, "local", "v/m:free"),
         ("b", 1, "local", "n"),

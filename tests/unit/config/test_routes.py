@@ -37,8 +37,11 @@ def loaded(text: str, **environ: str) -> Config:
 def led(text: str, **environ: str) -> dict[str, tuple[str, list[str]]]:
     """Each name's policy and targets, a weight behind those that have one."""
     return {
-        name: (policy, [f"{r.provider.name}/{r.model}" + (f"*{r.weight}" if r.weight > 1 else "") for r in routes])
-        for name, (routes, policy) in loaded(text, **environ).routes.items()
+        name: (
+            found.policy,
+            [f"{r.provider.name}/{r.model}" + (f"*{r.weight}" if r.weight > 1 else "") for r in found.routes],
+        )
+        for name, found in loaded(text, **environ).routes.items()
     }
 
 
@@ -61,7 +64,7 @@ def test_several_targets() -> None:
         to = [{ provider = "b", model = "n" }]
     """
     assert led(text) == {"x": ("weighted", ["a/m", "b/m*3"]), "y": ("cheapest", ["b/n"])}
-    assert {route.credential for routes, _ in loaded(text).routes.values() for route in routes} == {None}
+    assert {route.credential for found in loaded(text).routes.values() for route in found.routes} == {None}
 
 
 def test_other_names_are_taken_in() -> None:

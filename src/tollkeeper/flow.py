@@ -21,6 +21,7 @@ from tollkeeper.call import Attempt, Call, Gate, Limits, Reply, Request
 from tollkeeper.cancellation import Deadline
 from tollkeeper.errors import BudgetExceeded, HeldOff, RateLimited, TollkeeperError, UnknownModel
 from tollkeeper.estimate import estimate
+from tollkeeper.hedging import race
 from tollkeeper.keys import credential, scopes_for
 from tollkeeper.retry import Tries
 from tollkeeper.routing import Candidates, check_allowed, ordered
@@ -108,7 +109,10 @@ async def _serve(gate: Gate, request: Request, call: Call, reply: Reply) -> Toll
     gate.retries.called(gate.clock.monotonic_s())
     tries, route = _begin(gate, call)
     while True:
-        attempt = await make(gate, request, call, route, reply, may_move=tries.more)
+        if gate.latencies is None:
+            attempt = await make(gate, request, call, route, reply, may_move=tries.more)
+        else:
+            attempt = await race(gate, gate.latencies, request, call, route, reply, tries)
         if _instead(gate, request, call, attempt.failure):
             tries, route = _begin(gate, call)
             continue

@@ -23,7 +23,6 @@ from tollkeeper.errors import (
     UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
-    UpstreamUnreachable,
 )
 from tollkeeper.failures import verdict_of
 from tollkeeper.health import Pass, Place
@@ -62,13 +61,13 @@ async def make(
         attempt.ended = True
     except TollkeeperError as error:
         attempt.failure, attempt.ended = error, True
-        if isinstance(error, UpstreamUnreachable):
-            attempt.sent, attempt.counted = False, _is_followed(call, attempt)
-            call.sent -= not attempt.counted
     except TimeoutError:
         attempt.failure, attempt.ended = _timed_out(call, attempt), True
     finally:  # also when cancelled: then the account is put right, and nothing else
         attempt.over = True
+        if attempt.opening is not None and not attempt.opening.sent:
+            attempt.sent, attempt.counted = False, _is_followed(call, attempt)
+            call.sent -= not attempt.counted
         _judge(gate, call, attempt, leave_to_go)
         if attempt.hold is not None:
             attempt.entry = await _put_right(gate, call, attempt)
@@ -131,7 +130,8 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     call.sent += 1
     call.asked = route
     attempt.sent_s = sent_s = gate.clock.monotonic_s()
-    async with gate.upstream.open(route, dialect.name, path, body, request.headers) as answer:
+    attempt.opening = gate.upstream.open(route, dialect.name, path, body, request.headers)
+    async with attempt.opening as answer:
         attempt.answer, attempt.first_byte_s = answer, gate.clock.monotonic_s() - sent_s
         attempt.is_stream = is_stream = answer.is_stream or (ask.array and answer.status < 300)
         attempt.meter = meter = Meter(
@@ -342,10 +342,9 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
     assert hold is not None
     latency_ms = round((gate.clock.monotonic_s() - attempt.started_s) * 1000)
     if attempt.counted:
-        assert attempt.failure is not None
         return entry_for(
-            hold, Reading(), nothing_owed(hold.price_version), sent=route.model, outcome="cut", note=attempt.failure.code,
-            latency_ms=latency_ms,
+            hold, Reading(), nothing_owed(hold.price_version), sent=route.model, outcome="cut",
+            note=None if attempt.failure is None else attempt.failure.code, latency_ms=latency_ms,
         )  # fmt: skip
     whole = answer is not None and not attempt.is_stream
     reading = Reading() if meter is None else meter.finish()

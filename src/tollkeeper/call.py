@@ -21,7 +21,7 @@ from tollkeeper.prices import PriceBook
 from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.stores import Store
-from tollkeeper.upstream import Answer, Upstream
+from tollkeeper.upstream import Answer, Opening, Upstream
 from tollkeeper.values import Ask, Charge, Entry, Grant, Hold, Quote, Route, Scopes
 
 
@@ -139,6 +139,7 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     unread_s: float = 0.0  #: for how long it was, all in all
     ended: bool = False  #: by itself: it was not cancelled
     hold: Hold | None = None
+    opening: Opening | None = None
     answer: Answer | None = None
     is_stream: bool = False  #: the answer is read piece by piece
     meter: Meter | None = None

@@ -11,7 +11,6 @@ import asyncio
 
 from tollkeeper.attempt import make, place_of, watch
 from tollkeeper.call import Attempt, Call, Gate, Reply, Request
-from tollkeeper.errors import UpstreamUnreachable
 from tollkeeper.latency import Latencies
 from tollkeeper.retry import Tries
 from tollkeeper.values import Route
@@ -79,7 +78,7 @@ async def _elsewhere(
     if other is None or reply.left or not _waits(call) or not gate.retries.take(gate.clock.monotonic_s()):
         return None
     attempt = await make(gate, request, call, tries.take(other), reply, may_move=True)
-    if attempt.sent or isinstance(attempt.failure, UpstreamUnreachable):
+    if attempt.opening is not None:
         return attempt
     tries.put_back(other)
     gate.retries.put_back(gate.clock.monotonic_s())

@@ -69,17 +69,9 @@ def _of_attempt(story: Story, tried: Tried, entries: list[Entry]) -> Iterator[st
     net = sum(entry.sign for entry in entries)
     if tried.seen and net != 1:
         yield f"the provider saw it, and {net} entries stand"
-    # Where the connection was never told of, or the process died, the provider may have seen it for all that is known.
-    unknown = tried.died or (tried.opened_s is not None and not tried.refused)
     # What could not be reached counts the call where its hedge is out already, and costs nothing.
-    counted = (
-        tried.refused
-        and tried.beside is not None
-        and not tried.is_hedge
-        and net
-        and not entries[-1].charge.amount_nanos
-    )
-    if not tried.seen and (net > 1 or (net and not (unknown or counted))):
+    counted = tried.beside is not None and not tried.is_hedge and net and not entries[-1].charge.amount_nanos
+    if not tried.seen and (net > 1 or (net and not (tried.died or counted))):
         yield f"the provider never saw it, and {net} entries stand"
     if tried.opened_s is not None and not tried.granted:
         yield "it went out, and no budget was asked"

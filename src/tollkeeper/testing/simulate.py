@@ -272,7 +272,7 @@ class Run:
             return
         booked = {entry.id for entry in self.store.booked()}
         for tried in story.opened:
-            if not tried.refused and tried.id not in booked:
+            if tried.seen and tried.id not in booked:
                 owed = any(due.id == tried.id for due in self.gate.owed)
                 held = any(live.hold.id == tried.id for live in self.store.holds())
                 tries = self.store.failures[f"settle {tried.id}"]

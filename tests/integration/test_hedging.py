@@ -27,22 +27,14 @@ STREAM: dict[str, Any] = STREAMS[0][1]
 
 @asynccontextmanager
 async def hedged(folder: Path, *fakes: FakeProvider, settings: str = "") -> AsyncIterator[tuple[Several, ManualClock]]:
-    """Providers of which the first is known to answer within USUAL_S, by a clock that stands until it is moved."""
+    """Providers that are known to answer within USUAL_S, by a clock that stands until it is moved."""
     clock = ManualClock()
     async with several(folder, *fakes, settings="hedge = true\n" + settings, clock=clock) as sv:
         latencies = sv.gw.app.gate.latencies
         assert latencies is not None
-        for dialect in (
-            "openai-chat",
-            "openai-embeddings",
-            "openai-responses",
-            "anthropic-messages",
-            "google-generate",
-        ):
-            for route in sv.gw.app.gate.table.candidates(NAME, dialect).routes:
-                for stream in (True, False):
-                    for _ in range(LEAST):
-                        latencies.add(place_of(route), stream, USUAL_S)
+        for route in sv.gw.app.gate.table.candidates(NAME, "openai-chat").routes:
+            for stream in [True, False] * LEAST:
+                latencies.add(place_of(route), stream, USUAL_S)
         yield sv, clock
 
 

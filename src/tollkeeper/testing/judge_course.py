@@ -61,7 +61,7 @@ def _of_hedge(story: Story, tried: Tried) -> Iterator[str]:
         yield f"beside another one {tried.asked_s - first.opened_s:.3f} s after that"
     if tried.after_answer:
         yield "beside one that had answered"
-    if first.beside is not tried or any(each.beside is first for each in story.tries if each is not tried):
+    if tried.others > 1:
         yield "as the third at a time"
     if tried.route is not None and tried.route == first.route:
         yield f"at {tried.where}, as the one beside it"

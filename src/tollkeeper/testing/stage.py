@@ -50,9 +50,8 @@ class Tried:
         self.after_left = False  #: the client had gone when it began
         self.after_start = False  #: the reply had begun
         self.after_answer = False  #: the attempt that it was made beside had its answer
-        self.beside: Tried | None = (
-            None  #: an attempt of the same call that was under way when the later of the two began
-        )
+        self.others = 0  #: attempts of the call that were under way when it began
+        self.beside: Tried | None = None  #: the other one, where two were under way at once
         self.lost = False  #: it was cut for the other one, as the ledger has it
         self.route: Route | None = None
         self.target = ""
@@ -110,9 +109,10 @@ class Story:
         tried.asked_s, tried.after_left, tried.after_start = asked_s, self.left, self.status is not None
         if self.left:
             tried.left_at = 0
-        for other in self.opened:
-            if other.closed_s is None:
-                tried.beside, other.beside, tried.after_answer = other, tried, other.answered
+        under_way = [other for other in self.opened if other.closed_s is None]
+        tried.others = len(under_way)
+        for other in under_way[-1:]:
+            tried.beside, other.beside, tried.after_answer = other, tried, other.answered
         self.tries.append(tried)
         return tried
 

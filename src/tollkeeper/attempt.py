@@ -343,8 +343,9 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
     latency_ms = round((gate.clock.monotonic_s() - attempt.started_s) * 1000)
     if attempt.counted:
         return entry_for(
-            hold, Reading(), nothing_owed(hold.price_version), sent=route.model, outcome="cut",
-            note=None if attempt.failure is None else attempt.failure.code, latency_ms=latency_ms,
+            hold, Reading(), nothing_owed(hold.price_version), sent=route.model, latency_ms=latency_ms,
+            outcome="left" if call.leaving or attempt.lost else "cut",
+            note=None if attempt.failure is None else attempt.failure.code,
         )  # fmt: skip
     whole = answer is not None and not attempt.is_stream
     reading = Reading() if meter is None else meter.finish()

@@ -109,7 +109,7 @@ async def _serve(gate: Gate, request: Request, call: Call, reply: Reply) -> Toll
     gate.retries.called(gate.clock.monotonic_s())
     tries, route = _begin(gate, call)
     while True:
-        if gate.latencies is None:
+        if gate.latencies is None or call.quote is None:  # what is free is sooner than what it is asked for
             attempt = await make(gate, request, call, route, reply, may_move=tries.more)
         else:
             attempt = await race(gate, gate.latencies, request, call, route, reply, tries)

@@ -42,7 +42,8 @@ async def race(
     attempt, other = first.result(), None if hedge is None else hedge.result()
     _learn(gate, latencies, call, attempt)
     if other is not None:
-        _learn(gate, latencies, call, other)
+        if not other.lost:
+            _learn(gate, latencies, call, other)
         attempt = call.winner or (other if outlasted else attempt)
     call.attempt = attempt
     if attempt.sent:
@@ -74,8 +75,10 @@ async def _elsewhere(
 ) -> Attempt | None:
     """The hedge; None: no other place may be asked, no budget pays for it, or it came too late to be sent."""
     other = tries.beside(route)
+    if other is None or not _waits(call):
+        return None
     watch(gate, call, reply)
-    if other is None or reply.left or not _waits(call) or not gate.retries.take(gate.clock.monotonic_s()):
+    if reply.left or not gate.retries.take(gate.clock.monotonic_s()):
         return None
     attempt = await make(gate, request, call, tries.take(other), reply, may_move=True)
     if attempt.opening is not None:
@@ -86,7 +89,9 @@ async def _elsewhere(
 
 
 def _learn(gate: Gate, latencies: Latencies, call: Call, attempt: Attempt) -> None:
-    """What went well counts; so does what was outrun, by how long it was waited for: else only the quick ones would be known."""
+    """What went well counts. So does what its hedge has outrun, by how long it was waited for: else only the quick ones would be
+    known, and the p95 would sink with each hedge.
+    """
     assert call.ask is not None
     if attempt.sent_s is None or (attempt.failure is not None and not attempt.lost):
         return

@@ -102,6 +102,22 @@ async def test_in_time(tmp_path: Path) -> None:
         assert (await asking, sv.asked()) == ("one", [1, 0])
 
 
+async def test_what_is_free_is_not_hedged(tmp_path: Path) -> None:
+    """Nor learned from: tokens are counted sooner than they are made."""
+    body = {"model": NAME, "messages": [{"role": "user", "content": "toll"}]}
+    async with hedged(tmp_path) as (sv, clock):
+        sv.fakes[0].always = stall = Stall()
+        asking = asyncio.ensure_future(sv.ask("/v1/messages/count_tokens", body))
+        await until(stall.reached.is_set)
+        clock.advance(100)
+        stall.release.set()
+        assert (await asking)[0] == 200
+        assert sv.asked() == [1, 0]
+        latencies = sv.gw.app.gate.latencies
+        assert latencies is not None
+        assert {seconds for known in latencies._of.values() for seconds in known} == {USUAL_S}
+
+
 async def test_what_is_usual_is_learned(tmp_path: Path) -> None:
     """From the calls themselves: none is hedged before so many went well."""
     clock = ManualClock()

@@ -119,6 +119,9 @@ def test_what_is_learned() -> None:
     assert run.gate.latencies is not None
     here, there = (list(run.gate.latencies._of[place, True])[-1] for place in run.places(run.script.calls[0]))
     assert here > 0.3 > there
+    run = played(a_call(think_s=0.4, further=(SLOW,)), **HEDGED)  # a hedge that was cut says nothing of its place
+    assert run.gate.latencies is not None
+    assert set(run.gate.latencies._of[run.places(run.script.calls[0])[1], True]) == {0.3}
 
 
 # ── one of them fails ──
@@ -181,6 +184,13 @@ def test_neither_has_a_connection() -> None:
     run = played(planned, **HEDGED | {"places": THREE, "attempts": 3})
     assert booked(run) == [("o1", 1, "cut"), ("o3", 0, "ok")]
     assert [entry.attempt for entry in run.entries(0)] == [1, 2]
+
+
+def test_a_connection_that_hangs() -> None:
+    """B5: the first one has none yet when its hedge serves: it has seen nothing, and still counts the call."""
+    run = played(a_call(connect_s=3, further=(GOOD,)), **HEDGED)
+    assert booked(run) == [("o1", 1, "left"), ("o2", 0, "ok")]
+    assert (of(run, "o1").charge.amount_nanos, of(run, "o1").note) == (0, "outrun")
 
 
 def test_the_hedge_had_no_connection_before() -> None:

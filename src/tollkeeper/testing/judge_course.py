@@ -1,4 +1,4 @@
-"""What must hold of a call's attempts in a simulated run: one after the other, and where calls are hedged two beside each other."""
+"""What must hold of a call's attempts in a simulated run: one after the other, and two at once where calls are hedged."""
 
 from __future__ import annotations
 

@@ -166,7 +166,8 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     if is_stream and reading.error is None and not reading.ended:
         attempt.complete = False
         raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
-    _claim(call, attempt)
+    if not (is_stream and reading.error is not None):  # what has failed may still be tried elsewhere
+        _claim(call, attempt)
 
 
 async def _send(call: Call, attempt: Attempt, reply: Reply, data: bytes) -> None:
@@ -227,7 +228,7 @@ def watch(gate: Gate, call: Call, reply: Reply) -> None:
 
 def leave(gate: Gate, call: Call) -> None:
     """The client has gone: drain within bounds, or stop at once; nothing more is tried."""
-    if call.leaving or any(each.complete and each.failure is None and not each.lost for each in call.attempts):
+    if call.leaving or any(each.complete and each.good for each in call.attempts):
         return
     call.leaving = True
     for attempt in call.attempts:

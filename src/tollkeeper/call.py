@@ -154,3 +154,8 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     verdict: Verdict | None = (
         None  #: what its failure means for another attempt; None: it did not fail, or not by a provider
     )
+
+    @property
+    def good(self) -> bool:
+        """Nothing has failed so far, here or at its provider, and no other attempt has the call."""
+        return self.failure is None and self.verdict is None and not self.lost

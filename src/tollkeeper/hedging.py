@@ -42,7 +42,7 @@ async def race(
     attempt, other = first.result(), None if hedge is None else hedge.result()
     _learn(gate, latencies, call, attempt)
     if other is not None:
-        if not other.lost:
+        if other.good:
             _learn(gate, latencies, call, other)
         attempt = call.winner or (other if outlasted else attempt)
     call.attempt = attempt
@@ -93,7 +93,7 @@ def _learn(gate: Gate, latencies: Latencies, call: Call, attempt: Attempt) -> No
     known, and the p95 would sink with each hedge.
     """
     assert call.ask is not None
-    if attempt.sent_s is None or (attempt.failure is not None and not attempt.lost):
+    if attempt.sent_s is None or not (attempt.good or attempt.lost):
         return
     waited_s = gate.clock.monotonic_s() - attempt.sent_s if attempt.first_byte_s is None else attempt.first_byte_s
     latencies.add(place_of(attempt.route), call.ask.stream, waited_s)

@@ -146,6 +146,18 @@ def test_the_hedge_fails(trouble: str) -> None:
     assert told(run) == (200, b"o1", b"1" if trouble == "refuses" else b"2")
 
 
+@pytest.mark.parametrize("trouble", ["error_first", "error_done"])
+def test_a_reply_with_an_error_inside(trouble: str) -> None:
+    """It has not the call, also where content came with the error: what was good goes on, and no third one is made."""
+    bad = structs.replace(GOOD, trouble=trouble, at=0.5, chunk=65536)
+    run = played(a_call(think_s=0.8, further=(bad, GOOD)), **HEDGED | {"places": THREE, "attempts": 3})
+    assert (went(run), told(run)) == (["o1", "o2"], (200, b"o1", b"2"))
+    run = played(a_call(trouble=trouble, at=0.5, chunk=65536, further=(structs.replace(GOOD, gap_s=0.1, chunk=97),)),
+                 places=TWO, attempts=2)  # fmt: skip
+    assert told(run) == (200, b"o2", b"2")
+    assert run.over_s - run.stories[0].started_s > 1, "it goes out as it comes"
+
+
 def test_both_fail() -> None:
     """What may follow is decided as after any failure."""
     failing = structs.replace(GOOD, trouble="status", status=503)

@@ -93,13 +93,14 @@ def a_run(
     downs: tuple[Down, ...] = (),
     bounds: Bounds = BOUNDS,
     death_s: float | None = None,
+    hedge_s: float | None = None,
     **limits: Any,
 ) -> Run:
     """A run of these calls, not played yet; `limits` changes LIMITS."""
     return Run(
         Script(
             seed=0, limits=structs.replace(LIMITS, **limits), budgets=budgets, ledger=ledger, calls=calls,
-            places=places, policy=policy, downs=downs, bounds=bounds, death_s=death_s, stop_s=None,
+            places=places, policy=policy, downs=downs, bounds=bounds, death_s=death_s, stop_s=None, hedge_s=hedge_s,
         )
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from tollkeeper.density import Densities
 from tollkeeper.errors import ConfigError, StoreError
 from tollkeeper.health import Change, Health, Name
 from tollkeeper.keys import KeyRing
+from tollkeeper.latency import Latencies
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices import data as price_data
 from tollkeeper.retry import RetryBudget
@@ -149,7 +150,8 @@ def build(config: Config, clock: Clock | None = None) -> App:
     gate = flow.Gate(
         clock=clock, keys=KeyRing(config.keys), table=table, prices=prices, store=store, upstream=upstream,
         draw=SystemRandom().random, health=health,
-        retries=RetryBudget(config.retry_budget), limits=limits(config), densities=Densities(round(config.quote_quantile * 10_000)),
+        retries=RetryBudget(config.retry_budget), latencies=Latencies() if config.hedge else None, limits=limits(config),
+        densities=Densities(round(config.quote_quantile * 10_000)),
         new_id=lambda: new_id(clock.now_us()),
     )  # fmt: skip
     known = {name: provider.prices for name, provider in config.providers.items() if provider.prices}

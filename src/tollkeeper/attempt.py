@@ -16,20 +16,20 @@ from tollkeeper.call import Attempt, Call, Gate, Reply, Request
 from tollkeeper.cancellation import Deadline, to_its_end
 from tollkeeper.errors import (
     Conflict,
+    Outrun,
     StoreError,
     StreamBroken,
     TollkeeperError,
     UpstreamError,
     UpstreamRefused,
     UpstreamTimeout,
-    UpstreamUnreachable,
 )
 from tollkeeper.failures import verdict_of
 from tollkeeper.health import Pass
 from tollkeeper.meter import Meter
-from tollkeeper.settlement import Course, entry_of
+from tollkeeper.settlement import Course, entry_for, entry_of, nothing_owed
 from tollkeeper.upstream import Answer
-from tollkeeper.values import Entry, Grant, Hold, Place, Reading, Route
+from tollkeeper.values import Entry, Hold, Reading, Route
 
 log = logging.getLogger("tollkeeper")
 
@@ -51,7 +51,8 @@ async def make(
     attempt = call.attempt = Attempt(
         number=call.made, route=route, deadline=Deadline(), started_s=gate.clock.monotonic_s(), may_move=may_move
     )  # fmt: skip
-    place = place_of(route)
+    call.attempts.append(attempt)
+    place = route.place
     leave_to_go = gate.health.admit(place) or gate.health.force(place)
     try:
         async with attempt.deadline:
@@ -60,22 +61,23 @@ async def make(
         attempt.ended = True
     except TollkeeperError as error:
         attempt.failure, attempt.ended = error, True
-        if isinstance(error, UpstreamUnreachable):
-            attempt.sent = False
-            call.sent -= 1
     except TimeoutError:
         attempt.failure, attempt.ended = _timed_out(call, attempt), True
     finally:  # also when cancelled: then the account is put right, and nothing else
         attempt.over = True
+        if attempt.opening is not None and not attempt.opening.sent:
+            attempt.sent, attempt.counted = False, _is_followed(call, attempt)
+            call.sent -= not attempt.counted
         _judge(gate, call, attempt, leave_to_go)
         if attempt.hold is not None:
             attempt.entry = await _put_right(gate, call, attempt)
     return attempt
 
 
-def place_of(route: Route) -> Place:
-    """The names by which a route's health is known."""
-    return route.place
+def _is_followed(call: Call, attempt: Attempt) -> bool:
+    """Whether a hold of a later attempt is out: it counts as a further one, so that this one has to stay counted."""
+    later = call.attempts[attempt.number :]
+    return attempt.hold is not None and any(each.hold is not None and not each.let_go for each in later)
 
 
 # ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -94,8 +96,7 @@ async def _reserve(gate: Gate, request: Request, call: Call, attempt: Attempt) -
         sent=route.model if route.model != ask.model else None, tier=ask.tier,
         speed=ask.speed, geo=ask.geo,
     )  # fmt: skip
-    call.grant = Grant()  # that of an attempt before says nothing of this one
-    call.grant = await gate.store.reserve(attempt.hold)
+    attempt.grant = await gate.store.reserve(attempt.hold)
 
 
 # ── relay and meter ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -105,9 +106,11 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     ask, route, limits, deadline = call.ask, attempt.route, gate.limits, attempt.deadline
     assert ask is not None
     dialect, provider, now_s = request.dialect, route.provider, asyncio.get_running_loop().time
-    if call.grant.capped and call.quote is not None:
-        call.cap = call.quote.written_cap
-    body = dialect.write_body(ask, model=route.model, output_cap=call.cap, quirks=provider.quirks)
+    if attempt.lost or call.leaving:  # while its hold was asked for
+        raise _cut_off(call)
+    if attempt.grant.capped and call.quote is not None:
+        attempt.cap = call.quote.written_cap
+    body = dialect.write_body(ask, model=route.model, output_cap=attempt.cap, quirks=provider.quirks)
     begins = dict(provider.paths).get(dialect.name)
     path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
     if "{model}" in path:
@@ -121,15 +124,16 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     attempt.sent = True
     call.sent += 1
     call.asked = route
-    sent_s = gate.clock.monotonic_s()
-    async with gate.upstream.open(route, dialect.name, path, body, request.headers) as answer:
+    attempt.sent_s = sent_s = gate.clock.monotonic_s()
+    attempt.opening = gate.upstream.open(route, dialect.name, path, body, request.headers)
+    async with attempt.opening as answer:
         attempt.answer, attempt.first_byte_s = answer, gate.clock.monotonic_s() - sent_s
         attempt.is_stream = is_stream = answer.is_stream or (ask.array and answer.status < 300)
         attempt.meter = meter = Meter(
             dialect, stream=is_stream, hide_usage=not ask.wants_usage, quirks=provider.quirks,
             array=is_stream and not answer.is_stream,
         )  # fmt: skip
-        if not call.leaving:
+        if not (call.leaving or attempt.lost):
             deadline.move(min(ends_s, now_s() + limits.idle_s))
         while chunk := await answer.read():
             data = meter.feed(chunk)
@@ -143,7 +147,7 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
                 await _send(call, attempt, reply, data)
                 read_s = now_s()
                 attempt.unread_s += read_s - came_s
-            if not call.leaving:
+            if not (call.leaving or attempt.lost):
                 deadline.move(min(ends_s, read_s + limits.idle_s))
     reading = meter.finish()
     attempt.last += meter.tail
@@ -157,17 +161,21 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     if is_stream and reading.error is None and not reading.ended:
         attempt.complete = False
         raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
+    if not (is_stream and reading.error is not None):  # what has failed may still be tried elsewhere
+        _claim(call, attempt)
 
 
 async def _send(call: Call, attempt: Attempt, reply: Reply, data: bytes) -> None:
     """Relay a piece. The headers go with the first one: a stream that begins with an error gets a status of its own."""
-    if not call.started:
+    if call.winner is not attempt:
         answer, meter = attempt.answer, attempt.meter
         assert answer is not None
         assert meter is not None
         attempt.last += data
         kept_back = attempt.may_move and len(attempt.last) < HELD_BACK_MAX
         if not meter.content and (meter.error is not None or kept_back):
+            return
+        if not _claim(call, attempt):
             return
         call.started = True
         data, attempt.last = attempt.last, b""
@@ -176,6 +184,24 @@ async def _send(call: Call, attempt: Attempt, reply: Reply, data: bytes) -> None
     attempt.sending = True
     await reply.send(data)
     attempt.sending = False
+
+
+def _claim(call: Call, attempt: Attempt) -> bool:
+    """The call is its first claimant's: that is told True, now and later. Others that are under way are cut."""
+    if call.winner is None:
+        call.winner = call.attempt = attempt
+        call.asked = attempt.route
+        for other in call.attempts:
+            if not (other is attempt or other.over):
+                other.lost = True
+                _cut(other, 0)
+    return call.winner is attempt
+
+
+def _cut(attempt: Attempt, in_s: float) -> None:
+    """End it so soon, unless its reply was read to the end."""
+    if not (attempt.complete or attempt.deadline.expired):
+        attempt.deadline.move(asyncio.get_running_loop().time() + in_s)
 
 
 async def _rest(answer: Answer, meter: Meter) -> bytes:
@@ -197,27 +223,30 @@ def watch(gate: Gate, call: Call, reply: Reply) -> None:
 
 def leave(gate: Gate, call: Call) -> None:
     """The client has gone: drain within bounds, or stop at once; nothing more is tried."""
-    attempt = call.attempt
-    assert attempt is not None
-    if call.leaving or (attempt.complete and attempt.failure is None):
+    if call.leaving or any(each.complete and each.good for each in call.attempts):
         return
     call.leaving = True
-    if attempt.over:
-        return
-    drain = gate.limits.on_disconnect == "drain" and gate.draining < gate.limits.drain_limit
-    if drain:
-        call.draining = True
-        gate.draining += 1
-    if not attempt.deadline.expired:
-        attempt.deadline.move(asyncio.get_running_loop().time() + (gate.limits.drain_s if drain else 0))
+    for attempt in call.attempts:
+        if attempt.over:
+            continue
+        drain = gate.limits.on_disconnect == "drain" and gate.draining < gate.limits.drain_limit and attempt.sent
+        call.draining += drain
+        gate.draining += drain
+        _cut(attempt, gate.limits.drain_s if drain else 0)
 
 
 def _timed_out(call: Call, attempt: Attempt) -> TollkeeperError:
-    if call.leaving:
-        return StreamBroken("the client left before the end of its reply")
+    if attempt.lost or call.leaving:
+        return _cut_off(call)
     if attempt.answer is None:
         return UpstreamTimeout("the provider did not answer in time")
     return UpstreamTimeout("the reply took too long: the provider stalled, or the client did not read")
+
+
+def _cut_off(call: Call) -> TollkeeperError:
+    if call.leaving:
+        return StreamBroken("the client left before the end of its reply")
+    return Outrun("another attempt had content first")
 
 
 def _refused(answer: Answer, provider: str) -> UpstreamRefused:
@@ -244,7 +273,8 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     body = attempt.last or (meter.error or "").encode() if meter is not None else b""
     verdict = verdict_of(
         failure, None if answer is None else answer.status, () if answer is None else answer.headers, body,
-        now_us=gate.clock.now_us(), content=call.started, client_left=call.leaving or _by_the_client(call, attempt),
+        now_us=gate.clock.now_us(), content=call.started and call.winner is attempt,
+        client_left=attempt.lost or call.leaving or _by_the_client(call, attempt),
     )  # fmt: skip
     waited_s = gate.clock.monotonic_s() - attempt.started_s if answer is None else attempt.first_byte_s
     fails = verdict.effect == "fail"
@@ -253,7 +283,7 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
         reason=verdict.reason,
     )  # fmt: skip
     if verdict.effect == "block" and verdict.level is not None and verdict.for_s is not None:
-        health.block(place_of(attempt.route), verdict.level, gate.clock.monotonic_s() + verdict.for_s, verdict.reason)
+        health.block(attempt.route.place, verdict.level, gate.clock.monotonic_s() + verdict.for_s, verdict.reason)
     attempt.verdict = verdict
 
 
@@ -269,7 +299,7 @@ def _by_the_client(call: Call, attempt: Attempt) -> bool:
 async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
     """Book what was used, or let the hold go if nothing was sent; to the end, whatever cancels us meanwhile."""
     assert attempt.hold is not None
-    entry = _entry(gate, call, attempt) if attempt.sent else None
+    entry = _entry(gate, call, attempt) if attempt.sent or attempt.counted else None
     due = entry if entry is not None else attempt.hold
     try:
         await _book(gate, due)
@@ -277,6 +307,8 @@ async def _put_right(gate: Gate, call: Call, attempt: Attempt) -> Entry | None:
             call.charges.append(entry.charge)
         elif due in gate.owed:  # a hold that may yet expire counts the call: no other attempt may count it too
             attempt.verdict = None
+        else:
+            attempt.let_go = True
     except asyncio.CancelledError:  # the ledger's calls are idempotent: once more, and now to the end
         await to_its_end(_book(gate, due))
         raise
@@ -304,6 +336,13 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
     assert ask is not None
     assert quote is not None
     assert hold is not None
+    latency_ms = round((gate.clock.monotonic_s() - attempt.started_s) * 1000)
+    if attempt.counted:
+        return entry_for(
+            hold, Reading(), nothing_owed(hold.price_version), sent=route.model, latency_ms=latency_ms,
+            outcome="left" if call.leaving or attempt.lost else "cut",
+            note=None if attempt.failure is None else attempt.failure.code,
+        )  # fmt: skip
     whole = answer is not None and not attempt.is_stream
     reading = Reading() if meter is None else meter.finish()
     course = Course(
@@ -311,8 +350,8 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
         choices=ask.choices, answered=answer is not None, http_status=None if answer is None else answer.status,
         is_stream=attempt.is_stream, reading=reading,
         content=meter is not None and meter.content, body_bytes=len(meter.body) if meter is not None and whole else 0,
-        complete=attempt.complete, left=call.leaving, capped=call.cap == quote.written_cap, failure=attempt.failure,
-        latency_ms=round((gate.clock.monotonic_s() - attempt.started_s) * 1000),
+        complete=attempt.complete, left=call.leaving or (attempt.lost and not attempt.complete),
+        capped=attempt.cap == quote.written_cap, failure=attempt.failure, latency_ms=latency_ms,
     )  # fmt: skip
     if attempt.failure is None and reading.final and len(reading.parts) == 1 and not reading.inferred:
         gate.densities.learn(route, ask, reading.usage.input_tokens)
@@ -321,4 +360,6 @@ def _entry(gate: Gate, call: Call, attempt: Attempt) -> Entry:
 
 def told(call: Call) -> headers.Headers:
     """The headers of a call's reply, as far as they are known while it begins."""
-    return headers.of_call(call.id, call.asked, call.sent, call.grant.tightest, call.cap, call.instead_of)
+    attempt = call.attempt
+    tightest, cap = (None, None) if attempt is None else (attempt.grant.tightest, attempt.cap)
+    return headers.of_call(call.id, call.asked, call.sent, tightest, cap, call.instead_of)

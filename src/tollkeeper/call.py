@@ -15,12 +15,13 @@ from tollkeeper.errors import TollkeeperError
 from tollkeeper.failures import Verdict
 from tollkeeper.health import Health
 from tollkeeper.keys import KeyRing
+from tollkeeper.latency import Latencies
 from tollkeeper.meter import Meter
 from tollkeeper.prices import PriceBook
 from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.stores import Store
-from tollkeeper.upstream import Answer, Upstream
+from tollkeeper.upstream import Answer, Opening, Upstream
 from tollkeeper.values import Ask, Charge, Entry, Grant, Hold, Quote, Route, Scopes
 
 
@@ -84,6 +85,7 @@ class Gate(msgspec.Struct, kw_only=True, eq=False):
     limits: Limits
     health: Health
     retries: RetryBudget
+    latencies: Latencies | None = None  #: by which a call is hedged; None: none is
     densities: Densities = msgspec.field(default_factory=Densities)
     new_id: Callable[[], str]
     draw: Callable[[], float]  #: numbers from 0 to 1, by which weights and pauses are drawn
@@ -106,18 +108,18 @@ class Call(msgspec.Struct, kw_only=True, eq=False):
     instead_of: str | None = None  #: the model asked for, where a budget has turned the call to another one
     routes: list[Route] = []  #: as they are to be tried
     quote: Quote | None = None
-    grant: Grant = Grant()
-    cap: int | None = None  #: the output cap that a hard budget made us set
     made: int = 0  #: attempts begun: the number in their holds' ids
     sent: int = 0  #: attempts that a provider may have seen
-    asked: Route | None = None  #: where the latest of them went
+    asked: Route | None = None  #: where the latest of them went, or the one that serves
     ends_s: float | None = None  #: when all attempts must be over, by the running loop's clock
     leaving: bool = False  #: the client has gone; what is left is drained, or cut off by policy
     watched: bool = False  #: whether the client leaves
-    draining: bool = False  #: counted in Gate.draining
+    draining: int = 0  #: of its attempts, counted in Gate.draining
     charges: list[Charge] = []  #: of its attempts so far
     started: bool = False  #: the client has its headers
-    attempt: Attempt | None = None  #: the latest one
+    attempts: list[Attempt] = []  #: all that were begun
+    attempt: Attempt | None = None  #: the latest one, or the one whose reply or failure the client gets
+    winner: Attempt | None = None  #: the one that serves: the first with content, or with a whole good reply
 
 
 class Attempt(msgspec.Struct, kw_only=True, eq=False):
@@ -128,15 +130,22 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     deadline: Deadline
     started_s: float
     may_move: bool = False  #: until its first content another route may serve: nothing goes out before
+    lost: bool = False  #: another attempt has the call: this one is cut, and nothing of it goes out
+    grant: Grant = Grant()
+    cap: int | None = None  #: the output cap that a hard budget made us set
+    sent_s: float | None = None  #: when
     first_byte_s: float | None = None  #: how long the provider's answer took
     sending: bool = False  #: the client is waited for, and not the provider
     unread_s: float = 0.0  #: for how long it was, all in all
     ended: bool = False  #: by itself: it was not cancelled
     hold: Hold | None = None
+    opening: Opening | None = None
     answer: Answer | None = None
     is_stream: bool = False  #: the answer is read piece by piece
     meter: Meter | None = None
     sent: bool = False  #: the provider may have seen the request
+    let_go: bool = False  #: nothing is left of its hold
+    counted: bool = False  #: it was not sent, and is booked at nothing: a later attempt has the next number
     complete: bool = False  #: the reply was read to its end: a client that leaves now changes nothing
     over: bool = False  #: nothing more is read: what is left is booking, and telling the client
     last: bytes = b""  #: what follows the durable record
@@ -145,3 +154,8 @@ class Attempt(msgspec.Struct, kw_only=True, eq=False):
     verdict: Verdict | None = (
         None  #: what its failure means for another attempt; None: it did not fail, or not by a provider
     )
+
+    @property
+    def good(self) -> bool:
+        """Nothing has failed so far, here or at its provider, and no other attempt has the call."""
+        return self.failure is None and self.verdict is None and not self.lost

@@ -9,7 +9,8 @@
     ├── UpstreamError                the provider's side
     │   ├── UpstreamUnreachable  502 · UpstreamTimeout 504
     │   ├── UpstreamRefused      its own 4xx or 5xx, relayed as it came
-    │   └── StreamBroken         502 cut, stalled or unreadable after content
+    │   ├── StreamBroken         502 cut, stalled or unreadable after content
+    │   └── Outrun               502 cut for another attempt of its call
     ├── StoreError
     │   ├── StoreUnavailable     503 · StoreOwned (a second process) · StoreCorrupt
     │   ├── Conflict             409 same id, other contents
@@ -141,6 +142,14 @@ class StreamBroken(UpstreamError):
     code = "stream_broken"
     http_status = 502
     owed: Owed = "yes"
+
+
+class Outrun(UpstreamError):
+    """Another attempt of the call had content first, and this one was cut. No client sees it: it is a note in the ledger."""
+
+    code = "outrun"
+    http_status = 502
+    owed: Owed = "unknown"
 
 
 class StoreError(TollkeeperError):

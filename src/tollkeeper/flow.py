@@ -16,11 +16,12 @@ from contextlib import suppress
 from msgspec import structs
 
 from tollkeeper import headers
-from tollkeeper.attempt import make, place_of, told, watch
+from tollkeeper.attempt import make, told, watch
 from tollkeeper.call import Attempt, Call, Gate, Limits, Reply, Request
 from tollkeeper.cancellation import Deadline
 from tollkeeper.errors import BudgetExceeded, HeldOff, RateLimited, TollkeeperError, UnknownModel
 from tollkeeper.estimate import estimate
+from tollkeeper.hedging import race
 from tollkeeper.keys import credential, scopes_for
 from tollkeeper.retry import Tries
 from tollkeeper.routing import Candidates, check_allowed, ordered
@@ -66,7 +67,7 @@ def _go_to(gate: Gate, call: Call, candidates: Candidates) -> None:
     call.routes = ordered(
         candidates, draw=gate.draw, turn=gate.turn,
         cost=lambda route: _quote(gate, call, (route,)).amount_nanos,
-        latency=lambda route: gate.health.latency_s(place_of(route)),
+        latency=lambda route: gate.health.latency_s(route.place),
     )  # fmt: skip
     if not call.ask.free:
         call.quote = _quote(gate, call, candidates.routes)
@@ -108,7 +109,10 @@ async def _serve(gate: Gate, request: Request, call: Call, reply: Reply) -> Toll
     gate.retries.called(gate.clock.monotonic_s())
     tries, route = _begin(gate, call)
     while True:
-        attempt = await make(gate, request, call, route, reply, may_move=tries.more)
+        if gate.latencies is None or call.quote is None:  # what is free is sooner than what it is asked for
+            attempt = await make(gate, request, call, route, reply, may_move=tries.more)
+        else:
+            attempt = await race(gate, gate.latencies, request, call, route, reply, tries)
         if _instead(gate, request, call, attempt.failure):
             tries, route = _begin(gate, call)
             continue
@@ -120,11 +124,11 @@ async def _serve(gate: Gate, request: Request, call: Call, reply: Reply) -> Toll
 
 def _begin(gate: Gate, call: Call) -> tuple[Tries, Route]:
     """The first route that is open; where none is, the one that is back first: never are all left out, unless it is declared."""
-    tries = Tries(call.routes, gate.limits.attempts, lambda route: gate.health.allows(place_of(route)))
+    tries = Tries(call.routes, gate.limits.attempts, lambda route: gate.health.allows(route.place))
     first = tries.first()
     if first is not None:
         return tries, first
-    places = {place_of(route): route for route in call.routes}
+    places = {route.place: route for route in call.routes}
     back = gate.health.first_back(places)
     if gate.limits.when_all_open == "refuse":
         left_s = gate.health.open_until_s(back) - gate.clock.monotonic_s()
@@ -145,7 +149,7 @@ async def _following(gate: Gate, call: Call, tries: Tries, attempt: Attempt, rep
         await asyncio.sleep(following.pause_s)  # also where there is none: a client that has left is seen now
         if reply.left:
             return None
-        if gate.health.allows(place_of(following.route)):  # others may have shut it meanwhile, or be its probe
+        if gate.health.allows(following.route.place):  # others may have shut it meanwhile, or be its probe
             return following.route
         following = tries.after(attempt.route, attempt.verdict, gate.draw)
     return None

@@ -43,6 +43,11 @@ class RetryBudget:
         self._tries[at] += 1
         return True
 
+    def put_back(self, now_s: float) -> None:
+        """One that was taken just now was not made."""
+        at = self._at(now_s)
+        self._tries[at] = max(0, self._tries[at] - 1)
+
     def _at(self, now_s: float) -> int:
         second = int(now_s)
         for passed in range(max(self._second + 1, second - WINDOW_S + 1), second + 1):
@@ -84,6 +89,17 @@ class Tries:
         self._left -= 1
         self._again += 1
         return Next(route, draw() * min(PAUSE_MAX_S, PAUSE_S * 2 ** (self._again - 1)))
+
+    def beside(self, route: Route) -> Route | None:
+        """Where a second try may go while one at this route is under way: the next that is open; nothing is taken."""
+        if self._left <= 0:
+            return None
+        return next((each for each in self._untried if each != route and self._allows(each)), None)
+
+    def put_back(self, route: Route) -> None:
+        """It was taken, and not tried."""
+        self._untried.insert(0, route)
+        self._left += 1
 
     def take(self, route: Route) -> Route:
         """This one, whatever its breakers say."""

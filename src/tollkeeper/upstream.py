@@ -52,12 +52,19 @@ class Answer(Protocol):
         ...
 
 
+class Opening(AbstractAsyncContextManager[Answer], Protocol):
+    """A call to a provider: entering it sends the request and waits for the answer's headers."""
+
+    @property
+    def sent(self) -> bool:
+        """The provider may have some of the request."""
+        ...
+
+
 class Upstream(Protocol):
     """Opens calls to providers."""
 
-    def open(
-        self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> AbstractAsyncContextManager[Answer]:
+    def open(self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Opening:
         """Send a request to `path` below the provider's base URL; the answer after its headers.
 
         Raises UpstreamUnreachable if it was not sent, else StreamBroken.
@@ -142,6 +149,7 @@ class _Opening(AbstractAsyncContextManager[Answer]):
     def __init__(self, pool: Pool, target: Target, request: bytes) -> None:
         self._pool, self._target, self._request = pool, target, request
         self._connection: Connection | None = None
+        self.sent = False
 
     async def __aenter__(self) -> Answer:
         target, name = self._target, self._target.provider.name
@@ -150,6 +158,7 @@ class _Opening(AbstractAsyncContextManager[Answer]):
         except OSError as error:  # TimeoutError is one
             reason = _REASONS.get(type(error), type(error).__name__)
             raise UpstreamUnreachable(f"provider {name} cannot be reached: {reason}") from error
+        self.sent = True
         try:
             connection.send(self._request)
             await connection.head()

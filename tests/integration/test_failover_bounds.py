@@ -16,7 +16,6 @@ from tests.gateway import budget, request, until
 
 from tollkeeper import app, retry
 from tollkeeper.api import dialect_at
-from tollkeeper.attempt import place_of
 from tollkeeper.testing.clock import ManualClock
 from tollkeeper.testing.provider import Cut, FakeProvider, Refuse, Stall
 from tollkeeper.values import Budget
@@ -44,7 +43,7 @@ async def test_every_hop_is_gated(tmp_path: Path, path: str, body: dict[str, Any
         await set_limit(sv, 10**12, "all")
         assert (await sv.ask(path, body, **{"x-tollkeeper-project": "all"}))[0] == 502
         assert len(ways) == len(sv.opened) == 4
-        assert set(map(place_of, sv.opened)) == set(map(place_of, ways))
+        assert {route.place for route in sv.opened} == {route.place for route in ways}
         (quote,) = {entry.charge.amount_nanos for entry in await sv.gw.entries()}  # what never answered is booked at it
         assert quote
         for count in range(4):

@@ -73,19 +73,46 @@ def test_disturbed_at_every_point_of_a_second_attempt(dialect: str, stream: bool
     assert {1, 2} <= {len(run.stories[0].tries) for run in runs}
 
 
+@pytest.mark.parametrize("act", [cancel, leave])
+@pytest.mark.parametrize("policy", ["drain", "cancel"])
+@pytest.mark.parametrize("first", [{}, {"trouble": "refuses", "connect_s": 0.35}, {"think_s": 0.31}], ids=str)
+@pytest.mark.parametrize(
+    ("dialect", "stream"), [("openai-chat", True), ("openai-chat", False), ("google-generate", "array")]
+)
+def test_disturbed_at_every_point_of_a_hedge(
+    dialect: str, stream: bool | str, first: dict[str, object], policy: str, act: Act
+) -> None:
+    """D4: an entry for each attempt that a provider saw, one call, no hold left, and no attempt goes on by itself."""
+    places = tuple(Placed(name) for name in ("o1", "o2", "g1", "g2"))
+    call = a_call(dialect, stream, **({"think_s": 2} | first), further=(GOOD,))
+    runs = at_each_step(call, (0, act), places=places, attempts=2, hedge_s=0.3, on_disconnect=policy)
+    assert {1, 2} <= {len(run.stories[0].tries) for run in runs}
+    assert max(run.over_s for run in runs) < 4
+
+
+@pytest.mark.parametrize("apart", [1, 2, 3, 5])
+def test_a_hedged_call_is_cancelled_twice(apart: int) -> None:
+    """D4: both attempts are put right, whatever comes meanwhile."""
+    call = a_call(think_s=2, further=(GOOD,))
+    settings = {"places": (Placed("o1"), Placed("o2")), "attempts": 2, "hedge_s": 0.3}
+    at_each_step(
+        call, (0, cancel), (apart, cancel), ledger=Ledger(latency_s=0.01, outages_s=((0.35, 0.9),)), **settings
+    )
+
+
 @pytest.mark.parametrize("policy", ["drain", "cancel"])
 @pytest.mark.parametrize(("dialect", "stream"), SHAPES)
 def test_the_client_leaves_at_every_point(dialect: str, stream: bool | str, policy: str) -> None:
-    """D1: one entry, never less than was delivered; a drained reply is booked exactly."""
+    """D1: one entry where the provider saw it, never less than was delivered; a drained reply is booked exactly."""
     runs = at_each_step(a_call(dialect, stream), (0, leave), on_disconnect=policy)
-    assert all(len(run.entries(0)) == 1 for run in runs)
-    amounts = {run.entries(0)[0].charge.amount_nanos for run in runs}
-    statuses = {run.entries(0)[0].charge.status for run in runs}
+    assert all(len(run.entries(0)) == run.stories[0].seen for run in runs)
+    charges = [found.charge for run in runs for found in run.entries(0)]
+    amounts, statuses = {charge.amount_nanos for charge in charges}, {charge.status for charge in charges}
     if policy == "drain":
         assert len(amounts) == 1
         assert statuses == {"priced"}
     else:
-        assert {"left", "ok"} == outcomes(runs)
+        assert {"", "left", "ok"} == outcomes(runs)
 
 
 @pytest.mark.parametrize(("dialect", "stream"), STREAMS)

@@ -28,7 +28,7 @@ def test_the_seeds_of_a_test_run_have_all_of_it() -> None:
     for script in SCRIPTS:
         often.update(_kinds(script))
     assert min(often.values()) > 40, often
-    assert len(often) == 21
+    assert len(often) == 22
     assert {script.policy for script in SCRIPTS} == {"order", "weighted", "cheapest", "fastest"}
     assert {script.limits.attempts for script in SCRIPTS} == {1, 2, 3, 4}
     assert {call.target.rpartition(":")[2] for call in CALLS} == {
@@ -56,6 +56,7 @@ def _kinds(script: Script) -> set[str]:
         "many providers": len(script.places) > 6,
         "two credentials": any(place.credentials == 2 for place in script.places),
         "two prices": any(place.dear for place in script.places),
+        "hedged": script.hedge_s is not None,
         "no connections": any(down.refuses for down in script.downs),
         "503 for all": any(not down.refuses for down in script.downs),
         "refused when all are open": script.limits.when_all_open == "refuse",

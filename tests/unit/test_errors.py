@@ -14,7 +14,7 @@ from tollkeeper.values import Budget, Refusal, Standing
 BRANCH = re.compile(r"^ {4}((?:│ {3})*)[├└]── (.+)$", re.MULTILINE)
 
 #: Whether a provider may have billed for the call. What is not here owes nothing.
-OWED = {"UpstreamTimeout": "unknown", "StreamBroken": "yes"}
+OWED = {"UpstreamTimeout": "unknown", "StreamBroken": "yes", "Outrun": "unknown"}
 
 REFUSAL = Refusal(
     standing=Standing(

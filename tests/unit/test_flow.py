@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from tollkeeper.dialects import DIALECTS
 from tollkeeper.meter import Meter
 from tollkeeper.testing.script import Ledger, Manners, Planned
 from tollkeeper.testing.simulate import Run
-from tollkeeper.upstream import Answer
+from tollkeeper.upstream import Answer, Opening
 from tollkeeper.values import Ask, Budget, Provider, Route
 
 USD = Budget(scope="project", measure="usd", window="total", limit=200_000)
@@ -328,12 +327,11 @@ class OneAnswer:
     def __init__(self, status: int, body: bytes, content_type: bytes) -> None:
         self.status, self.is_stream = status, content_type == b"text/event-stream"
         self.headers = [(b"content-type", content_type)]
+        self.sent = True
         self._body = body
 
-    def open(
-        self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> AbstractAsyncContextManager[Answer]:
-        return self  # type: ignore[return-value]
+    def open(self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Opening:
+        return self
 
     async def __aenter__(self) -> Answer:
         return self

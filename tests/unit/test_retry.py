@@ -111,3 +111,38 @@ def test_a_storm(ratio: float) -> None:
     for first in range(40):
         within = [second for second in taken if first <= second < first + WINDOW_S]
         assert len(within) <= (ratio * 100 * WINDOW_S + FLOOR if ratio else 0)
+
+
+def test_beside() -> None:
+    """A second try at once goes to the next route that is open, never to the same one, and within what is left."""
+    some = tries(A1, A2, B, shut=(A2,))
+    assert some.first() == A1
+    assert some.beside(A1) == some.beside(A1) == B
+    assert tries(A1, A1).beside(A1) is None
+    few = tries(A1, B, most=1)
+    assert few.first() == A1
+    assert few.beside(A1) is None
+
+
+def test_what_was_not_tried_is_put_back() -> None:
+    """It is the next one again, and counts as none."""
+    some = tries(A1, B, C, most=2)
+    assert some.first() == A1
+    some.put_back(some.take(B))
+    found = some.after(A1, FAILED, lambda: 0.5)
+    assert found is not None
+    assert found.route == B
+    assert not some.more
+
+
+def test_a_share_that_is_put_back() -> None:
+    """E5: what was not made leaves its share to others; never more than there was."""
+    budget = RetryBudget(0.2)
+    for _ in range(FLOOR):
+        assert budget.take(0)
+    assert not budget.take(0)
+    budget.put_back(0)
+    assert budget.take(0)
+    assert not budget.take(0)
+    budget.put_back(2 * WINDOW_S)  # its second is forgotten already
+    assert [budget.take(2 * WINDOW_S) for _ in range(FLOOR + 1)] == [True] * FLOOR + [False]

@@ -190,12 +190,35 @@ async def test_unreachable() -> None:
         taken.bind(("127.0.0.1", 0))
         async with upstream() as opened:
             for url in (f"http://127.0.0.1:{taken.getsockname()[1]}", "https://no-such-host.invalid"):
+                opening = opened.open(route(url), "openai-chat", "/", b"", {})
                 with pytest.raises(UpstreamUnreachable) as error:
-                    async with opened.open(route(url), "openai-chat", "/", b"", {}):
+                    async with opening:
                         pass
+                assert not opening.sent
                 assert error.value.owed == "no"
                 assert str(error.value).startswith("provider p cannot be reached: ")
                 assert url.split("/")[-1] not in str(error.value)
+
+
+async def test_cut_off_before_and_after_it_was_sent() -> None:
+    """B5: whether a provider may have seen a request is known also where nobody waited for the connection."""
+    heard = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server, upstream() as opened:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for wait, sent in ((asyncio.sleep(0), False), (heard.wait(), True)):
+            opening = opened.open(route(url), "openai-chat", "/", b"{}", {})
+            entering = asyncio.ensure_future(opening.__aenter__())
+            await wait
+            entering.cancel()
+            await asyncio.wait([entering])
+            assert (entering.cancelled(), opening.sent) == (True, sent)
 
 
 async def test_no_tls_where_it_should_be() -> None:

@@ -55,6 +55,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     routes: dict[str, Candidates]
     attempts: int
     retry_budget: float  #: further attempts as a share of the calls
+    hedge: bool
     when_all_open: Literal["try", "refuse"]
     breaker: Bounds
     allow_hosts: frozenset[str]

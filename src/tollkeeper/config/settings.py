@@ -209,6 +209,10 @@ class Settings(BaseSettings):
     retry_budget: Number = Field(
         0.2, ge=0, le=1, description="further attempts, as a share of the calls, that a gateway makes; 0: none"
     )
+    hedge: bool = Field(
+        False,
+        description="a second request elsewhere where the first has no answer after the p95: what both used is paid",
+    )
     when_all_open: Literal["try", "refuse"] = Field(
         "try", description="every target of a call has an open breaker: try the one that is back first, or refuse"
     )

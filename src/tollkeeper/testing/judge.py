@@ -9,15 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 from msgspec import structs
 
+from tollkeeper.errors import Outrun
 from tollkeeper.prices import PriceBook
 from tollkeeper.prices.file import parse
 from tollkeeper.testing.faults import Piece
+from tollkeeper.testing.judge_course import is_good, of_course, serving
 from tollkeeper.testing.script import DEAR, PRICED, Script
 from tollkeeper.testing.scripted_provider import PING, answer_to, stated
 from tollkeeper.testing.stage import END_MARKERS, Story, Tried
@@ -55,19 +56,22 @@ def of_call(story: Story, entries: list[Entry]) -> Iterator[str]:
     if strange := {entry.id for entry in entries} - {tried.id for tried in story.tries}:
         yield f"nobody asked for {strange}"
     for tried in story.tries:
+        tried.lost = any(entry.id == tried.id and entry.note == Outrun.code for entry in entries)
+    for tried in story.tries:
         for wrong in _of_attempt(story, tried, [entry for entry in entries if entry.id == tried.id]):
             yield f"attempt {tried.number}: {wrong}"
-    yield from _of_course(story)
-    yield from _of_reply(story)
+    yield from of_course(story, {entry.id for entry in entries})
+    replies = [list(_of_reply(story, tried)) for tried in serving(story)]
+    yield from min(replies, key=len) if replies else _of_reply(story, None)
 
 
 def _of_attempt(story: Story, tried: Tried, entries: list[Entry]) -> Iterator[str]:
     net = sum(entry.sign for entry in entries)
     if tried.seen and net != 1:
         yield f"the provider saw it, and {net} entries stand"
-    # Where the connection was never told of, or the process died, the provider may have seen it for all that is known.
-    unknown = tried.died or (tried.opened_s is not None and not tried.refused)
-    if not tried.seen and (net > 1 or (net and not unknown)):
+    # What could not be reached counts the call where its hedge is out already, and costs nothing.
+    counted = tried.beside is not None and not tried.is_hedge and net and not entries[-1].charge.amount_nanos
+    if not tried.seen and (net > 1 or (net and not (tried.died or counted))):
         yield f"the provider never saw it, and {net} entries stand"
     if tried.opened_s is not None and not tried.granted:
         yield "it went out, and no budget was asked"
@@ -116,55 +120,8 @@ def _of_outcome(story: Story, tried: Tried, entry: Entry) -> Iterator[str]:
     patient = planned.client.manner == "stays" and not story.left and is_good(story, tried) and tried.seen
     if finished and entry.outcome in ("cut", "left") and planned.client.manner in ("stays", "leaves"):
         yield f"the provider's end marker arrived, and it is booked as {entry.outcome}"
-    elif patient and tried.reply is not None and tried.reply.stream and entry.outcome != "ok":
+    elif patient and not tried.lost and tried.reply is not None and tried.reply.stream and entry.outcome != "ok":
         yield f"nothing was wrong and everything in time, and it is booked as {entry.outcome}"
-
-
-def is_good(story: Story, tried: Tried) -> bool:
-    """Whether its provider does nothing wrong, and all in time."""
-    provided, limits = tried.provided, story.limits
-    if provided.trouble not in ("none", "lingers") or tried.opened_s is None:
-        return False
-    if provided.trouble == "lingers" and (story.planned.events_of_google or (tried.reply and not tried.reply.stream)):
-        return False  # there is no end but the connection's
-    size = sum(len(piece.raw) for piece in tried.pieces)
-    begun_s = tried.opened_s - (story.opened[0].opened_s or 0)
-    lasts_s = provided.connect_s + provided.think_s + provided.gap_s * (1 + size // provided.chunk)
-    in_time = provided.connect_s + provided.think_s < limits.first_byte_s - 0.1
-    return in_time and begun_s + lasts_s < limits.total_s - 1.2
-
-
-def _of_course(story: Story) -> Iterator[str]:
-    """One attempt after the other: when none may follow, and whose reply the client gets."""
-    tries = story.tries
-    if len(tries) > story.limits.attempts:
-        yield f"{len(tries)} attempts, and {story.limits.attempts} are allowed"
-    if story.id and [tried.id for tried in tries] != [f"{story.id}/{tried.number}" for tried in tries]:
-        yield f"its holds are {[tried.id for tried in tries]}"
-    for before, tried in pairwise(tries):
-        at = f"attempt {tried.number} was made"
-        if tried.after_start:
-            yield f"{at} after the reply had begun"
-        if tried.after_left:
-            yield f"{at} for a client that had left"
-        if before.opened_s is None:
-            yield f"{at} after one that was refused here"
-        if is_the_clients(before):
-            yield f"{at} after the client's own {before.provided.status}"
-        if is_good(story, before) or (before.eof and before.provided.trouble in ("none", "lingers")):
-            yield f"{at} after a good one"
-    sent = sum(not tried.refused for tried in story.opened)
-    told = int(story.headers.get(b"x-tollkeeper-attempts", b"0"))
-    if story.status is not None and not (story.died or story.cancelled) and told != sent:
-        yield f"{sent} attempts went out, and the client is told of {told}"
-
-
-def is_the_clients(tried: Tried) -> bool:
-    """Refused for what the client asks."""
-    trouble, status = tried.provided.trouble, tried.provided.status
-    if not tried.answered or not trouble.startswith("status"):
-        return False
-    return status in (400, 422) or (status == 404 and tried.eof)
 
 
 def _stated(story: Story, tried: Tried) -> Usage | None:
@@ -246,19 +203,18 @@ def _generated(story: Story, tried: Tried) -> Usage:
     return structs.replace(reply.usage, output=output or _unbounded(story, tried, sum(piece.tokens for piece in begun)))
 
 
-def _of_reply(story: Story) -> Iterator[str]:
-    """It is the last attempt's: no two answer alike."""
+def _of_reply(story: Story, tried: Tried | None) -> Iterator[str]:
+    """It is this attempt's: no two answer alike."""
     planned, body = story.planned, bytes(story.body).replace(b"\r\n", b"\n")
     stays = story.id != "" and not (story.left or story.died or story.cancelled)
     if stays and planned.client.manner != "stops" and not story.ended:
         yield "the client waits for the end of its reply"
     if story.status is None:
         return
-    if not story.tries or story.tries[-1].reply is None:
+    if tried is None or tried.reply is None:
         if b'"request_id":"%b"' % story.id.encode() not in body and story.ended:
             yield f"no provider answered, and the client got {body!r}"
         return
-    tried = story.tries[-1]
     asked, reply, pieces = _asked(story, tried), tried.reply, tried.pieces
     assert reply is not None
     if asked != tried.got:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Final, NamedTuple
 
-from tollkeeper.attempt import place_of
 from tollkeeper.health import Change, Level
 from tollkeeper.retry import FLOOR, WINDOW_S
-from tollkeeper.testing.judge import is_good, is_the_clients
+from tollkeeper.testing.judge_course import is_good, is_the_clients
 from tollkeeper.testing.script import RETRY_RATIO, Ledger, Planned, Script
 from tollkeeper.testing.stage import Story, Tried
 from tollkeeper.values import Place
@@ -40,7 +39,8 @@ class Sent(NamedTuple):
     @property
     def heard(self) -> bool:
         """It came to its end, and how it ended says something of its provider."""
-        return self.tried.closed_s is not None and not (self.story.left or self.story.cancelled or self.story.died)
+        left = self.tried.lost or self.story.left or self.story.cancelled or self.story.died
+        return self.tried.closed_s is not None and not left
 
     def _at(self, level: Level) -> tuple[str, ...]:
         return {"provider": self.place[:1], "key": self.place[:2], "model": self.place}[level]
@@ -52,7 +52,7 @@ def of_run(
     """What is wrong. `changes`: with their times, of the latest process; `places`: where a call can go."""
     since_s = script.death_s or 0.0
     sent = [
-        Sent(story, tried, place_of(tried.route))
+        Sent(story, tried, tried.route.place)
         for story in stories
         for tried in story.tries
         if tried.asked_s >= since_s and tried.route is not None and tried.opened_s is not None
@@ -78,7 +78,7 @@ def _of_openings(script: Script, sent: list[Sent], changes: Changes) -> Iterator
             each.tried
             for each in sent
             if each.at(change) and (each.tried.closed_s or 0) <= at_s
-            and not (is_good(each.story, each.tried) or is_the_clients(each.tried))
+            and not (is_good(each.story, each.tried) or is_the_clients(each.tried) or each.tried.lost)
         ]  # fmt: skip
         told = any(tried.provided.trouble.startswith("status") for tried in faults)
         needed = 1 if told else min(script.bounds.failures, ceil(script.bounds.ratio * script.bounds.minimum))
@@ -141,11 +141,16 @@ def _of_staying(sent: list[Sent], changes: Changes, places: Callable[[Planned], 
     """D5: a failed attempt is not the end while another provider has nothing against it, and the bounds allow it."""
     for each in sent:
         story, tried = each.story, each.tried
-        if tried is not story.tries[-1] or tried.number >= story.limits.attempts or not each.heard:
+        if (
+            tried.beside is not None
+            or tried is not story.tries[-1]
+            or tried.number >= story.limits.attempts
+            or not each.heard
+        ):
             continue
         if not _could_move(tried) or (tried.closed_s or 0) - story.tries[0].asked_s > story.limits.total_s - 5:
             continue
-        gone = {place_of(other.route).provider for other in story.tries if other.route is not None}
+        gone = {other.route.place.provider for other in story.tries if other.route is not None}
         for place in places(story.planned):
             free = not any(Sent(story, tried, place).at(change) for _, change in changes)
             if free and place.provider not in gone:

@@ -153,6 +153,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = "order"
     downs: tuple[Down, ...] = ()
     bounds: Bounds = Bounds()
+    hedge_s: float | None = None  #: what each place usually takes to its first byte; None: no call is hedged
     death_s: float | None  #: every task is dropped; then a new process opens the same ledger
     stop_s: float | None  #: every call is cancelled
 
@@ -167,7 +168,7 @@ def draw(seed: int) -> Script:
         seed=seed, limits=limits, budgets=_budgets(rng), ledger=_ledger(rng), places=places,
         calls=tuple(_call(rng, number, dialects, limits.attempts) for number in range(count)),
         policy=rng.choice(("order", "order", "weighted", "fastest", "cheapest")), downs=_downs(rng, places),
-        bounds=_bounds(rng),
+        bounds=_bounds(rng), hedge_s=_hedge_s(seed),
         death_s=rng.uniform(0, 8) if ends < 0.15 else None, stop_s=rng.uniform(0, 8) if ends > 0.85 else None,
     )  # fmt: skip
 
@@ -209,6 +210,11 @@ def _bounds(rng: Random) -> Bounds:
         failures=rng.choice((1, 2, 3)), minimum=rng.choice((2, 5, 10)), window_s=rng.choice((5, 30)), slow_s=None,
         open_s=open_s, open_max_s=open_s * rng.choice((1, 2, 8)), probe_s=rng.choice((0.5, 10)),
     )  # fmt: skip
+
+
+def _hedge_s(seed: int) -> float | None:
+    rng = Random(f"{seed} hedge")  # noqa: S311 - of its own: what else is drawn from a seed stays as it was
+    return rng.choice((0.02, 0.3, 1.0)) if rng.random() < 0.4 else None
 
 
 def _limits(rng: Random) -> Limits:

@@ -21,7 +21,7 @@ from tollkeeper.testing.replies import Reply, error_body, error_piece
 from tollkeeper.testing.responses_replies import FAILED
 from tollkeeper.testing.script import DEAR, GROUPS, PRICED, UNPRICED, Down, Placed, Planned, Provided, Script
 from tollkeeper.testing.stage import Story, Tell, Tried
-from tollkeeper.upstream import Answer
+from tollkeeper.upstream import Answer, Opening
 from tollkeeper.values import Credential, Provider, Route
 
 CALL: Final = b"x-call"
@@ -123,9 +123,7 @@ class ScriptedUpstream:
         self._tell = tell
         self._downs = list(downs)
 
-    def open(
-        self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]
-    ) -> AbstractAsyncContextManager[Answer]:
+    def open(self, route: Route, dialect: str, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Opening:
         story = self._stories[int(headers[CALL])]
         planned, tried = story.planned, story.opening()
         tried.route = route
@@ -148,6 +146,10 @@ class ScriptedUpstream:
 class _Opening(AbstractAsyncContextManager[Answer]):
     def __init__(self, planned: Planned, tried: Tried, body: bytes, tell: Tell) -> None:
         self._planned, self._tried, self._body, self._tell = planned, tried, body, tell
+
+    @property
+    def sent(self) -> bool:
+        return self._tried.seen
 
     async def __aenter__(self) -> Answer:
         tried, provided, number = self._tried, self._tried.provided, self._planned.number

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from random import Random
 
 from tollkeeper import chores, flow
-from tollkeeper.attempt import place_of
 from tollkeeper.dialects import DIALECTS
 from tollkeeper.health import Change
 from tollkeeper.keys import KeyRing
@@ -26,7 +25,7 @@ from tollkeeper.retry import RetryBudget
 from tollkeeper.testing import judge, judge_places
 from tollkeeper.testing.script import RETRY_RATIO, Planned, Script, draw
 from tollkeeper.testing.scripted_provider import CALL, ScriptedUpstream, table_of
-from tollkeeper.testing.stage import Client, Story, Tried, TroubledStore, WatchedHealth
+from tollkeeper.testing.stage import STORY, Client, Story, Tried, TroubledStore, WatchedHealth, measured
 from tollkeeper.testing.virtual_loop import Stuck, VirtualClock, VirtualLoop
 from tollkeeper.values import Entry, Hold, Place
 
@@ -47,7 +46,7 @@ class Run:
         self.script = script
         self.loop = VirtualLoop()
         self.clock = VirtualClock(self.loop)
-        self.stories = {planned.number: Story(planned, script.limits) for planned in script.calls}
+        self.stories = {planned.number: Story(planned, script.limits, script.hedge_s) for planned in script.calls}
         self.lines: dict[int, asyncio.Task[None]] = {}
         self.clients: dict[int, Client] = {}
         self.over_s = 0.0  #: when the last line came back
@@ -156,6 +155,7 @@ class Run:
 
     async def _line(self, story: Story, client: Client) -> None:
         planned, self._calling = story.planned, story
+        STORY.set(story)
         headers = {
             CALL: b"%d" % planned.number,
             b"x-tollkeeper-project": planned.project.encode(),
@@ -175,7 +175,7 @@ class Run:
         self.store.down = True
         for story in self.stories.values():
             if story.id and not story.returned:
-                story.die(story.tries[-1:])
+                story.die(story.latest)
         while left := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
             for task in sorted(left, key=lambda task: (len(task.get_name()), task.get_name())):
                 task.cancel()  # in the order in which they began: a set has none
@@ -210,6 +210,7 @@ class Run:
             upstream=ScriptedUpstream(self.stories, self.tell, self.script.downs), limits=self.script.limits,
             new_id=self._new_id, draw=Random(f"{self.script.seed} draw").random,  # noqa: S311
             health=health, retries=RetryBudget(RETRY_RATIO),
+            latencies=measured((place for each in self.script.calls for place in self.places(each)), self.script.hedge_s),
         )  # fmt: skip
 
     def _begin(self, hold: Hold) -> None:
@@ -227,7 +228,7 @@ class Run:
 
     def places(self, planned: Planned) -> list[Place]:
         """Where a call can go."""
-        return [place_of(route) for route in self.table.candidates(planned.model, planned.dialect).routes]
+        return [route.place for route in self.table.candidates(planned.model, planned.dialect).routes]
 
     def _new_id(self) -> str:
         story = self._calling
@@ -239,9 +240,7 @@ class Run:
 
     def _check_force(self, place: Place) -> None:
         """A breaker is passed over for a call's first attempt alone, where each other place is shut too."""
-        task = asyncio.current_task()
-        assert task is not None
-        story, self._forced = self.stories[int(task.get_name())], True
+        story, self._forced = STORY.get(), True
         good = [other for other in self.places(story.planned) if self.gate.health.allows(other)]
         if story.tries or good or self.script.limits.when_all_open == "refuse":
             self._note(story, f"it goes to {place}, which is shut; open are {good}")
@@ -272,7 +271,7 @@ class Run:
             return
         booked = {entry.id for entry in self.store.booked()}
         for tried in story.opened:
-            if not tried.refused and tried.id not in booked:
+            if tried.seen and tried.id not in booked:
                 owed = any(due.id == tried.id for due in self.gate.owed)
                 held = any(live.hold.id == tried.id for live in self.store.holds())
                 tries = self.store.failures[f"settle {tried.id}"]
@@ -380,6 +379,7 @@ def _told(script: Script) -> str:
 
     settings = (
         script.limits,
+        f"hedge_s {script.hedge_s}",
         script.bounds,
         *script.places,
         script.policy,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -16,6 +17,7 @@ from tollkeeper.book import Live
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.flow import Limits
 from tollkeeper.health import Health, Pass
+from tollkeeper.latency import LEAST, Latencies
 from tollkeeper.ledger import expired
 from tollkeeper.stores import Booked
 from tollkeeper.stores.memory import MemoryStore
@@ -47,6 +49,10 @@ class Tried:
         self.forced = False  #: its place was shut, and so was every other
         self.after_left = False  #: the client had gone when it began
         self.after_start = False  #: the reply had begun
+        self.after_answer = False  #: the attempt that it was made beside had its answer
+        self.others = 0  #: attempts of the call that were under way when it began
+        self.beside: Tried | None = None  #: the other one, where two were under way at once
+        self.lost = False  #: it was cut for the other one, as the ledger has it
         self.route: Route | None = None
         self.target = ""
         self.down = False  #: its provider failed for all
@@ -64,6 +70,11 @@ class Tried:
         self.died = False  #: its process went down with it, or owed its booking
 
     @property
+    def is_hedge(self) -> bool:
+        """It was made while another was under way."""
+        return self.beside is not None and self.beside.number < self.number
+
+    @property
     def where(self) -> str:
         """Its provider's name and its credential's."""
         route = self.route
@@ -75,12 +86,14 @@ class Tried:
 class Story:
     """What became of one call, as its client saw it, and of its attempts."""
 
-    def __init__(self, planned: Planned, limits: Limits | None = None) -> None:
+    def __init__(self, planned: Planned, limits: Limits | None = None, hedge_s: float | None = None) -> None:
         self.planned = planned
+        self.hedge_s = hedge_s
         self.limits = Limits() if limits is None else limits
         self.id = ""
         self.tries: list[Tried] = []
         self.status: int | None = None  #: what the client got
+        self.started_s = 0.0  #: when
         self.headers: dict[bytes, bytes] = {}
         self.body = bytearray()
         self.ended = False
@@ -96,6 +109,10 @@ class Story:
         tried.asked_s, tried.after_left, tried.after_start = asked_s, self.left, self.status is not None
         if self.left:
             tried.left_at = 0
+        under_way = [other for other in self.opened if other.closed_s is None]
+        tried.others = len(under_way)
+        for other in under_way[-1:]:
+            tried.beside, other.beside, tried.after_answer = other, tried, other.answered
         self.tries.append(tried)
         return tried
 
@@ -115,6 +132,11 @@ class Story:
     def opened(self) -> list[Tried]:
         """The attempts that went out."""
         return [tried for tried in self.tries if tried.opened_s is not None]
+
+    @property
+    def latest(self) -> list[Tried]:
+        """The latest attempt, and the one that was under way beside it."""
+        return [tried for tried in self.tries if tried is self.tries[-1] or tried.beside is self.tries[-1]]
 
     @property
     def seen(self) -> bool:
@@ -142,8 +164,8 @@ class Client:
             return
         self._tell(self._story.planned.number, "the client leaves")
         self.left = self._story.left = True
-        if self._story.tries:
-            self._story.tries[-1].left_at = len(self._story.tries[-1].delivered)
+        for tried in self._story.latest:
+            tried.left_at = len(tried.delivered)
         self._goes.set()
         if self._on_left is not None:
             self._on_left()
@@ -156,7 +178,7 @@ class Client:
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         story = self._story
         assert story.status is None, "two starts"
-        story.status, story.headers = status, dict(headers)
+        story.status, story.headers, story.started_s = status, dict(headers), asyncio.get_running_loop().time()
         self._tell(story.planned.number, f"the reply starts: {status}")
 
     async def send(self, data: bytes) -> None:
@@ -191,6 +213,22 @@ class Client:
         if not self._told_end:
             self._told_end = True
             self._at_end(self._story)
+
+
+STORY: ContextVar[Story] = ContextVar("STORY")
+"""Whose line it is."""
+
+
+def measured(places: Iterable[Place], usual_s: float | None) -> Latencies | None:
+    """Of places that have always taken so long; None: nobody knows."""
+    if usual_s is None:
+        return None
+    latencies = Latencies()
+    for place in places:
+        for stream in (False, True):
+            for _ in range(LEAST):
+                latencies.add(place, stream, usual_s)
+    return latencies
 
 
 # ── the breakers ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -225,11 +225,11 @@ def test_bad_instead(text: str, right: str) -> None:
 def test_attempts_and_breakers() -> None:
     """Each has its default and is resolved; a slow call may be none."""
     config = loaded("")
-    assert (config.attempts, config.retry_budget, config.when_all_open) == (3, 0.2, "try")
+    assert (config.attempts, config.retry_budget, config.when_all_open, config.hedge) == (3, 0.2, "try", False)
     assert config.breaker == Bounds(
         failures=3, ratio=0.5, minimum=10, window_s=30, slow_s=60, slow_ratio=0.8, open_s=30, open_max_s=300, probe_s=60
     )
-    text = 'attempts = 1\nretry_budget = 0\nwhen_all_open = "refuse"\n[breaker]\nfailures = 5\nslow_s = "none"\n'
+    text = 'attempts = 1\nretry_budget = 0\nhedge = true\nwhen_all_open = "refuse"\n[breaker]\nfailures = 5\nslow_s = "none"\n'
     changed = loaded(text, TOLLKEEPER_BREAKER__OPEN_S="1.5")
-    assert (changed.attempts, changed.retry_budget, changed.when_all_open) == (1, 0, "refuse")
+    assert (changed.attempts, changed.retry_budget, changed.when_all_open, changed.hedge) == (1, 0, "refuse", True)
     assert (changed.breaker.failures, changed.breaker.slow_s, changed.breaker.open_s) == (5, None, 1.5)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tollkeeper import failures
-from tollkeeper.errors import BadRequest, StoreUnavailable, StreamBroken, TollkeeperError, UpstreamError
+from tollkeeper.errors import BadRequest, Outrun, StoreUnavailable, StreamBroken, TollkeeperError, UpstreamError
 from tollkeeper.errors import UpstreamRefused as Refused
 from tollkeeper.errors import UpstreamTimeout as Timeout
 from tollkeeper.errors import UpstreamUnreachable as Unreachable
@@ -359,9 +359,10 @@ def test_reasons_hold_nothing_of_a_client() -> None:
 
 
 def test_every_failure_of_a_provider_has_a_row() -> None:
-    """Each leaf of UpstreamError is either an answer or in the table."""
+    """Each leaf of UpstreamError is an answer, or in the table, or says nothing of the provider that was cut for another one."""
     leaves = set(UpstreamError.__subclasses__())
-    assert leaves == set(failures._FAILURES) | {Refused}
+    assert leaves == set(failures._FAILURES) | {Refused, Outrun}
+    assert verdict_of(Outrun("cut"), None, [], b"", now_us=NOW_US, client_left=True).effect == "ignore"
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

@@ -134,7 +134,7 @@ class Book:
         pairs = self._cover(hold.scopes, hold.model, hold.at_us).pairs
         legs = {}
         for budget, balance in pairs:
-            asked = asked_of(budget, hold)
+            asked = asked_of(budget.measure, hold)
             if not pays(budget, balance.spent + balance.held, asked):
                 raise refused(standing_of(budget, balance), asked, hold)
             legs[balance] = asked if asked is not None else 0
@@ -253,18 +253,18 @@ class Book:
         return balance
 
 
-def asked_of(budget: Budget, hold: Hold) -> int | None:
-    """What a hold takes of a budget; None: it is not known."""
-    if budget.measure == "usd":
+def asked_of(measure: Measure, hold: Hold) -> int | None:
+    """What a hold takes of a budget in this measure; None: it is not known."""
+    if measure == "usd":
         return hold.quote_nanos
-    if budget.measure == "requests":
+    if measure == "requests":
         return 1
     return None if hold.quote_usage is None else hold.quote_usage.tokens
 
 
 def refusal_of(standing: Standing, hold: Hold) -> BudgetExceeded | RateLimited | None:
     """What a budget that stands so would say to a hold; None: it pays."""
-    asked = asked_of(standing.budget, hold)
+    asked = asked_of(standing.budget.measure, hold)
     if pays(standing.budget, standing.spent + standing.held, asked):
         return None
     return refused(standing, asked, hold)

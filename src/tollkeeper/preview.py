@@ -234,7 +234,7 @@ def preview(
             for model in (each.model, *ask.others)
         ),
         verdicts=[
-            Verdict(standing, asked_of(standing.budget, hold), None if refusal is None else str(refusal))
+            Verdict(standing, asked_of(standing.budget.measure, hold), None if refusal is None else str(refusal))
             for standing, refusal in words
         ],
     )  # fmt: skip

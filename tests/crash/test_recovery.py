@@ -253,7 +253,7 @@ async def test_settled_while_others_are_waited_for(own_redis: RedisServer, tmp_p
         stands: list[int] = []
         with own_redis.client() as client:
             tell = store._holds.ready
-            key = KEYS.balance(store._holds.covering(hold("a/1").scopes, "m", CLOCK.now_us())[0][1])
+            key = KEYS.balance(store._holds.covering(hold("a/1").scopes, "m", CLOCK.now_us()).budgets[0][1])
 
             def ready(*arguments: object) -> None:
                 stands.extend(int(each or 0) for each in client.hmget(key, "spent", "held"))  # type: ignore[union-attr]

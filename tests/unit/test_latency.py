@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tollkeeper import latency
-from tollkeeper.values import Place
 from tollkeeper.latency import KEPT, LEAST, Latencies
+from tollkeeper.values import Place
 
 HERE, THERE = Place("one", "", "m"), Place("two", "", "m")
 

@@ -17,9 +17,9 @@ class Allowance:
 
     def admit(self, held: Held, covering: Covering, reason: str) -> None:
         """Count a call in every balance, or in none. Raises StoreUnavailable for the first budget that lets no more through."""
-        for budget, key, _ in covering:
+        for budget, key, _ in covering.budgets:
             if budget.hard and budget.limit is not None:
-                asked = asked_of(budget, held.hold)
+                asked = asked_of(budget.measure, held.hold)
                 if asked != 0 and (asked is None or self.used(key) + asked > budget.when_away):
                     raise StoreUnavailable(
                         f"store: Redis is not there ({reason}); until it is back the {budget.window} budget of {budget.scope} "
@@ -44,4 +44,4 @@ class Allowance:
 
     def _count(self, held: Held, sign: int) -> None:
         for leg in held.legs:
-            self._used[leg.key] = self.used(leg.key) + sign * (leg.asked or 0)
+            self._used[leg.key] = self.used(leg.key) + sign * (leg.asked(held.hold) or 0)

@@ -12,7 +12,7 @@ from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis_apply import Shared, pairs
 from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_keys import GLOBAL, shape_name, tag_of
-from tollkeeper.stores.redis_legs import Held, Leg, field_of, hold_in
+from tollkeeper.stores.redis_legs import Held, Slot, field_of, hold_in
 from tollkeeper.values import Hold
 
 PAGE: Final = 500
@@ -32,23 +32,31 @@ class Holding:
         self._text: tuple[Hold | None, bytes] = (None, b"")  # the last one: a hold is asked for in each of its slots
         self._owner = f"#{secrets.token_hex(8)}"  # of what this process holds; the journal may have had other owners
 
-    def ask(self, held: Held, tag: str, legs: Iterable[Leg], *, whatever: bool = False) -> Ask:
+    def ask(self, held: Held, tag: str, slot: Slot, *, whatever: bool = False) -> Ask:
         """Reserve a hold's part of a slot, `whatever` the limits say."""
         hold, shared = held.hold, self._shared
         of, text = self._text
         if of is not hold:
             text = _json(hold)
             self._text = hold, text
-        names = list(shared.keys.slot(tag))
+        if slot.script is None:
+            places = [shared.places.balance(leg.key, leg.end_us) for leg in slot.legs]
+            names = (*shared.keys.slot(tag), *(key for place in places for key in place.keys))
+            slot.script = (
+                names,
+                [
+                    (leg, shape_name(leg.key.shape), "" if leg.limit is None else leg.limit, place.deadlines[0])
+                    for leg, place in zip(slot.legs, places, strict=True)
+                ],
+            )
+        names, legs = slot.script
         args: list[Any] = [
             self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), text,
             hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
         ]  # fmt: skip
-        for leg in legs:
-            place = shared.places.balance(leg.key, leg.end_us)
-            names += place.keys
-            asked = "" if leg.asked is None else min(leg.asked, MAX_NANOS)
-            args += (shape_name(leg.key.shape), asked, "" if leg.limit is None else leg.limit, *place.deadlines)
+        for leg, shape, limit, deadline_s in legs:
+            asked = leg.asked(hold)
+            args += (shape, "" if asked is None else min(asked, MAX_NANOS), limit, deadline_s)
         return _reserve(names, args)
 
     def release(self, held: Held, tag: str) -> Ask:

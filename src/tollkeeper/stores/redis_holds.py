@@ -21,7 +21,7 @@ from tollkeeper.stores.redis_apply import Doubted, Shared, shapes_of
 from tollkeeper.stores.redis_ask import Ask
 from tollkeeper.stores.redis_away import Allowance
 from tollkeeper.stores.redis_holding import PAGE, Holding
-from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES, balance_tag
+from tollkeeper.stores.redis_keys import GLOBAL, GLOBAL_SCOPES
 from tollkeeper.stores.redis_leases import Leases
 from tollkeeper.stores.redis_legs import (
     Covering,
@@ -29,9 +29,10 @@ from tollkeeper.stores.redis_legs import (
     Leg,
     Numbers,
     Rules,
+    Slots,
     balances_of,
-    legs_of,
     numbers_of,
+    slots_of,
 )
 from tollkeeper.stores.redis_link import State
 from tollkeeper.stores.redis_slots import open_slot
@@ -88,16 +89,16 @@ class Holds:
         if lived is not None and lived.hold != hold:
             raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
         covering = self.covering(hold.scopes, hold.model, hold.at_us)
-        held = lived if lived is not None else Held(hold, legs_of(covering, hold))
+        held = lived if lived is not None else Held(hold, covering.legs, covering.slots)
         if held.legs and self._shared.link.state != "ready" and self._admit_away(held, covering):
             await self._intend(held)
             return grant_of(balances_of(covering, {leg.key: (0, self._away.used(leg.key)) for leg in held.legs}))
-        if lived is None and (rest := self._leases.take(hold.id, held.legs)) != held.legs:
-            held = Held(hold, rest)
+        if lived is None and (rest := self._leases.take(hold, held.legs)) != held.legs:
+            held = Held(hold, rest, slots_of(rest))
         numbers = await self._reserve_in_redis(held, fresh=lived is None) if held.legs else {}
         if not held.legs or self._leases.has(hold.id):
             await self._intend(held)
-        if covering and (leased := self._leases.numbers()):
+        if covering.budgets and (leased := self._leases.numbers()):
             numbers = leased | numbers
         return grant_of(balances_of(covering, numbers))
 
@@ -118,21 +119,21 @@ class Holds:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
         link, slots, again = self._shared.link, held.slots, False
         for _ in range(OPENINGS_MAX):
-            answers = await link.asks([self.stand.ask(held, tag, legs) for tag, legs in slots.items()])
+            answers = await link.asks([self.stand.ask(held, tag, slot) for tag, slot in slots.items()])
             numbers: Numbers = {}
             if all(answer[0] == b"held" for answer in answers):  # nearly always
-                for legs, answer in zip(slots.values(), answers, strict=True):
-                    numbers |= numbers_of(legs, answer[1:])
+                for slot, answer in zip(slots.values(), answers, strict=True):
+                    numbers |= numbers_of(slot.legs, answer[1:])
                 return numbers
             granted, closed, failures = list[str](), list[str](), list[Exception]()
-            for (tag, legs), answer in zip(slots.items(), answers, strict=True):
+            for (tag, slot), answer in zip(slots.items(), answers, strict=True):
                 match answer[0]:
                     case b"held" | b"known":
                         granted.append(tag)
-                        numbers |= numbers_of(legs, answer[1:])
+                        numbers |= numbers_of(slot.legs, answer[1:])
                     case b"refused":
                         failures.append(
-                            self._refusal(held.hold, legs[int(answer[1]) - 1], numbers_of(legs, answer[2:]))
+                            self._refusal(held.hold, slot.legs[int(answer[1]) - 1], numbers_of(slot.legs, answer[2:]))
                         )
                     case b"conflict":
                         failures.append(Conflict(f"hold {held.hold.id!r} exists with other contents; use a new id"))
@@ -158,11 +159,11 @@ class Holds:
         self._shared.link.tell("doubted", reason)
         return Doubted(f"store: {reason}; it is checked before anything else is admitted")
 
-    def _open(self, project: str, slots: dict[str, list[Leg]]) -> None:
+    def _open(self, project: str, slots: Slots) -> None:
         self._shared.register([project])
-        for tag, legs in slots.items():
+        for tag, slot in slots.items():
             try:
-                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in legs])
+                open_slot(self._shared, tag, self._epoch(), [leg.key.shape for leg in slot.legs])
             except Doubted as error:
                 self._shared.link.tell("doubted", str(error))
                 raise
@@ -173,7 +174,7 @@ class Holds:
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
         for budget, balance in balances_of(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
             if balance.key == leg.key and budget.hard:
-                return refused(standing_of(budget, balance), leg.asked, hold)
+                return refused(standing_of(budget, balance), leg.asked(hold), hold)
         return StoreUnavailable("store: the budgets have changed meanwhile; try again")
 
     # ── while Redis is away ──
@@ -254,11 +255,8 @@ class Holds:
 
     async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
         covering = self.covering(scopes, model, at_us)
-        slots: dict[str, list[Shape]] = {}
-        for _, key, _ in covering:
-            slots.setdefault(balance_tag(key), []).append(key.shape)
-        await asyncio.to_thread(self._list_and_keep, [scopes.project], slots)
-        keys = [key for _, key, _ in covering]
+        await asyncio.to_thread(self._list_and_keep, [scopes.project], _shapes(covering.slots))
+        keys = [key for _, key, _ in covering.budgets]
         answers = await self._shared.link.asks(
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
         )
@@ -362,7 +360,11 @@ class Holds:
             self._shared.link.run(*asks[at : at + PAGE])
 
     def _keep_all(self, held: Held) -> None:
-        self._keep({tag: [leg.key.shape for leg in legs] for tag, legs in held.slots.items()})
+        self._keep(_shapes(held.slots))
+
+
+def _shapes(slots: Slots) -> dict[str, list[Shape]]:
+    return {tag: [leg.key.shape for leg in slot.legs] for tag, slot in slots.items()}
 
 
 class HoldsRecovery:

@@ -22,7 +22,7 @@ from tollkeeper.stores.redis_batch import Leased, window_at
 from tollkeeper.stores.redis_keys import FOREVER_S, GLOBAL, balance_tag, shape_name, tag_of
 from tollkeeper.stores.redis_legs import Leg, Numbers
 from tollkeeper.stores.redis_slots import open_slot
-from tollkeeper.values import Entry
+from tollkeeper.values import Entry, Hold
 
 _lease: Final = Script("lease")
 #: A gateway's lease grows by at most the part of what is left that is one in so many, for each gateway.
@@ -51,32 +51,36 @@ class Leases:
         self._epoch, self._wanted = epoch, wanted
         self._lock = Lock()
         self._leases: dict[BalanceKey, _Kept] = {}
-        self._calls: dict[str, tuple[Leg, ...]] = {}  # hold's id → what it has taken
+        self._calls: dict[str, tuple[tuple[BalanceKey, int], ...]] = {}  # hold's id → what it has taken
         # Journal's row → its project's tag, what is yet to be applied.
         self._parts: dict[int, tuple[str, list[Part]]] = {}
         self._seen: Numbers = {}
 
     # ── for calls ──
 
-    def take(self, hold_id: str, legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
+    def take(self, hold: Hold, legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
         """Hold what leases pay for; the legs that Redis must be asked for."""
         if not any(leg.lease for leg in legs):
             return legs
-        taken, rest = list[Leg](), list[Leg]()
+        taken, rest = list[tuple[BalanceKey, int]](), list[Leg]()
         now_ms, wants = self._shared.ticks_ms(), False
         with self._lock:
             for leg in legs:
-                if not leg.lease or not leg.asked or leg.limit is None:
+                asked = leg.asked(hold)
+                if not leg.lease or not asked or leg.limit is None:
                     rest.append(leg)
                     continue
                 kept = self._leases.get(leg.key)
                 if kept is None:
                     kept = self._leases[leg.key] = _Kept(Lease(leg.lease, leg.limit), leg.end_us)
                 wanted = kept.lease.wanted
-                (taken if kept.lease.take(leg.asked, now_ms) else rest).append(leg)
+                if kept.lease.take(asked, now_ms):
+                    taken.append((leg.key, asked))
+                else:
+                    rest.append(leg)
                 wants = wants or (kept.lease.wanted and not wanted)
             if taken:
-                self._calls[hold_id] = tuple(taken)
+                self._calls[hold.id] = tuple(taken)
         if wants:
             self._wanted()
         return tuple(rest)
@@ -84,18 +88,17 @@ class Leases:
     def void(self, hold_id: str) -> None:
         """A call came to nothing."""
         with self._lock:
-            for leg in self._calls.pop(hold_id, ()):
-                self._leases[leg.key].lease.void(leg.asked or 0)
+            for key, asked in self._calls.pop(hold_id, ()):
+                self._leases[key].lease.void(asked)
 
     def settled(self, seq: int, entry: Entry) -> None:
         """A call is safe in the journal as this row."""
         with self._lock:
-            legs = self._calls.pop(entry.id, ())
             parts = []
-            for leg in legs:
-                part = self._leases[leg.key].lease.settle(leg.asked or 0, _spent(leg.key, entry))
+            for key, asked in self._calls.pop(entry.id, ()):
+                part = self._leases[key].lease.settle(asked, _spent(key, entry))
                 if part:
-                    parts.append(Part(leg.key, part))
+                    parts.append(Part(key, part))
             if parts:
                 self._parts[seq] = tag_of(entry.scopes.project), parts
 

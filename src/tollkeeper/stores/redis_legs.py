@@ -20,18 +20,48 @@ COVERING_MAX: Final = 10_000
 
 Numbers = dict[BalanceKey, tuple[int, int]]
 """(spent, held) of balances."""
-Covering = list[tuple[Budget, BalanceKey, int]]
-"""Budgets that cover a call, each with its balance and the end of its window."""
 
 
 class Leg(NamedTuple):
-    """What a hold takes of one balance."""
+    """A balance of which a hold takes a part."""
 
     key: BalanceKey
     end_us: int
-    asked: int | None
     limit: int | None  #: None: it never refuses
     lease: int = 0  #: how much of the budget a gateway may lease at a time
+
+    def asked(self, hold: Hold) -> int | None:
+        """How much a hold takes; None: it is not known."""
+        return asked_of(self.key.shape.measure, hold)
+
+
+class Slot:
+    """The balances of one slot of which a hold takes a part."""
+
+    __slots__ = ("legs", "script")
+
+    def __init__(self) -> None:
+        self.legs: list[Leg] = []
+        self.script: Any = None  #: what is the same whenever they are asked for, once they were (`Holding.ask`)
+
+
+Slots = dict[str, Slot]
+"""By their tags."""
+
+
+def slots_of(legs: Iterable[Leg]) -> Slots:
+    found: Slots = {}
+    for leg in legs:
+        found.setdefault(balance_tag(leg.key), Slot()).legs.append(leg)
+    return found
+
+
+class Covering(NamedTuple):
+    """Budgets that cover a call, each with its balance and the end of its window; and what a hold of it takes parts of."""
+
+    budgets: tuple[tuple[Budget, BalanceKey, int], ...]
+    legs: tuple[Leg, ...]
+    slots: Slots
 
 
 class Held(NamedTuple):
@@ -41,14 +71,7 @@ class Held(NamedTuple):
 
     hold: Hold
     legs: tuple[Leg, ...]
-
-    @property
-    def slots(self) -> dict[str, list[Leg]]:
-        """The slots that have a part of it, and which."""
-        found: dict[str, list[Leg]] = {}
-        for leg in self.legs:
-            found.setdefault(balance_tag(leg.key), []).append(leg)
-        return found
+    slots: Slots
 
     def field(self, tag: str) -> str:
         """Its name in a slot; in the one without a project it says whose it is."""
@@ -76,23 +99,25 @@ class Rules:
         name = (scopes, model, at_us // MINUTE_US)
         found = self._found.get(name)
         if found is None:
-            found = []
+            budgets = []
             for budget, shape, project, id in self._budgets.covering(scopes, model):
                 start_us, end_us = window_at(shape.window, shape.timezone, at_us)
-                found.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+                budgets.append((budget, BalanceKey(shape, project, id, start_us), end_us))
+            legs = _legs_of(budgets)
+            found = Covering(tuple(budgets), legs, slots_of(legs))
             if len(self._found) >= COVERING_MAX:
                 self._found.clear()
             self._found[name] = found
         return found
 
 
-def legs_of(covering: Covering, hold: Hold) -> tuple[Leg, ...]:
+def _legs_of(budgets: Iterable[tuple[Budget, BalanceKey, int]]) -> tuple[Leg, ...]:
     """One for each balance; where a hard and a soft budget share it, the hard one limits."""
     legs: dict[BalanceKey, Leg] = {}
-    for budget, key, end_us in covering:
+    for budget, key, end_us in budgets:
         limit = budget.limit if budget.hard else None
         if key not in legs or limit is not None:
-            legs[key] = Leg(key, end_us, asked_of(budget, hold), limit, budget.lease if budget.hard else 0)
+            legs[key] = Leg(key, end_us, limit, budget.lease if budget.hard else 0)
     return tuple(legs.values())
 
 
@@ -102,7 +127,7 @@ def numbers_of(legs: Sequence[Leg], answer: Sequence[Any]) -> Numbers:
 
 def balances_of(covering: Covering, numbers: Numbers) -> list[tuple[Budget, Balance]]:
     found = []
-    for budget, key, end_us in covering:
+    for budget, key, end_us in covering.budgets:
         if key in numbers:
             balance = Balance(key, end_us, numbers[key][0])
             balance.held = numbers[key][1]

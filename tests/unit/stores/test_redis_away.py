@@ -6,7 +6,7 @@ import pytest
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.stores.redis_away import Allowance
-from tollkeeper.stores.redis_legs import Covering, Held, Rules, legs_of
+from tollkeeper.stores.redis_legs import Covering, Held, Rules
 from tollkeeper.testing.samples import AT_US, DIME, USD, a_hold, usd
 from tollkeeper.values import Budget, Hold
 
@@ -16,7 +16,7 @@ TOKENS = Budget(scope="all", measure="tokens", limit=1000, when_away=150)
 
 def call(hold: Hold, *budgets: Budget) -> tuple[Held, Covering]:
     covering = Rules(budgets).covering(hold.scopes, hold.model, hold.at_us)
-    return Held(hold, legs_of(covering, hold)), covering
+    return Held(hold, covering.legs, covering.slots), covering
 
 
 def admits(allowance: Allowance, hold: Hold, *budgets: Budget) -> bool:

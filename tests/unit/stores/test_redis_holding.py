@@ -10,11 +10,11 @@ from tests.slots import shared
 from tollkeeper.stores.redis_apply import Shared
 from tollkeeper.stores.redis_holding import Holding
 from tollkeeper.stores.redis_keys import GLOBAL, tag_of
-from tollkeeper.stores.redis_legs import Held, Rules, legs_of
+from tollkeeper.stores.redis_legs import Held, Rules
 from tollkeeper.stores.redis_slots import open_slot
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import ALPHA, AT_US, DIME, USD, a_hold, usd
-from tollkeeper.values import Budget
+from tollkeeper.values import Budget, Hold
 
 TAG = tag_of("alpha")
 RULES = Rules([usd(USD), Budget(scope="all", limit=USD)])
@@ -33,12 +33,16 @@ def holding(ours: Shared) -> Holding:
 
 
 def held(id: str) -> Held:
-    hold = a_hold(id)
-    return Held(hold, legs_of(RULES.covering(ALPHA, "m", AT_US), hold))
+    return held_of(a_hold(id))
+
+
+def held_of(hold: Hold) -> Held:
+    covering = RULES.covering(ALPHA, "m", AT_US)
+    return Held(hold, covering.legs, covering.slots)
 
 
 def stand(ours: Shared, mine: Holding, each: Held) -> list[object]:
-    return ours.link.run(*(mine.ask(each, tag, legs) for tag, legs in each.slots.items()))
+    return ours.link.run(*(mine.ask(each, tag, slot) for tag, slot in each.slots.items()))
 
 
 def sums(redis_server: RedisServer) -> list[int]:
@@ -69,10 +73,9 @@ def test_stands_and_ends(redis_server: RedisServer, ours: Shared) -> None:
 def test_refused_where_it_does_not_fit(redis_server: RedisServer, ours: Shared) -> None:
     """P3: what is above the limit is refused with numbers and holds nothing, unless it must stand whatever the limit says."""
     mine = holding(ours)
-    hold = a_hold("a/1", USD + 1)
-    over = Held(hold, legs_of(RULES.covering(ALPHA, "m", AT_US), hold))
+    over = held_of(a_hold("a/1", USD + 1))
     assert [answer[:2] for answer in stand(ours, mine, over)] == [[b"refused", 1]] * 2  # type: ignore[index]
     assert sums(redis_server) == []
-    for tag, legs in over.slots.items():
-        ours.link.run(mine.ask(over, tag, legs, whatever=True))
+    for tag, slot in over.slots.items():
+        ours.link.run(mine.ask(over, tag, slot, whatever=True))
     assert sums(redis_server) == [USD + 1] * 2

@@ -83,8 +83,8 @@ def test_a_million_pairs_never_meet() -> None:
         lambda id: cell_fields(id, "m")[0],
         lambda id: cell_fields("o", id)[0],
         lambda id: Unit(1, structs.replace(an_entry("a/1"), id=id)).name,
-        lambda id: Held(structs.replace(a_hold("a/1"), id=id), ()).field(GLOBAL),
-        lambda id: Held(a_hold("a/1", scopes=Scopes(project=id)), ()).field(GLOBAL),
+        lambda id: Held(structs.replace(a_hold("a/1"), id=id), (), {}).field(GLOBAL),
+        lambda id: Held(a_hold("a/1", scopes=Scopes(project=id)), (), {}).field(GLOBAL),
     ]  # fmt: skip
     for place in places:
         assert len({place(id) for id in ids}) == len(ids)
@@ -92,7 +92,7 @@ def test_a_million_pairs_never_meet() -> None:
     pairs = [(a, b) for a in some for b in some]
     assert len({cell_fields(a, b)[0] for a, b in pairs}) == len(pairs)
     assert len(
-        {Held(structs.replace(a_hold("a/1"), id=b, scopes=Scopes(project=a)), ()).field(GLOBAL) for a, b in pairs}
+        {Held(structs.replace(a_hold("a/1"), id=b, scopes=Scopes(project=a)), (), {}).field(GLOBAL) for a, b in pairs}
     ) == len(pairs)
     assert len({KEYS.balance(BalanceKey(shape, a, b, at)) for a, b in pairs}) == len(pairs)
     names = {

@@ -161,7 +161,7 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     if is_stream and reading.error is None and not reading.ended:
         attempt.complete = False
         raise StreamBroken(f"provider {provider.name} ended its stream without the end marker")
-    if not (is_stream and reading.error is not None):  # what has failed may still be tried elsewhere
+    if not _failed_inside(attempt):  # else it may still be tried elsewhere
         _claim(call, attempt)
 
 
@@ -262,8 +262,7 @@ def _refused(answer: Answer, provider: str) -> UpstreamRefused:
 def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     """Tell the breakers how it went, and find out whether it may be tried again."""
     answer, meter, failure, health = attempt.answer, attempt.meter, attempt.failure, gate.health
-    inside = meter is not None and attempt.is_stream and meter.error is not None
-    if failure is None and attempt.ended and not inside:
+    if failure is None and attempt.ended and not _failed_inside(attempt):
         health.report(leave_to_go, failed=None, first_byte_s=attempt.first_byte_s)
         return
     refused = failure is not None and not isinstance(failure, UpstreamError)
@@ -285,6 +284,12 @@ def _judge(gate: Gate, call: Call, attempt: Attempt, leave_to_go: Pass) -> None:
     if verdict.effect == "block" and verdict.level is not None and verdict.for_s is not None:
         health.block(attempt.route.place, verdict.level, gate.clock.monotonic_s() + verdict.for_s, verdict.reason)
     attempt.verdict = verdict
+
+
+def _failed_inside(attempt: Attempt) -> bool:
+    """Whether a reply with a good status is an error: a stream with one, or a whole body of one, for which no usage is stated."""
+    meter = attempt.meter
+    return meter is not None and meter.error is not None and (attempt.is_stream or not meter.finish().parts)
 
 
 def _by_the_client(call: Call, attempt: Attempt) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.failover import ASK, CHAT, KEYS, NAME, Several, several
+from tests.failover import ASK, ASKS, CHAT, KEYS, NAME, Several, several
 from tests.gateway import STREAMS, budget, request, until
 
 from tollkeeper.testing.clock import ManualClock
@@ -253,6 +253,25 @@ async def test_a_key_without_quota_is_left_out(tmp_path: Path, refusal: Refuse) 
         assert sv.asked()[1] == 0
         (key,) = (each for each in sv.gw.app.gate.health.states() if each.state == "open")
         assert (key.level, key.provider) == ("key", "one")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_a_whole_error_with_status_200(tmp_path: Path, path: str) -> None:
+    """D5, P4: some answer 200 with an error for a body: it counts as what it says, is estimated, and is served elsewhere.
+
+    Where all answer so, the client has the last one's body as it came.
+    """
+    async with several(tmp_path) as sv:
+        sv.fakes[0].next(Refuse(200, type="overloaded_error"))
+        status, headers, body = await sv.ask(path, dict(ASKS)[path])
+        assert (status, headers["x-tollkeeper-provider"], b"overloaded" in body) == (200, "two", False)
+        for fake in sv.fakes:
+            fake.always = Refuse(200, type="overloaded_error", message="Busy.")
+        status, headers, body = await sv.ask(path, dict(ASKS)[path])
+        assert (status, headers["x-tollkeeper-attempts"], b"Busy." in body) == (200, "3", True)
+        entries = await sv.gw.entries()
+        booked = Counter((each.outcome, each.note, each.charge.status) for each in entries)
+        assert booked == {("error", "overloaded_error", "estimated"): 4, ("ok", None, "priced"): 1}
 
 
 async def test_where_every_key_is_refused_another_provider_serves(tmp_path: Path) -> None:

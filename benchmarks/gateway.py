@@ -28,11 +28,14 @@ def calls(folder: Path) -> Iterator[Figure]:
     with (
         servers.fixed_upstream(folder) as upstream,
         servers.proxy(folder, upstream.port) as nginx,
+        servers.bare(folder) as bare,
         servers.gateway(folder, upstream.port) as gateway,
     ):
         beside = load(nginx.process, nginx.port, 4)
+        alone = load(bare.process, bare.port, 4)
         here = load(gateway.process, gateway.port, 8)
         booked.check(servers.ledger(folder, gateway.port), here.requests)
+        yield Figure("uvicorn alone, the same request: CPU", alone.cpu_us, "µs", beside.cpu_us)
         yield Figure("call: CPU", here.cpu_us, "µs", beside.cpu_us, 350)
         yield Figure("call: requests/s per core", 1e6 / here.cpu_us, "/s", 1e6 / beside.cpu_us, 3000, at_most=False)
         yield Figure(f"call: requests/s, {CONNECTIONS} connections", here.rate, "/s", beside.rate)

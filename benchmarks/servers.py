@@ -83,6 +83,14 @@ def proxy(folder: Path, upstream: int) -> Iterator[Server]:
         yield server
 
 
+@contextmanager
+def bare(folder: Path) -> Iterator[Server]:
+    """The server alone, without a gateway."""
+    port = free_port()
+    with started(module("benchmarks.bare", port), folder, port=port) as process:
+        yield Server(process, port)
+
+
 def ledger(folder: Path, port: int) -> str:
     """The embedded ledger of the gateway on that port."""
     return f"sqlite:///{folder}/ledger.{port}.sqlite"

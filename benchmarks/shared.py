@@ -229,10 +229,12 @@ def _calls(server: RedisServer, folder: Path) -> Iterator[Figure]:
     with (
         servers.fixed_upstream(folder) as upstream,
         servers.proxy(folder, upstream.port) as nginx,
+        servers.bare(folder) as bare,
         servers.gateway(folder, upstream.port) as embedded,
         servers.gateway(folder, upstream.port, store=server.url) as here,
     ):
         beside = load(nginx.process, nginx.port, 3)
+        alone = load(bare.process, bare.port, 3)
         before_s, requests = _redis_s(server), 0
         for _ in range(2):
             for name, gateway in (("embedded", embedded), ("here", here)):
@@ -242,6 +244,7 @@ def _calls(server: RedisServer, folder: Path) -> Iterator[Figure]:
         booked.check(server.url, requests)
         redis_us = (_redis_s(server) - before_s) * 1e6 / booked.calls(server.url)
     cpu_us, embedded_us = (sum(each) / len(each) for each in (spent["here"], spent["embedded"]))
+    yield Figure("uvicorn alone, the same request: CPU", alone.cpu_us, "µs", beside.cpu_us)
     yield Figure("call with Redis: the gateway's CPU", cpu_us, "µs", beside.cpu_us, 450)
     yield Figure("call with the embedded ledger: the gateway's CPU", embedded_us, "µs", beside.cpu_us)
     yield Figure("call with Redis: Redis CPU", redis_us, "µs")

@@ -22,12 +22,14 @@ from tollkeeper.stores.redis_ask import Ask, Script
 from tollkeeper.stores.redis_batch import (
     Batch,
     Decision,
+    Group,
     Leased,
     Places,
     Row,
     Unit,
     decide_all,
     global_batch,
+    groups_of,
     project_batch,
     units_of,
 )
@@ -131,6 +133,12 @@ class _Job:
         self.stand: dict[str, str] = {}
         self.decision: Decision
 
+    def groups(self, after: int) -> list[Group]:
+        """What is counted of the rows after this one."""
+        if after <= self.from_seq:
+            return self.decision.groups
+        return groups_of(each.entry for each in self.decision.counted if each.seq > after)
+
 
 class Leases(Protocol):
     """What applying rows takes off this process's leases."""
@@ -231,7 +239,7 @@ class Applier:
         (live,) = self._shared.link.run(Ask(("HKEYS", self._shared.keys.holds(GLOBAL))))
         ended = {f"{tag}/{entry.id}" for entry in counted if entry.by is None}
         holds = [id for id in map(bytes.decode, live) if id in ended]  # of who died between this slot and the project's
-        self._star([(f"{journal}@{tag}", from_seq, to_seq)], counted, holds, {})
+        self._star([(f"{journal}@{tag}", from_seq, to_seq)], groups_of(counted), holds, {})
 
     def look(self) -> None:
         """Look whether some cursors are where they were left, others the next time. Raises Doubted, StoreUnavailable."""
@@ -277,7 +285,7 @@ class Applier:
         behind = [job for job in jobs if job.to_seq > starred[job.tag]]
         self._star(
             [(f"{self._journal.id}@{job.tag}", starred[job.tag], job.to_seq) for job in behind],
-            [each.entry for job in jobs for each in job.decision.counted if each.seq > starred[job.tag]],
+            [group for job in behind for group in job.groups(starred[job.tag])],
             [f"{job.tag}/{id}" for job in jobs for id in _ended(job)],
             self._leased(behind, GLOBAL),
         )
@@ -326,15 +334,13 @@ class Applier:
     def _leased(self, jobs: Iterable[_Job], tag: str) -> Leased:
         return {} if self._leases is None else self._leases.parts([seq for job in jobs for seq in _rows(job)], tag)
 
-    def _star(
-        self, cursors: list[tuple[str, int, int]], entries: list[Entry], ended: list[str], leased: Leased
-    ) -> None:
+    def _star(self, cursors: list[tuple[str, int, int]], groups: list[Group], ended: list[str], leased: Leased) -> None:
         """Rows in the slot that has no project: up to `cursors`' fields, from where they stand."""
         shared = self._shared
         while cursors:
             shapes = shared.shapes.get(GLOBAL, frozenset())
             batch = global_batch(
-                cursors, entries, ended=ended if shapes else (), shapes=shapes, places=shared.places, leased=leased
+                cursors, groups, ended=ended if shapes else (), shapes=shapes, places=shared.places, leased=leased
             )
             (answer,) = shared.link.run(shared.ask(batch))
             if answer[0] == b"applied":

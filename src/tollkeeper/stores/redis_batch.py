@@ -167,6 +167,7 @@ class Decision(msgspec.Struct):
     counted: list[Counted]
     names: dict[str, tuple[str, str]]  #: name → what stands there, what shall
     conflicts: list[Entry]
+    groups: list[Group]  #: of what is counted
 
 
 def decide_all(units: Iterable[Unit], stand: dict[str, str]) -> Decision:
@@ -183,7 +184,8 @@ def decide_all(units: Iterable[Unit], stand: dict[str, str]) -> Decision:
         counted += (Counted(unit.seq, each) for each in verdict.adds)
         if verdict.conflict:
             conflicts.append(unit.entry)
-    return Decision(counted, {name: (stand.get(name, ""), mark) for name, mark in now.items()}, conflicts)
+    names = {name: (stand.get(name, ""), mark) for name, mark in now.items()}
+    return Decision(counted, names, conflicts, groups_of(each.entry for each in counted))
 
 
 # ── what they add ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -350,7 +352,7 @@ def project_batch(
     """What rows up to `to_seq` do in their project's slot."""
     keys, deadlines = places.keys, places.deadlines
     days = deadlines.days(now_us)
-    groups = groups_of(counted.entry for counted in decision.counted)
+    groups = decision.groups
     by_month: dict[int, list[Counted]] = {}
     for counted in decision.counted:
         by_month.setdefault(window_at("month", "UTC", counted.entry.at_us)[0], []).append(counted)
@@ -368,12 +370,12 @@ def project_batch(
 
 
 def global_batch(
-    cursors: list[tuple[str, int, int]], entries: Iterable[Entry], *, ended: Iterable[str], shapes: frozenset[Shape],
+    cursors: list[tuple[str, int, int]], groups: Iterable[Group], *, ended: Iterable[str], shapes: frozenset[Shape],
     places: Places, leased: Leased,
 ) -> Batch:  # fmt: skip
     """What rows of several projects do in the slot of the budgets that have no project."""
     own = [shape for shape in shapes if shape.scope in GLOBAL_SCOPES]
     return Batch(
         tag=GLOBAL, cursors=cursors, shapes=frozenset(map(shape_name, shapes)), ended=list(ended),
-        sums=balance_sums(groups_of(entries) if own else (), own, places), leased=leased,
+        sums=balance_sums(groups if own else (), own, places), leased=leased,
     )  # fmt: skip

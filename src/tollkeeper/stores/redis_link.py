@@ -239,6 +239,9 @@ class Link:
 
     def _answered(self, ask: Ask, answer: Any) -> bool:
         """Give an ask its answer; False: it is to be sent again, since nothing was done."""
+        if not isinstance(answer, Exception):
+            ask.answer = answer
+            return True
         if isinstance(answer, _LOST):
             raise answer
         if isinstance(answer, (NoScriptError, MovedError, AskError, TryAgainError)) and ask.tries < REDIRECTS_MAX:

@@ -56,8 +56,9 @@ def estimate(
             )  # fmt: skip
             amounts.append(amount)
     known = [amount for amount in amounts if amount is not None]
+    bounded = cap is not None and len(known) == len(amounts)
     return Quote(
-        amount_nanos=max(known) if cap is not None and len(known) == len(amounts) else None,
+        amount_nanos=max(known) if bounded else None,
         usage=None if cap is None else Usage(input=prompt, output=output_tokens),
         output_cap=cap,
         written_cap=written,

@@ -65,7 +65,7 @@ def _amount(value: int, is_usd: bool) -> bytes:
 
 def of_cost(charges: Sequence[Charge]) -> Headers:
     """What a call's attempts cost in dollars, and how far that is known; no amount where it is unknown."""
-    worst = _STATUSES[max([_STATUSES.index(charge.status) for charge in charges])]
+    worst = max((charge.status for charge in charges), key=_STATUSES.index)
     status = (b"x-tollkeeper-cost-status", worst.encode())
     amounts = [charge.amount_nanos for charge in charges if charge.amount_nanos is not None]
     if len(amounts) < len(charges):

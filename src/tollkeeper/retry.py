@@ -92,9 +92,7 @@ class Tries:
 
     def beside(self, route: Route) -> Route | None:
         """Where a second try may go while one at this route is under way: the next that is open; nothing is taken."""
-        if self._left <= 0:
-            return None
-        return next((each for each in self._untried if each != route and self._allows(each)), None)
+        return self._open(lambda each: each != route) if self._left > 0 else None
 
     def put_back(self, route: Route) -> None:
         """It was taken, and not tried."""
@@ -113,10 +111,12 @@ class Tries:
         return self._left > 0 and bool(self._untried)
 
     def _next(self, suits: Callable[[Route], bool]) -> Route | None:
-        for route in self._untried:
-            if suits(route) and self._allows(route):
-                return self.take(route)
-        return None
+        found = self._open(suits)
+        return None if found is None else self.take(found)
+
+    def _open(self, suits: Callable[[Route], bool]) -> Route | None:
+        """The first that is left, suits, and may be tried; nothing is taken."""
+        return next((each for each in self._untried if suits(each) and self._allows(each)), None)
 
 
 def _shares(verdict: Verdict, one: Route, other: Route) -> bool:

@@ -103,16 +103,13 @@ def read_flag(body: Body, name: str) -> bool:
 
 def read_count(body: Body, name: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:
     """A whole number within bounds."""
-    raw = body.get(name)
-    if raw is None:
+    if name not in body:  # most calls name few of their counts
         return None
-    try:
-        count = _COUNT.decode(raw)
-        if count is None or least <= count <= most:
-            return count
-    except UNREADABLE:
-        pass
-    raise BadRequest(f"{name}: expected a whole number from {least} to {most}.")
+    right = f"a whole number from {least} to {most}"
+    count = read_field(body, name, _COUNT, right)
+    if count is not None and not least <= count <= most:
+        raise BadRequest(f"{name}: expected {right}.")
+    return count
 
 
 def read_larger(body: Body, name: str, other: str, least: int = 0, most: int = MAX_TOKENS) -> int | None:

@@ -121,10 +121,6 @@ class Holds:
         for _ in range(OPENINGS_MAX):
             answers = await link.asks([self.stand.ask(held, tag, slot) for tag, slot in slots.items()])
             numbers: Numbers = {}
-            if all(answer[0] == b"held" for answer in answers):  # nearly always
-                for slot, answer in zip(slots.values(), answers, strict=True):
-                    numbers |= numbers_of(slot.legs, answer[1:])
-                return numbers
             granted, closed, failures = list[str](), list[str](), list[Exception]()
             for (tag, slot), answer in zip(slots.items(), answers, strict=True):
                 match answer[0]:

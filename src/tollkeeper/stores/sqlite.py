@@ -245,7 +245,7 @@ class SqliteStore(SqliteReader):
                     added = rule(known, entry)
                     if not added:
                         return known, ()
-                    if not known and (other := self._census.place(entry)):
+                    if not known and (other := self._census.place(entry)) != entry.other:
                         added = (structs.replace(entry, other=other),)
                     told = self._book_entries(added, ends=rule is settling and self._book.ends(entry))
             if others is not None:  # it may have been written just now, before the writer could see us wait

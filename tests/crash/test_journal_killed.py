@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 from tests.crash.test_ledger_killed import Acknowledged, judge, killed
 
@@ -35,10 +36,11 @@ def test_adoption_after_kill(tmp_path: Path, rounds: int) -> None:
     """B1, C2: after kill -9 of two owners each acknowledged row is there once, in the place that it had; holds are estimated."""
     every: Acknowledged = {"held": set(), "settled": set(), "voided": set(), "left": set()}
     before: dict[str, dict[int, Entry]] = {}
+    together = Barrier(PROCESSES)
     for round_ in range(rounds):
         with ThreadPoolExecutor(PROCESSES) as pool:
             seeds = range(round_ * PROCESSES, (round_ + 1) * PROCESSES)
-            for told in pool.map(lambda seed: killed(tmp_path, seed, "--journal"), seeds):
+            for told in pool.map(lambda seed: killed(tmp_path, seed, "--journal", together=together), seeds):
                 for what, ids in told.items():
                     every[what] |= ids
         rows, wrong = asyncio.run(adopted(tmp_path))

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
+from threading import Barrier
 
 from tests.crash.worker import BUDGETS, amount
 
@@ -23,15 +24,21 @@ Acknowledged = dict[str, set[str]]
 KILLS = 2
 
 
-def killed(path: Path, seed: int, *options: str) -> Acknowledged:
-    """Let a worker run until it has acknowledged so many things, kill it, and return all that it had acknowledged by then."""
+def killed(path: Path, seed: int, *options: str, together: Barrier | None = None) -> Acknowledged:
+    """Let a worker run until it has acknowledged so many things, kill it, and return all that it had acknowledged by then.
+
+    `together` is for workers that have to run at the same time: none is killed before each has its ledger.
+    """
     source = Path(tollkeeper.__file__).parents[1]
     with subprocess.Popen(
         [sys.executable, "-m", "tests.crash.worker", str(path), str(seed), *options],
         cwd=ROOT, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": f"{source}"},
     ) as worker:  # fmt: skip
         assert worker.stdout is not None
-        lines = [worker.stdout.readline() for _ in range(Random(seed).randint(1, 600))]
+        lines = [worker.stdout.readline()]
+        if together is not None:
+            together.wait()
+        lines += [worker.stdout.readline() for _ in range(Random(seed).randint(0, 600))]
         worker.kill()
         lines += worker.stdout.readlines()
     assert worker.returncode == -9

@@ -9,7 +9,8 @@ from typing import Final
 
 from tollkeeper.clock import SystemClock
 from tollkeeper.ledger import CELL_SUMS
-from tollkeeper.stores import SharedOptions, open_reader
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_reader
 
 _ALWAYS_US: Final = 2**60
 #: Seconds that a shared ledger may take to have everything: its journal has it before.

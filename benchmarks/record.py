@@ -28,7 +28,8 @@ from benchmarks.figures import Figure
 from benchmarks.processes import environment, module
 from benchmarks.profilers import PROFILERS
 from tollkeeper.clock import SystemClock
-from tollkeeper.stores import SharedOptions, open_store
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_store
 from tollkeeper.tracker import CostTracker
 from tollkeeper.values import Charge, Entry, Scopes, Term, Usage
 

@@ -28,15 +28,16 @@ from benchmarks.load import load
 from benchmarks.processes import environment, module
 from tollkeeper.clock import SystemClock
 from tollkeeper.ledger import BalanceKey, Shape, sums_of
-from tollkeeper.stores import SharedOptions, open_store
-from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Applier, Shared
-from tollkeeper.stores.redis_batch import Place, window_at
-from tollkeeper.stores.redis_keys import tag_of
-from tollkeeper.stores.redis_reader import shared_of
-from tollkeeper.stores.redis_servers import Servers
-from tollkeeper.stores.redis_slots import open_slot
-from tollkeeper.stores.redis_url import parse
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.apply import Applier, Shared
+from tollkeeper.stores.redis.batch import Place, window_at
+from tollkeeper.stores.redis.keys import tag_of
+from tollkeeper.stores.redis.reader import shared_of
+from tollkeeper.stores.redis.servers import Servers
+from tollkeeper.stores.redis.slots import open_slot
+from tollkeeper.stores.redis.url import parse
+from tollkeeper.stores.sqlite.journal import Journal
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.values import Budget, Entry, Hold, Scopes, Usage
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tollkeeper.clock import SystemClock
-from tollkeeper.stores import SharedOptions, open_store
-from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.samples import DIME, a_hold, an_entry
 from tollkeeper.values import Budget, Entry, Hold, Scopes
 

@@ -22,12 +22,12 @@ from tests.redis_state import Copy, problems
 from tollkeeper.errors import StoreOwned, TollkeeperError
 from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, expired
 from tollkeeper.stores import SharedOptions
-from tollkeeper.stores.journal import Journal, orphans
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_flush import BEAT_MS
-from tollkeeper.stores.redis_servers import Servers
-from tollkeeper.stores.redis_url import parse
+from tollkeeper.stores.redis.flush import BEAT_MS
+from tollkeeper.stores.redis.servers import Servers
+from tollkeeper.stores.redis.store import RedisStore
+from tollkeeper.stores.redis.url import parse
+from tollkeeper.stores.sqlite.journal import Journal, orphans
 from tollkeeper.testing.corrections import current
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, KEEP_ALL, SECOND_US, USD, usd

@@ -16,9 +16,9 @@ from tollkeeper.book import refusal_of
 from tollkeeper.errors import Conflict, StoreUnavailable, TollkeeperError
 from tollkeeper.ledger import CELL_SCOPES, PERIODS, expired
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.stores.redis import GRACE_MS, RedisStore
-from tollkeeper.stores.redis_ask import Ask
-from tollkeeper.stores.redis_flush import BEAT_MS
+from tollkeeper.stores.redis.ask import Ask
+from tollkeeper.stores.redis.flush import BEAT_MS
+from tollkeeper.stores.redis.store import GRACE_MS, RedisStore
 from tollkeeper.testing.samples import AT_US, DIME, HOUR_US, SECOND_US, a_hold, an_entry
 from tollkeeper.values import Entry, Hold, Scopes, Usage
 

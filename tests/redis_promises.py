@@ -13,7 +13,7 @@ import msgspec
 import redis
 from tests.redis_state import copy_of, problems
 
-from tollkeeper.stores.redis_ask import Script
+from tollkeeper.stores.redis.ask import Script
 
 TO: Final = 4_000_000_000
 CURSOR, SHAPES, HOLDS, DUE, INDEX = SLOT = tuple(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from tollkeeper.clock import Clock, SystemClock
-from tollkeeper.stores import Retention, SharedOptions, open_store
-from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores import Retention, SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.clock import START_US
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.values import Budget

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from tests.shared_stores import options
 
-from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis_apply import Applier, Shared
-from tollkeeper.stores.redis_reader import shared_of
-from tollkeeper.stores.redis_servers import Servers
-from tollkeeper.stores.redis_url import parse
+from tollkeeper.stores.redis.apply import Applier, Shared
+from tollkeeper.stores.redis.reader import shared_of
+from tollkeeper.stores.redis.servers import Servers
+from tollkeeper.stores.redis.url import parse
+from tollkeeper.stores.sqlite.journal import Journal
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.values import Entry
 

@@ -32,7 +32,7 @@ from tollkeeper.dialects import DIALECTS
 from tollkeeper.money import parse_usd
 from tollkeeper.prices import file as price_file
 from tollkeeper.reports import Sums
-from tollkeeper.stores.sqlite_file import MIGRATIONS
+from tollkeeper.stores.sqlite.file import MIGRATIONS
 from tollkeeper.tracker import CostTracker
 from tollkeeper.tracker.holding import CallHold
 from tollkeeper.values import Budget, Outcome, Refusal, Standing

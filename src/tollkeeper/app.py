@@ -28,12 +28,13 @@ from tollkeeper.prices import data as price_data
 from tollkeeper.retry import RetryBudget
 from tollkeeper.routing import Table
 from tollkeeper.server import BoundedHttp
-from tollkeeper.stores import Store, examine, open_store
-from tollkeeper.stores.redis_url import is_redis
+from tollkeeper.stores import Store
+from tollkeeper.stores.opening import examine, open_store
+from tollkeeper.stores.redis.url import is_redis
 from tollkeeper.upstream import HttpUpstream
 
 if TYPE_CHECKING:  # it brings a client of Redis with it
-    from tollkeeper.stores.redis_open import Advice
+    from tollkeeper.stores.redis.open import Advice
 
 log = logging.getLogger("tollkeeper")
 
@@ -167,7 +168,7 @@ def _advice(url: str, store: Store, health: Health, clock: Clock) -> Advice | No
     """How gateways of one Redis tell each other of providers, which `health` now does; None: nothing is shared."""
     if not is_redis(url):
         return None
-    from tollkeeper.stores.redis import RedisStore
+    from tollkeeper.stores.redis.store import RedisStore
 
     assert isinstance(store, RedisStore)
     advice = store.advice

@@ -13,7 +13,7 @@ from tollkeeper.flow import Gate
 from tollkeeper.stores import Retention
 
 if TYPE_CHECKING:  # it brings a client of Redis with it
-    from tollkeeper.stores.redis_open import Advice
+    from tollkeeper.stores.redis.open import Advice
 
 log = logging.getLogger("tollkeeper")
 

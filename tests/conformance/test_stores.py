@@ -17,7 +17,7 @@ from tests.shared_stores import shared_store
 from tollkeeper.ledger import CELL_SUMS
 from tollkeeper.stores import Booked, Corrected, Store
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.conformance import StoreContract
 from tollkeeper.testing.corrections import corrected, current
 from tollkeeper.testing.redis_server import RedisServer

@@ -17,8 +17,9 @@ from tests.crash.shared_gateway import BUDGETS, CLOCK, amount, hurry, options
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores import Store, open_store
-from tollkeeper.stores.journal import read_journals
+from tollkeeper.stores import Store
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.sqlite.journal import read_journals
 from tollkeeper.values import Entry
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from tests.crash import rig
 
 from tollkeeper.clock import SystemClock
-from tollkeeper.stores import SharedOptions, open_store
-from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.samples import a_hold, an_entry
 from tollkeeper.values import Scopes
 

@@ -15,7 +15,8 @@ from random import Random
 
 from tollkeeper.clock import SystemClock
 from tollkeeper.errors import BudgetExceeded, StoreUnavailable
-from tollkeeper.stores import SharedOptions, Store, open_store
+from tollkeeper.stores import SharedOptions, Store
+from tollkeeper.stores.opening import open_store
 from tollkeeper.testing.samples import DIME, a_hold, an_entry
 from tollkeeper.values import Budget
 

@@ -20,7 +20,7 @@ from tests.crash.shared_gateway import FREE, KEY_LIMIT, PROJECTS, QUOTE, SESSION
 
 import tollkeeper
 from tollkeeper.ledger import BalanceKey, Shape, window_of
-from tollkeeper.stores.redis_keys import Keys
+from tollkeeper.stores.redis.keys import Keys
 from tollkeeper.values import Scopes
 
 ROOT: Final = Path(__file__).parents[2]

@@ -27,7 +27,10 @@ from tests.crash.naive import NaiveStore
 
 from tollkeeper.clock import SystemClock
 from tollkeeper.errors import BudgetExceeded, StoreUnavailable
-from tollkeeper.stores import SharedOptions, Store, open_store, redis, redis_flush
+from tollkeeper.stores import SharedOptions, Store
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis import flush
+from tollkeeper.stores.redis import store as shared_store
 from tollkeeper.testing.samples import a_hold, an_entry, usd
 from tollkeeper.values import Budget, Hold, Scopes
 
@@ -62,7 +65,7 @@ def scopes(project: str, session: int) -> Scopes:
 
 def hurry() -> None:
     """What a host does every few seconds happens several times a second: a test has no minutes."""
-    redis.GRACE_MS, redis.SWEEP_MS, redis_flush.ORPHANS_MS = 500, 200, 500  # type: ignore[misc]
+    shared_store.GRACE_MS, shared_store.SWEEP_MS, flush.ORPHANS_MS = 500, 200, 500  # type: ignore[misc]
 
 
 def options(journals: Path) -> SharedOptions:
@@ -156,7 +159,7 @@ async def main(
     notes = os.open(folder / f"{name}.notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     store = NaiveStore(url) if naive else open_store(url, budgets=BUDGETS, shared=options(journals))
     if careless:
-        assert isinstance(store, redis.RedisStore)
+        assert isinstance(store, shared_store.RedisStore)
         store._journal._store._writer._connection.pragma("synchronous", 0)
     await Gateway(store, name, session, notes).run()
 

@@ -22,8 +22,8 @@ import msgspec
 import pytest
 
 import tollkeeper
-from tollkeeper.stores import open_reader
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.opening import open_reader
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.samples import booked
 from tollkeeper.values import Entry
 

@@ -9,7 +9,7 @@ from threading import Barrier
 
 from tests.crash.test_ledger_killed import Acknowledged, judge, killed
 
-from tollkeeper.stores.journal import Journal, orphans, read_journals
+from tollkeeper.stores.sqlite.journal import Journal, orphans, read_journals
 from tollkeeper.values import Entry
 
 #: Processes that have a journal at the same time.

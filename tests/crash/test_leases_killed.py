@@ -16,8 +16,8 @@ from tests.gateways import gateways, hold, scan, sums
 
 from tollkeeper.errors import BudgetExceeded
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_keys import GLOBAL
+from tollkeeper.stores.redis.keys import GLOBAL
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD
 from tollkeeper.values import Budget

@@ -14,7 +14,7 @@ from threading import Barrier
 from tests.crash.worker import BUDGETS, amount
 
 import tollkeeper
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.samples import ALPHA, AT_US, booked
 from tollkeeper.values import Entry
 

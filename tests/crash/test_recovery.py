@@ -18,10 +18,12 @@ from tests.crash.rig import until
 from tollkeeper.clock import SystemClock
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores import SharedOptions, open_store, redis_flush
-from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_keys import Keys
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis import flush
+from tollkeeper.stores.redis.keys import Keys
+from tollkeeper.stores.redis.store import RedisStore
+from tollkeeper.stores.sqlite.journal import Journal
 from tollkeeper.testing.fault_proxy import FaultProxy
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD, a_hold, an_entry, standing, usd
@@ -43,7 +45,7 @@ def entry(id: str) -> Entry:
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody waits long for who will not come; changes of state are seen."""
-    monkeypatch.setattr(redis_flush, "LEARN_MS", 1000)
+    monkeypatch.setattr(flush, "LEARN_MS", 1000)
     caplog.set_level("INFO", "tollkeeper")
 
 
@@ -140,7 +142,7 @@ async def test_an_orphan_that_is_an_old_copy(
     own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B4: a dead gateway's journal that cannot be used is told of, and stops nobody."""
-    monkeypatch.setattr(redis_flush, "ORPHANS_MS", 50)
+    monkeypatch.setattr(flush, "ORPHANS_MS", 50)
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
     async with opened(own_redis.url, elsewhere) as store:
         await store.settle(entry("a/1"))

@@ -17,8 +17,9 @@ from tests.crash.rig import ROOT, until
 import tollkeeper
 from tollkeeper.clock import SystemClock
 from tollkeeper.errors import StoreUnavailable
-from tollkeeper.stores import SharedOptions, open_store
-from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores import SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import USD, a_hold, an_entry, usd
 from tollkeeper.values import Scopes

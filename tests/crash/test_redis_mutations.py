@@ -11,8 +11,8 @@ from tests.redis_machine import Many
 from tests.redis_mutations import MUTATIONS, QUICK, Mutation
 from tests.redis_promises import PROMISES, Asking, shipped
 
-from tollkeeper.stores import redis_flush
-from tollkeeper.stores.redis_ask import Script
+from tollkeeper.stores.redis import flush
+from tollkeeper.stores.redis.ask import Script
 from tollkeeper.testing.redis_server import RedisServer
 
 WALKS, STEPS = 40, 60
@@ -49,7 +49,7 @@ def test_mistakes_are_noticed(redis_server: RedisServer, rounds: int) -> None:
 
 def test_the_machine_notices(own_redis: RedisServer, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stores with a mistake in a script do not equal the model for long."""
-    monkeypatch.setattr(redis_flush, "RETRY_MS", 2)
+    monkeypatch.setattr(flush, "RETRY_MS", 2)
     unnoticed = []
     for mutation in [each for each in some(rounds) if each.walks]:
         with monkeypatch.context() as patch:

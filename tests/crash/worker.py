@@ -15,8 +15,8 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from tollkeeper.stores.journal import Journal
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.journal import Journal
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.samples import USD, a_hold, an_entry, usd
 
 TASKS = 16

@@ -15,7 +15,7 @@ from tests.disks import SlowDisk, full, small_disk
 
 import tollkeeper
 from tollkeeper.errors import StoreUnavailable
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.redis_server import RedisServer, until
 from tollkeeper.testing.samples import an_entry, booked
 
@@ -105,7 +105,7 @@ async def test_a_ledger_with_a_full_disk(tmp_path: Path) -> None:
 BOOK = """
 import asyncio, sys
 from pathlib import Path
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.samples import an_entry
 
 async def main():

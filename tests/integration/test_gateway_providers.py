@@ -15,7 +15,7 @@ from tests.gateway import CHAT, PROVIDERS, Gateway, gateway, until
 
 from tollkeeper import api, chores
 from tollkeeper.health import LEVELS, State
-from tollkeeper.stores.redis_open import Advice
+from tollkeeper.stores.redis.open import Advice
 from tollkeeper.testing.clock import ManualClock
 from tollkeeper.testing.provider import FakeProvider, Refuse
 from tollkeeper.testing.redis_server import RedisServer

@@ -24,7 +24,7 @@ from tests.gateway import CHAT, ENVIRON, PROVIDERS, STREAMS, budget
 import tollkeeper
 from tollkeeper import cli
 from tollkeeper.keys import hash_secret
-from tollkeeper.stores import open_reader
+from tollkeeper.stores.opening import open_reader
 from tollkeeper.testing.provider import FakeProvider, Stall, serving
 from tollkeeper.values import Entry
 

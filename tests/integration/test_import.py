@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.integration.test_cli import ended, environ, served
 
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores import open_store
+from tollkeeper.stores.opening import open_store
 
 LINES = 3000
 

@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis_away: while Redis is away: what a budget lets each gateway admit, and what stands in Redis afterwards."""
+"""tollkeeper.stores.redis.away: while Redis is away: what a budget lets each gateway admit, and what stands in Redis afterwards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from msgspec import structs
 from tests.gateways import NOW_US, entry, gateways, hold, of, soon, sums
 
 from tollkeeper.errors import BudgetExceeded, StoreUnavailable
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_flush import Flusher
-from tollkeeper.stores.redis_keys import tag_of
+from tollkeeper.stores.redis.flush import Flusher
+from tollkeeper.stores.redis.keys import tag_of
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD
 from tollkeeper.values import Budget

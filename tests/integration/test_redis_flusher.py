@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis_flush: rows on their way to Redis, and recoveries. What whole gateways do is in tests/integration."""
+"""tollkeeper.stores.redis.flush: rows on their way to Redis, and recoveries. What whole gateways do is in tests/integration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from tests.gateways import NOW_US, entry, gateways, hold, of, soon, sums
 
 from tollkeeper.errors import StoreUnavailable
-from tollkeeper.stores import redis_flush
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_apply import Applier
-from tollkeeper.stores.redis_keys import Keys, tag_of
+from tollkeeper.stores.redis import flush
+from tollkeeper.stores.redis.apply import Applier
+from tollkeeper.stores.redis.keys import Keys, tag_of
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD
 from tollkeeper.values import Budget
@@ -63,7 +63,7 @@ async def test_nobody_waits_for_who_is_away(store: RedisStore, own_redis: RedisS
 
 async def test_more_than_fits_in_memory(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """I4: rows beyond what waits in memory are read from the journal, each once."""
-    monkeypatch.setattr(redis_flush, "WAITING_MAX", 10)
+    monkeypatch.setattr(flush, "WAITING_MAX", 10)
     for number in range(4):
         await asyncio.gather(*(store.settle(entry(f"{number}-{each}/1")) for each in range(30)))
     async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis_leases: calls reserve without asking Redis, and no limit is passed, whatever dies."""
+"""tollkeeper.stores.redis.leases: calls reserve without asking Redis, and no limit is passed, whatever dies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from msgspec import structs
 from tests.gateways import entry, gateways, hold, of, soon, sums
 
 from tollkeeper.errors import BudgetExceeded
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_keys import tag_of
+from tollkeeper.stores.redis.keys import tag_of
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD
 from tollkeeper.values import Budget

@@ -12,9 +12,9 @@ import pytest
 from redis.exceptions import ConnectionError as Lost
 from redis.exceptions import RedisError, ResponseError
 
-from tollkeeper.stores.redis_check import check
-from tollkeeper.stores.redis_servers import Servers
-from tollkeeper.stores.redis_url import parse
+from tollkeeper.stores.redis.check import check
+from tollkeeper.stores.redis.servers import Servers
+from tollkeeper.stores.redis.url import parse
 from tollkeeper.testing.redis_server import RedisServer, free_port, until
 
 USER, PASSWORD = "us@er:/#%+?&", 'p@:/#%+ ?&=[]é"\\'

@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis_reader: what is read is put together from every project's slot. The suite of stores tests the rest."""
+"""tollkeeper.stores.redis.reader: what is read is put together from every project's slot. The suite of stores tests the rest."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tests.shared_stores import options, shared_store
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, window_of
-from tollkeeper.stores import Reader, Retention, open_reader
-from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores import Reader, Retention
+from tollkeeper.stores.opening import open_reader
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.corrections import corrected
 from tollkeeper.testing.redis_server import RedisServer, free_port
 from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, USD, an_entry, booked, month_of, total, usd

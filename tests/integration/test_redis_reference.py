@@ -15,13 +15,14 @@ from msgspec import structs
 from tollkeeper.clock import SystemClock
 from tollkeeper.ledger import CELL_SUMS
 from tollkeeper.money import format_nanos
-from tollkeeper.stores import Retention, SharedOptions, open_store
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_reader import connected
-from tollkeeper.stores.redis_rebuild import rebuild
-from tollkeeper.stores.redis_servers import Servers
-from tollkeeper.stores.redis_survey import survey
-from tollkeeper.stores.redis_url import parse
+from tollkeeper.stores import Retention, SharedOptions
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.reader import connected
+from tollkeeper.stores.redis.rebuild import rebuild
+from tollkeeper.stores.redis.servers import Servers
+from tollkeeper.stores.redis.store import RedisStore
+from tollkeeper.stores.redis.survey import survey
+from tollkeeper.stores.redis.url import parse
 from tollkeeper.testing.corrections import corrected
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD, a_hold, an_entry

@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis_holds and redis_holding: reservations in Redis, one at a time. Races are in tests/integration."""
+"""tollkeeper.stores.redis.holds and holding: reservations in Redis, one at a time. Races are in tests/integration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from tests.gateways import NOW_US, entry, gateways, hold, of, scan, soon, sums
 
 from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited, StoreUnavailable
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_keys import GLOBAL, tag_of
+from tollkeeper.stores.redis.keys import GLOBAL, tag_of
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD
 from tollkeeper.values import Budget, Scopes

@@ -13,9 +13,9 @@ from msgspec import structs
 from tests.gateways import entry, gateways, hold, of, soon, sums
 
 from tollkeeper.errors import BudgetExceeded, StoreError, StoreUnavailable
-from tollkeeper.stores.redis import RedisStore
-from tollkeeper.stores.redis_apply import Applier
-from tollkeeper.stores.redis_keys import GLOBAL, tag_of
+from tollkeeper.stores.redis.apply import Applier
+from tollkeeper.stores.redis.keys import GLOBAL, tag_of
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_cluster import Cluster
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import DIME, USD

@@ -1,4 +1,4 @@
-"""tollkeeper.stores.redis: the store as its callers see it. The suite of every store tests the contract."""
+"""tollkeeper.stores.redis.store: the store as its callers see it. The suite of every store tests the contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.gateways import entry, gateways, hold, soon, store_at
 
 from tollkeeper.errors import Conflict, StoreUnavailable
-from tollkeeper.stores.redis import _is_over
+from tollkeeper.stores.redis.store import _is_over
 from tollkeeper.testing.redis_server import RedisServer, free_port
 from tollkeeper.testing.samples import DIME, USD, booked, usd
 

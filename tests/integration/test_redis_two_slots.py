@@ -12,7 +12,7 @@ import pytest
 from tests.gateways import entry, gateways, hold, of, sums
 
 from tollkeeper.errors import BudgetExceeded, StoreUnavailable
-from tollkeeper.stores.redis import RedisStore
+from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.fault_proxy import FaultProxy
 from tollkeeper.testing.redis_cluster import Cluster
 from tollkeeper.testing.redis_server import RedisServer

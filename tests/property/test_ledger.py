@@ -28,7 +28,7 @@ from tollkeeper.errors import TollkeeperError
 from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, window_of
 from tollkeeper.stores import Retention, Store
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.corrections import current
 from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, SECOND_US, USD, a_hold, an_entry, booked, usd
 from tollkeeper.values import Budget, Entry, Hold, Scopes, Usage, Window

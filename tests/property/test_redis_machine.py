@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from tests.redis_hosts import Hosts
 from tests.redis_machine import Many
 
-from tollkeeper.stores import redis_flush
+from tollkeeper.stores.redis import flush
 from tollkeeper.testing.corrections import corrected, current
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import ALPHA, AT_US, DIME, a_hold, an_entry, usd
@@ -24,7 +24,7 @@ WALK_STEPS = 60
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stores that wait for each other look often."""
-    monkeypatch.setattr(redis_flush, "RETRY_MS", 2)
+    monkeypatch.setattr(flush, "RETRY_MS", 2)
     return
 
 

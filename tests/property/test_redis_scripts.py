@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.redis_state import copy_of
 
-from tollkeeper.stores.redis_ask import Script
+from tollkeeper.stores.redis.ask import Script
 from tollkeeper.testing.redis_server import RedisServer
 
 TO: Final = "4000000000"  #: a deadline

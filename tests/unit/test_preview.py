@@ -16,7 +16,8 @@ from tollkeeper.density import Densities
 from tollkeeper.errors import BadRequest, BudgetExceeded, NotAllowed, RequestTooLarge, UnknownModel
 from tollkeeper.preview import Draft, Preview, aim, document, preview, standings_in
 from tollkeeper.prices import PriceBook
-from tollkeeper.stores import Reader, open_store
+from tollkeeper.stores import Reader
+from tollkeeper.stores.opening import open_store
 from tollkeeper.values import Ask, Budget, Charge, Entry, Hold, Scopes, Standing
 
 NOW_US = 1_795_305_600_000_000

@@ -15,7 +15,7 @@ from tests.unit import test_settlement as settlements
 from tollkeeper.ledger import expired
 from tollkeeper.repricing import Figures, Repricing, charge_again, reading_of, repriced, rows_of
 from tollkeeper.settlement import Course
-from tollkeeper.stores.sqlite_file import entry_row, row_entry
+from tollkeeper.stores.sqlite.file import entry_row, row_entry
 from tollkeeper.testing.samples import AT_US, DAY_US, a_hold, an_entry
 from tollkeeper.values import Charge, Entry, Part, Provider, Term, Usage
 

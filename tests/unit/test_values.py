@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tollkeeper.ledger import CELL_SUMS
-from tollkeeper.stores.sqlite_file import MIGRATIONS
+from tollkeeper.stores.sqlite.file import MIGRATIONS
 from tollkeeper.testing.samples import AT_US, USD
 from tollkeeper.values import (
     KINDS,

@@ -77,7 +77,7 @@ def ledger_of(settings: Config) -> Ledger:
 
 def reading(place: Ledger, ask: Callable[[Reader], Awaitable[T]]) -> T:
     """Ask a ledger, beside whoever owns or shares it."""
-    from tollkeeper.stores import open_reader
+    from tollkeeper.stores.opening import open_reader
 
     if place.url == "memory:":
         raise ConfigError("store: a ledger in memory: is its gateway's alone; name a file: sqlite:///path")

@@ -82,7 +82,7 @@ def again(
 
 def _book(place: Ledger, wanted: Again, signed: Signature) -> Repricing:
     """Own the ledger, or a journal of it, and book. Raises StoreOwned with the pid of a gateway that owns the whole."""
-    from tollkeeper.stores import open_store
+    from tollkeeper.stores.opening import open_store
     from tollkeeper.tracker import history
 
     reading(place, _is_there)  # booking makes no ledger where there is none

@@ -15,11 +15,11 @@ from tollkeeper.errors import BadRequest, ConfigError, StoreUnavailable
 if TYPE_CHECKING:
     from tollkeeper.config import Ledger
     from tollkeeper.stores import Difference, Reader, Size
-    from tollkeeper.stores.redis_apply import Shared
-    from tollkeeper.stores.redis_audit import Audit
-    from tollkeeper.stores.redis_rebuild import Told
-    from tollkeeper.stores.redis_servers import Servers
-    from tollkeeper.stores.redis_survey import Survey
+    from tollkeeper.stores.redis.apply import Shared
+    from tollkeeper.stores.redis.audit import Audit
+    from tollkeeper.stores.redis.rebuild import Told
+    from tollkeeper.stores.redis.servers import Servers
+    from tollkeeper.stores.redis.survey import Survey
 
 T = TypeVar("T")
 
@@ -30,8 +30,8 @@ app = typer.Typer(help="The ledger's place: how it is, whether it agrees with it
 def check(as_json: AsJson = False, config: ConfigFile = None, store: StoreUrl = None) -> None:
     """Show the ledger's servers, gateways, journals and holds; exit code 1 where something needs attention."""
     from tollkeeper.cli import render, store_tables
-    from tollkeeper.stores.redis_survey import survey
-    from tollkeeper.stores.redis_url import is_redis
+    from tollkeeper.stores.redis.survey import survey
+    from tollkeeper.stores.redis.url import is_redis
 
     place = ledger(config, store)
     if not is_redis(place.url):
@@ -50,8 +50,8 @@ def check(as_json: AsJson = False, config: ConfigFile = None, store: StoreUrl = 
 def verify(as_json: AsJson = False, config: ConfigFile = None, store: StoreUrl = None) -> None:
     """Compute every sum again from the entries, and find each entry of this host's journals in Redis; exit code 1 where not."""
     from tollkeeper.cli import render, store_tables
-    from tollkeeper.stores.redis_audit import audit
-    from tollkeeper.stores.redis_url import is_redis
+    from tollkeeper.stores.redis.audit import audit
+    from tollkeeper.stores.redis.url import is_redis
 
     place = ledger(config, store)
     size, wrong, since_us = reading(place, _verified)
@@ -77,9 +77,9 @@ def rebuild(
     store: StoreUrl = None,
 ) -> None:
     """Drop everything under the prefix in Redis, and have the journals fill it again; run again where it was stopped."""
-    from tollkeeper.stores.redis_rebuild import rebuild as drop_and_fill
-    from tollkeeper.stores.redis_survey import survey
-    from tollkeeper.stores.redis_url import is_redis
+    from tollkeeper.stores.redis.rebuild import rebuild as drop_and_fill
+    from tollkeeper.stores.redis.survey import survey
+    from tollkeeper.stores.redis.url import is_redis
 
     place = ledger(config, store)
     folder = place.shared.journal
@@ -134,9 +134,9 @@ def _looking(place: Ledger, work: Callable[[Servers, Shared], T]) -> T:
     """Do what blocks, with a link to Redis that is up. Raises StoreUnavailable."""
     from redis.exceptions import RedisError
 
-    from tollkeeper.stores.redis_reader import connected
-    from tollkeeper.stores.redis_servers import Servers
-    from tollkeeper.stores.redis_url import parse
+    from tollkeeper.stores.redis.reader import connected
+    from tollkeeper.stores.redis.servers import Servers
+    from tollkeeper.stores.redis.url import parse
 
     servers = Servers(parse(place.url))
     shared = connected(servers, place.shared, place.scope_cap)
@@ -169,8 +169,8 @@ async def _verified(reader: Reader) -> tuple[Size, list[Difference], int]:
 def _check_file(place: Ledger, as_json: bool) -> None:
     """The same of a file, which has one owner and no journals."""
     from tollkeeper.cli import render
-    from tollkeeper.stores import sqlite_path
-    from tollkeeper.stores.sqlite_file import owned
+    from tollkeeper.stores.opening import sqlite_path
+    from tollkeeper.stores.sqlite.file import owned
 
     async def ask(reader: Reader) -> Size:
         return await reader.size()

@@ -13,9 +13,9 @@ from tollkeeper.cli.render import grid, safe
 
 if TYPE_CHECKING:
     from tollkeeper.stores import Difference, Size
-    from tollkeeper.stores.redis_audit import Audit
-    from tollkeeper.stores.redis_check import Findings
-    from tollkeeper.stores.redis_survey import Survey
+    from tollkeeper.stores.redis.audit import Audit
+    from tollkeeper.stores.redis.check import Findings
+    from tollkeeper.stores.redis.survey import Survey
 
 
 def survey_table(found: Survey) -> RenderableType:

@@ -31,7 +31,7 @@ from tollkeeper.prices.file import entries
 from tollkeeper.prices.override import Override
 from tollkeeper.routing import Candidates, is_loopback
 from tollkeeper.stores import Retention, SharedOptions
-from tollkeeper.stores.redis_url import is_redis, parse, shown
+from tollkeeper.stores.redis.url import is_redis, parse, shown
 from tollkeeper.values import Budget, Provider
 
 SQLITE: Final = "sqlite:///"
@@ -106,7 +106,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ledger(NamedTuple):
-    """Where the account is kept: what `stores.open_store` and `open_reader` take."""
+    """Where the account is kept: what `stores.opening` takes."""
 
     url: str
     shared: SharedOptions

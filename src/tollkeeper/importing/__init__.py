@@ -29,8 +29,9 @@ from tollkeeper.importing.records import Format, Given, Record, members
 from tollkeeper.ledger import is_late
 from tollkeeper.money import to_nanos
 from tollkeeper.prices import PriceBook
-from tollkeeper.stores import Reader, SharedOptions, Store, horizons, open_reader, sqlite_path
-from tollkeeper.stores.redis_url import is_redis
+from tollkeeper.stores import Reader, SharedOptions, Store, horizons
+from tollkeeper.stores.opening import open_reader, sqlite_path
+from tollkeeper.stores.redis.url import is_redis
 from tollkeeper.tracker import arguments
 from tollkeeper.tracker.accounts import Accounts, Settings, configuration
 from tollkeeper.values import Entry, iso_utc

@@ -1,6 +1,6 @@
 """The ledger's stores: one contract, several places to keep it.
 
-`open_store(url)` chooses by the URL's scheme. Every store passes the suite in `tollkeeper.testing.conformance`, and equals
+`opening.open_store(url)` chooses by the URL's scheme. Every store passes the suite in `tollkeeper.testing.conformance`, and equals
 `memory:`, the model.
 """
 
@@ -14,9 +14,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from tollkeeper.clock import Clock
-from tollkeeper.errors import ConfigError
 from tollkeeper.ledger import BalanceKey, CellKey, Period, window_of
-from tollkeeper.stores.redis_url import is_redis, parse
 from tollkeeper.values import Budget, Entry, Grant, Hold, ScopeKind, Scopes, Standing, Window
 
 K = TypeVar("K")
@@ -243,81 +241,3 @@ class SharedOptions(msgspec.Struct, frozen=True, kw_only=True):
     retention: Retention = Retention()
     dedupe_s: int = 86400  #: how long an entry's id is known to other processes
     ahead_s: int = 0  #: how far Redis's clock is ahead of `clock`: for tests, in which time is passed in
-
-
-def open_store(
-    url: str, *, budgets: Iterable[Budget] | None = (), scope_cap: int = 10_000, shared: SharedOptions | None = None
-) -> Store:
-    """The store of a URL, owned by this process. Raises ConfigError, StoreOwned, StoreCorrupt, StoreUnavailable.
-
-    Without budgets (None) it keeps the balances that it has, and limits nothing. A shared store (`redis://…`) needs `shared`;
-    this process owns a journal of it then.
-    """
-    if url == "memory:":
-        from tollkeeper.stores.memory import MemoryStore
-
-        return MemoryStore(budgets or (), scope_cap=scope_cap)
-    if is_redis(url):
-        from tollkeeper.stores.redis import RedisStore
-        from tollkeeper.stores.redis_servers import Servers
-
-        return RedisStore(Servers(parse(url)), _given(shared), budgets, scope_cap=scope_cap)
-    from tollkeeper.stores.sqlite import SqliteStore
-
-    return SqliteStore(sqlite_path(url), budgets, scope_cap=scope_cap)
-
-
-def open_reader(url: str, *, shared: SharedOptions | None = None) -> Reader:
-    """A read-only view of a ledger, also while its owner runs. Raises ConfigError, StoreUnavailable, StoreCorrupt."""
-    if is_redis(url):
-        from tollkeeper.stores.redis_reader import RedisReader
-        from tollkeeper.stores.redis_servers import Servers
-
-        return RedisReader.open(Servers(parse(url)), _given(shared))
-    from tollkeeper.stores.sqlite_reader import SqliteReader
-
-    return SqliteReader(sqlite_path(url))
-
-
-def examine(url: str, budgets: Iterable[Budget]) -> str | None:
-    """Look at a shared store before a gateway starts on it: why it does not answer now; None: it does, or is not shared.
-
-    Raises ConfigError where a hard budget would not hold in it.
-    """
-    if not is_redis(url):
-        return None
-    from redis.exceptions import RedisError
-
-    from tollkeeper.stores.redis_check import check_all
-    from tollkeeper.stores.redis_servers import Servers
-
-    try:
-        errors = [error for found in check_all(Servers(parse(url))).values() for error in found.errors]
-    except RedisError as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    if errors and any(budget.hard and budget.limit is not None for budget in budgets):
-        raise ConfigError(f"store: {errors[0]}")
-    return None
-
-
-def check_url(url: str) -> None:
-    """Raises ConfigError for a URL that names no store."""
-    if is_redis(url):
-        parse(url)
-    elif url != "memory:":
-        sqlite_path(url)
-
-
-def _given(shared: SharedOptions | None) -> SharedOptions:
-    if shared is None:
-        raise ConfigError(
-            "store: a Redis store needs a folder for its journal; open it by configuration, or pass shared=…"
-        )
-    return shared
-
-
-def sqlite_path(url: str) -> Path:
-    """The file of a `sqlite:///` URL: three slashes for a relative path, four for an absolute one."""
-    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise ConfigError("store: expected 'sqlite:///path/to/file', 'redis://host:6379/0' or 'memory:'")
-    return Path(url.removeprefix("sqlite:///"))

@@ -25,7 +25,8 @@ from tollkeeper.config.settings import PREFIX
 from tollkeeper.errors import ConfigError, StoreError, StoreUnavailable
 from tollkeeper.money import to_usd
 from tollkeeper.prices import PriceBook
-from tollkeeper.stores import Booked, Store, check_url, open_store
+from tollkeeper.stores import Booked, Store
+from tollkeeper.stores.opening import check_url, open_store
 from tollkeeper.values import ChargeStatus, Entry, Provider
 
 log = logging.getLogger("tollkeeper")

@@ -16,7 +16,7 @@ import pytest
 from tollkeeper import __version__, cli, config
 from tollkeeper.clock import SystemClock
 from tollkeeper.keys import KeyRing
-from tollkeeper.stores import open_store
+from tollkeeper.stores.opening import open_store
 from tollkeeper.values import Charge, Entry, Scopes, Usage
 
 Run = Callable[..., tuple[int, str, str]]

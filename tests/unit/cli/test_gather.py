@@ -11,7 +11,8 @@ import pytest
 from tollkeeper.cli.gather import gather
 from tollkeeper.ledger import BalanceKey, Shape, window_of
 from tollkeeper.reports import GROUPINGS, Report, plan
-from tollkeeper.stores import Kept, Reader, Retention, Size, Store, open_reader, open_store
+from tollkeeper.stores import Kept, Reader, Retention, Size, Store
+from tollkeeper.stores.opening import open_reader, open_store
 from tollkeeper.values import Budget, Charge, Entry, Scopes, Usage
 
 NOV_22 = 1_795_305_600_000_000  # 2026-11-22 UTC

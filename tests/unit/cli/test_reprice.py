@@ -18,7 +18,8 @@ import pytest
 from tollkeeper import cli
 from tollkeeper.clock import SystemClock
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores import Retention, open_reader, open_store
+from tollkeeper.stores import Retention
+from tollkeeper.stores.opening import open_reader, open_store
 from tollkeeper.testing.samples import an_entry
 from tollkeeper.tracker import history
 from tollkeeper.values import Budget, Charge, Entry, Scopes, Usage

@@ -12,8 +12,9 @@ import pytest
 from tollkeeper import cli
 from tollkeeper.cli import store_tables
 from tollkeeper.clock import SystemClock
-from tollkeeper.stores import Difference, SharedOptions, Size, open_store
-from tollkeeper.stores.redis_audit import Audit
+from tollkeeper.stores import Difference, SharedOptions, Size
+from tollkeeper.stores.opening import open_store
+from tollkeeper.stores.redis.audit import Audit
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import an_entry, usd
 

@@ -22,8 +22,9 @@ from tollkeeper.errors import BadRequest, ConfigError, StoreUnavailable
 from tollkeeper.importing import Rejected, Summary, import_files
 from tollkeeper.importing.lines import Piece
 from tollkeeper.ledger import FOREVER_US
-from tollkeeper.stores import Booked, Retention, Store, open_store
+from tollkeeper.stores import Booked, Retention, Store
 from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.stores.opening import open_store
 from tollkeeper.testing.clock import START_US, ManualClock
 from tollkeeper.testing.samples import DAY_US, a_hold, booked, month_of, total
 from tollkeeper.values import Entry

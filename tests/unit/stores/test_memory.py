@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, window_of
-from tollkeeper.stores import open_store
 from tollkeeper.stores.memory import MemoryStore
-from tollkeeper.testing.samples import AT_US, DAY_US, DIME, USD, an_entry, booked, usd
-
-
-async def test_open_store_makes_it() -> None:
-    """`memory:` is a MemoryStore with the budgets asked for, and two of them share nothing."""
-    store, other = open_store("memory:", budgets=[usd(USD)]), open_store("memory:")
-    assert isinstance(store, MemoryStore)
-    await store.settle(an_entry("a/1"))
-    assert await booked(other) == []
-    assert len(await store.standings(an_entry("a/1").scopes, "m", AT_US)) == 1
-    assert store.trouble is None
+from tollkeeper.testing.samples import AT_US, DAY_US, DIME, USD, an_entry, usd
 
 
 async def test_entries_are_a_picture() -> None:

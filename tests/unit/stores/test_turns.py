@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tollkeeper.stores.sqlite import SqliteStore
+from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.stores.turns import Turns
 from tollkeeper.testing.samples import AT_US, KEEP_ALL
 

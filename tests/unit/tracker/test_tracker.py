@@ -15,7 +15,7 @@ from tests.tracking import DOLLAR, booked, live, tracker
 
 from tollkeeper.config import load
 from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
-from tollkeeper.stores import open_store
+from tollkeeper.stores.opening import open_store
 from tollkeeper.testing.clock import START_US, ManualClock
 from tollkeeper.tracker import CostTracker, configuration
 from tollkeeper.values import Scopes, Usage

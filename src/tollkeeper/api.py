@@ -218,7 +218,9 @@ class Api:
                 await _answer(send, error.http_status, DIALECTS[name].refusal(error, ""))
                 return
             if path == "/metrics":
-                text = await asyncio.to_thread(metrics.exposition, gate.store, self._seen(key))  # of many models: slow
+                hedges = None if gate.latencies is None else (gate.hedges, gate.hedges_served)
+                seen = self._seen(key)  # of many models: what to tell takes its time
+                text = await asyncio.to_thread(metrics.exposition, gate.store, seen, hedges)
                 await _answer(send, 200, text, kind=metrics.TEXT)
             elif path == "/v1/tollkeeper/providers":
                 ahead_us = gate.clock.now_us() - round(gate.clock.monotonic_s() * 1_000_000)

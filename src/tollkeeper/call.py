@@ -90,6 +90,8 @@ class Gate(msgspec.Struct, kw_only=True, eq=False):
     new_id: Callable[[], str]
     draw: Callable[[], float]  #: numbers from 0 to 1, by which weights and pauses are drawn
     turn: int = 0  #: calls so far: whose credential begins
+    hedges: int = 0  #: calls that were sent to a second place while the first one had no answer
+    hedges_served: int = 0  #: those of them that the second one served
     draining: int = 0  #: replies being read for clients that have left
     owed: list[Entry | Hold] = []  #: entries to book and holds to let go that the ledger did not take yet
 

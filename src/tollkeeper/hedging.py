@@ -42,6 +42,8 @@ async def race(
     attempt, other = first.result(), None if hedge is None else hedge.result()
     _learn(gate, latencies, call, attempt)
     if other is not None:
+        gate.hedges += 1
+        gate.hedges_served += call.winner is other
         if other.good:
             _learn(gate, latencies, call, other)
         attempt = call.winner or (other if outlasted else attempt)

@@ -21,9 +21,10 @@ TEXT: Final = (b"content-type", CONTENT_TYPE_LATEST.encode())
 
 
 class _Gateway(Collector):
-    def __init__(self, store: Store, states: Sequence[State]) -> None:
+    def __init__(self, store: Store, states: Sequence[State], hedges: tuple[int, int] | None) -> None:
         self._store = store
         self._states = states
+        self._hedges = hedges
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge(
@@ -33,6 +34,10 @@ class _Gateway(Collector):
         if condition is not None:
             yield from _of_store(condition)
         yield from _of_breakers(self._states)
+        if self._hedges is not None:
+            hedges, served = self._hedges
+            yield _counter("hedges", "calls that were sent to a second place as well", hedges)
+            yield _counter("hedges_served", "those of them that the second place has served", served)
 
 
 def _of_store(condition: Condition) -> Iterator[Metric]:
@@ -77,8 +82,12 @@ def _gauge(name: str, what: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"tollkeeper_{name}", what, value=value)
 
 
-def exposition(store: Store, states: Sequence[State] = ()) -> bytes:
-    """Everything, in Prometheus' text format; `states` of the breakers that may be seen."""
+def _counter(name: str, what: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(f"tollkeeper_{name}", what, value=value)
+
+
+def exposition(store: Store, states: Sequence[State] = (), hedges: tuple[int, int] | None = None) -> bytes:
+    """Everything, in Prometheus' text format; `states` of the breakers that may be seen, `hedges` (made, served) if switched on."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Gateway(store, states))
+    registry.register(_Gateway(store, states, hedges))
     return generate_latest(registry)

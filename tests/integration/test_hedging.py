@@ -49,6 +49,13 @@ async def booked(sv: Several) -> list[tuple[str | None, int, str]]:
     return [(entry.provider, entry.calls, entry.outcome) for entry in entries]
 
 
+async def counted(sv: Several) -> tuple[float, float]:
+    """Hedges made, and those that served, by what Prometheus reads."""
+    async with sv.gw.session.get(sv.gw.url + "/metrics") as response:
+        samples = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines())
+    return float(samples["tollkeeper_hedges_total"]), float(samples["tollkeeper_hedges_served_total"])
+
+
 @EACH
 async def test_the_hedge_serves(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
     """The client has the second provider's reply, byte for byte; the first one is booked for what it may have used."""
@@ -61,6 +68,7 @@ async def test_the_hedge_serves(tmp_path: Path, path: str, body: dict[str, Any])
         if "batch" not in path:  # whose body names models of its own
             assert through == await direct(sv, path, body)
         assert await booked(sv) == [("one", 1, "left"), ("two", 0, "ok")]
+        assert await counted(sv) == (1, 1)
         first, second = sorted(await sv.gw.entries(), key=lambda entry: entry.id)
         assert (first.note, first.charge.status) == ("outrun", "estimated")
         assert second.usage == sv.fakes[1].bill[0].usage
@@ -83,6 +91,7 @@ async def test_the_first_serves_after_all(tmp_path: Path, path: str, body: dict[
         status, told, _ = await asyncio.wait_for(asking, 5)
         assert (status, told["x-tollkeeper-provider"], told["x-tollkeeper-attempts"]) == (200, "one", "2")
         assert await booked(sv) == [("one", 1, "ok"), ("two", 0, "left")]
+        assert await counted(sv) == (1, 0)
         assert [entry.charge.status for entry in (await sv.by_provider())["two"]] == ["estimated"]
 
 
@@ -91,6 +100,7 @@ async def test_in_time(tmp_path: Path) -> None:
     async with hedged(tmp_path) as (sv, _):
         assert [await sv.served_by() for _ in range(3)] == ["one"] * 3
         assert sv.asked() == [3, 0]
+        assert await counted(sv) == (0, 0)
     async with several(tmp_path / "off", clock=(clock := ManualClock())) as sv:
         assert sv.gw.app.gate.latencies is None
         sv.fakes[0].always = stall = Stall()

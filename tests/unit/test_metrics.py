@@ -79,12 +79,21 @@ def test_of_breakers() -> None:
     assert found["tollkeeper_breaker_calls_total", "key openai KEY "] == 3
 
 
+@pytest.mark.parametrize("hedges", [None, (0, 0), (3, 1)])
+def test_of_hedges(hedges: tuple[int, int] | None) -> None:
+    """How many calls were hedged, and of what use that was; not where it is switched off."""
+    families = text_string_to_metric_families(exposition(MemoryStore(), hedges=hedges).decode())
+    found = {each.name: each.value for family in families for each in family.samples if "hedges" in each.name}
+    names = ("tollkeeper_hedges_total", "tollkeeper_hedges_served_total")
+    assert found == ({} if hedges is None else dict(zip(names, hedges, strict=True)))
+
+
 def test_metrics_are_told() -> None:
     """Every metric is in the reference, and no other is."""
     root = Path(__file__).parents[2]
     source = (root / "src" / "tollkeeper" / "metrics.py").read_text()
     section = (root / "docs" / "reference" / "http.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
-    names = set(re.findall(r'"(?:tollkeeper_)?((?:store|breaker|first)_[a-z_]+)"', source))
+    names = set(re.findall(r'"(?:tollkeeper_)?((?:store_|breaker_|first_|hedges)[a-z_]*)"', source))
     told = {name.removesuffix("_total") for name in re.findall(r"`tollkeeper_([a-z_]+)", section)}
     assert len(names) > 8
     assert sorted(names ^ told) == []

@@ -1,7 +1,8 @@
 """Entries in Redis against the journals of this host: whether what was acknowledged here is counted there, by id.
 
 What another host books is not known here, so more may stand in Redis than the journals have, never less. An id that several
-journals have counts once; a settlement wins over an estimate. Blocks: for threads; some 200 bytes of memory an entry.
+journals have counts once; a settlement wins over an estimate. What somebody asked for (`by`) is compared apart from what was
+booked: it stands, or a newer one does. Blocks: for threads; some 250 bytes of memory an entry.
 """
 
 from __future__ import annotations
@@ -33,20 +34,49 @@ class Audit(msgspec.Struct):
 
 
 class _Wanted:
-    """What may stand under an id, by the journals: digests of settlements and corrections, else of estimates."""
+    """What may stand under an id, by the journals: digests of its settlements, else estimates; and its newest corrections."""
 
-    __slots__ = ("digests", "settled")
+    __slots__ = ("asked", "digests", "revision", "settled")
 
     def __init__(self) -> None:
         self.settled = False
         self.digests: set[str] = set()
+        self.revision = 0  #: the newest that somebody asked for; 0: nobody has
+        self.asked: dict[
+            str, str | None
+        ] = {}  #: its digest → that of the booked entry which it corrects; None: of none
 
-    def add(self, entry: Entry) -> None:
+    def add(self, unit: Unit) -> None:
+        entry = unit.entry
+        if entry.by is not None:
+            if entry.revision > self.revision:
+                self.revision, self.asked = entry.revision, {}
+            if entry.revision == self.revision:
+                old = unit.reversal
+                self.asked[digest_of(entry)] = None if old is None or old.by is not None else digest_of(old)
+            return
         settled = entry.outcome != "expired"
         if settled and not self.settled:
             self.settled, self.digests = True, set()
         if settled == self.settled:
             self.digests.add(digest_of(entry))
+
+
+class _Found:
+    """What Redis has under an id: the newest that was booked, and the newest that somebody asked for."""
+
+    __slots__ = ("asked", "booked")
+
+    def __init__(self) -> None:
+        self.booked: Entry | None = None
+        self.asked: Entry | None = None
+
+    def add(self, entry: Entry) -> None:
+        if entry.by is None:
+            if self.booked is None or entry.revision >= self.booked.revision:
+                self.booked = entry
+        elif self.asked is None or entry.revision >= self.asked.revision:
+            self.asked = entry
 
 
 def audit(shared: Shared, folder: Path, since_us: int) -> Audit:
@@ -61,19 +91,20 @@ def audit(shared: Shared, folder: Path, since_us: int) -> Audit:
                     found.waiting += 1
                 elif unit.entry.at_us >= since_us:
                     ids = wanted.setdefault(unit.entry.scopes.project, {})
-                    ids.setdefault(unit.entry.id, _Wanted()).add(unit.entry)
+                    ids.setdefault(unit.entry.id, _Wanted()).add(unit)
     newest: dict[str, int] = {}  # journal → the last row that Redis has of it
     for project, ids in wanted.items():
         found.entries += len(ids)
-        stands: dict[str, Entry] = {}
+        stands: dict[str, _Found] = {}
         for block in blocks_of(shared, tag_of(project)):
             newest[block.journal] = max(newest.get(block.journal, 0), block.rows[-1][0])
             for _, entry in block.rows:
-                known = stands.get(entry.id)
-                if entry.sign > 0 and entry.id in ids and (known is None or entry.revision >= known.revision):
-                    stands[entry.id] = entry
+                if entry.sign > 0 and entry.id in ids:
+                    stands.setdefault(entry.id, _Found()).add(entry)
         for id, each in ids.items():
-            found.differences += _compared(f"{project}/{id}", stands.get(id), each)
+            there = stands.get(id, _Found())
+            found.differences += _booked(f"{project}/{id}", there.booked, each)
+            found.differences += _asked(f"{project}/{id}", there, each)
     for path in files(folder):
         with looking(path) as reader:
             last = int(dict(reader.query("marks"))["last"])
@@ -99,7 +130,9 @@ def _units(reader: SqliteReader, shared: Shared, journal: str) -> Iterator[tuple
             yield unit, unit.seq <= cursors[tag]
 
 
-def _compared(name: str, entry: Entry | None, wanted: _Wanted) -> list[Difference]:
+def _booked(name: str, entry: Entry | None, wanted: _Wanted) -> list[Difference]:
+    if not wanted.digests:  # booked elsewhere, and only corrected here
+        return []
     if entry is None:
         return [Difference("entry", name, "nothing", "a journal has it, and it was applied")]
     if digest_of(entry) in wanted.digests:
@@ -109,6 +142,19 @@ def _compared(name: str, entry: Entry | None, wanted: _Wanted) -> list[Differenc
     if entry.outcome != "expired" and not wanted.settled:
         return []  # settled elsewhere
     return [Difference("entry", name, _shown(entry), "journals have other contents under this id")]
+
+
+def _asked(name: str, there: _Found, wanted: _Wanted) -> list[Difference]:
+    entry, booked = there.asked, there.booked
+    of = set(wanted.asked.values())
+    if not of or (booked is not None and None not in of and digest_of(booked) not in of):
+        return []  # it was of something else than what stands: refused and told when it was applied
+    if entry is None or entry.revision < wanted.revision:
+        stored = "nothing" if (known := entry or booked) is None else _shown(known)
+        return [Difference("entry", name, stored, f"a journal has its correction, revision {wanted.revision}")]
+    if entry.revision == wanted.revision and digest_of(entry) not in wanted.asked:
+        return [Difference("entry", name, _shown(entry), "journals have another correction of this id")]
+    return []
 
 
 def _shown(entry: Entry) -> str:

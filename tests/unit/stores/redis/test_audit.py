@@ -90,3 +90,64 @@ def _changed(block: Block, damage: str) -> bytes:
         entry = an_entry("y/1")
     rows = [Counted(seq, entry), *([Counted(seq + 1, an_entry("z/1"))] if damage == "ahead" else [])]
     return pack(block.applied_ms, block.journal, rows)
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        (3, None),
+        (1, "alpha/x/1: 100000000 nanos, 100 tokens, a journal has its correction, revision 2"),
+        (2, "alpha/x/1: 200000000 nanos, 100 tokens, a journal has its correction, revision 2"),
+    ],
+)
+async def test_a_correction_that_is_gone(
+    redis_server: RedisServer, tmp_path: Path, left: int, says: str | None
+) -> None:
+    """B7: where Redis has only what a correction has replaced, that is found, though a journal has that as well."""
+    store = shared_store(redis_server, tmp_path)
+    right = an_entry("x/1")
+    await store.settle(right)
+    for nanos in (2 * DIME, 3 * DIME):
+        right = corrected(right, nanos)
+        assert await store.correct(right) == "corrected"
+    await store.live()
+    await store.close()
+    with redis_server.client() as client:
+        (key,) = client.keys("*:entries:*")
+        client.ltrim(key, 0, left - 1)
+    found = [f"{each.key}: {each.stored}, {each.entries}" for each in compare(redis_server, tmp_path).differences]
+    assert found == ([] if says is None else [says])
+
+
+async def test_another_correction(redis_server: RedisServer, tmp_path: Path) -> None:
+    """B7: a correction that no journal here has is found where one of ours was applied; a newer one is right."""
+    store = shared_store(redis_server, tmp_path)
+    await store.settle(an_entry("x/1"))
+    await store.correct(ours := corrected(an_entry("x/1")))
+    await store.live()
+    await store.close()
+    with redis_server.client() as client:
+        (key,) = client.keys("*:entries:*")
+        block = unpack(client.lindex(key, -1))
+        seq, _ = block.rows[-1]
+        client.rpop(key)
+        rows = [Counted(seq, corrected(an_entry("x/1"), 5 * DIME))]
+        client.rpush(key, pack(block.applied_ms, block.journal, rows))
+        assert [each.entries for each in compare(redis_server, tmp_path).differences] == [
+            "journals have another correction of this id"
+        ]
+        rows += [Counted(seq, corrected(ours))]
+        client.rpush(key, pack(block.applied_ms, block.journal, rows))
+        assert compare(redis_server, tmp_path).differences == []
+
+
+async def test_a_correction_on_another_host(redis_server: RedisServer, tmp_path: Path) -> None:
+    """B4: what was booked on one host and corrected on another agrees on both."""
+    one, other = (shared_store(redis_server, tmp_path / name, usd(9 * USD)) for name in ("one", "other"))
+    await one.settle(an_entry("x/1"))
+    await one.live()
+    assert await other.correct(corrected(an_entry("x/1"))) == "corrected"
+    await other.live()
+    assert [compare(redis_server, tmp_path / name).differences for name in ("one", "other")] == [[], []]
+    await one.close()
+    await other.close()

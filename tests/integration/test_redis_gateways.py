@@ -75,7 +75,7 @@ async def test_reports_of_all_hosts_agree(redis_server: RedisServer, tmp_path: P
         assert by_agent["total"] == by_model["total"]
         assert {row["name"]: row["calls"] for row in by_agent["rows"]} == {"writer": 4, "critic": 2}
         code, out, _ = await ended(tmp_path / "a", "store", "verify", PROVIDER_KEY="x")
-        assert (code, "6 entries; 3 entries of 1 journals: all agree" in out) == (0, True)
+        assert (code, "6 entries; 3 entries of 1 journal: all agree" in out) == (0, True)
 
 
 async def test_imports_and_corrections_beside_gateways(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -304,11 +304,11 @@ async def test_a_cluster(redis_executable: str, tmp_path: Path) -> None:
         ) as found:
             assert [await ask(found, project) for project in ("p", "q", "r", "s")] == [200] * 4
             code, out, _ = await ended(tmp_path / "a", "store", "rebuild", "--yes", "--force", PROVIDER_KEY="x")
-            assert (code, out) == (0, "filled from 1 journals: 4 entries, 4 projects\n")
+            assert (code, out) == (0, "filled from 1 journal: 4 entries, 4 projects\n")
             await until(lambda: _is_ready(found))
             assert await ask(found, "q") == 200
         code, out, _ = await ended(tmp_path / "a", "store", "check", "--json", PROVIDER_KEY="x")
         told = json.loads(out)
         assert (code, len(told["servers"]), told["projects"], told["attention"]) == (0, 3, 4, [])
         code, out, _ = await ended(tmp_path / "a", "store", "verify", PROVIDER_KEY="x")
-        assert (code, "5 entries of 1 journals: all agree" in out) == (0, True), out
+        assert (code, "5 entries of 1 journal: all agree" in out) == (0, True), out

@@ -248,6 +248,7 @@ def estimate(
 @app.command()
 def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
     """Compute every sum of the ledger again from its entries; exit code 1 where one differs."""
+    from tollkeeper.cli.render import many
 
     async def ask(reader: Reader) -> tuple[Size, list[Unequal]]:
         async with reader.snapshot():
@@ -256,11 +257,13 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
     size, wrong = reading(ledger(config, store), ask)
     for each in wrong:
         typer.echo(f"{each.what} {each.key}: stored {each.stored}, its entries say {each.entries}")
-    checked = f"{size.cells:,} cells, {size.balances:,} balances"
+    checked, entries = (
+        f"{many(size.cells, 'cell')}, {many(size.balances, 'balance')}", many(size.entries, "entry", "entries")
+    )  # fmt: skip
     if wrong:
-        typer.echo(f"{len(wrong):,} differences in {checked} over {size.entries:,} entries", err=True)
+        typer.echo(f"{many(len(wrong), 'difference')} in {checked} over {entries}", err=True)
         raise typer.Exit(1)
-    typer.echo(f"{checked} agree with {size.entries:,} entries")
+    typer.echo(f"{checked} agree with {entries}")
 
 
 app.command("import")(imports.bring)

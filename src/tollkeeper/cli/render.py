@@ -49,6 +49,11 @@ def safe(text: str) -> str:
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
+def many(number: int, one: str, more: str = "") -> str:
+    """So many of a thing: "1 cell", "2 cells"; `more` where an s is not enough."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 # ── the terminal ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

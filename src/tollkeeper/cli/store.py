@@ -97,11 +97,13 @@ def rebuild(
     before = _looking(place, look)
     if not force:
         _refuse(before)
-    rows = sum(each.rows for each in before.journals)
+    from tollkeeper.cli.render import many
+
+    entries = many(sum(each.rows for each in before.journals), "entry", "entries")
     if not yes:
         typer.confirm(
-            f"Drop all under {place.shared.prefix} in {before.place}, and fill it from {len(before.journals)} journals "
-            f"({rows:,} entries)?", abort=True, err=True,
+            f"Drop all under {place.shared.prefix} in {before.place}, and fill it from "
+            f"{many(len(before.journals), 'journal')} ({entries})?", abort=True, err=True,
         )  # fmt: skip
     try:
         found = _looking(place, work)
@@ -109,7 +111,7 @@ def rebuild(
         typer.echo("stopped half-way: entries are missing in Redis until it is run again", err=True)
         raise
     waiting = sum(each.waiting for each in found.journals)
-    typer.echo(f"filled from {len(found.journals)} journals: {rows:,} entries, {found.projects:,} projects")
+    typer.echo(f"filled from {many(len(found.journals), 'journal')}: {entries}, {many(found.projects, 'project')}")
     if waiting:
         typer.echo(f"{waiting:,} of them are on their way, by the gateways that have their journals")
 
@@ -180,5 +182,6 @@ def _check_file(place: Ledger, as_json: bool) -> None:
         typer.echo(render.as_text({"place": place.url, "process": pid, **size._asdict(), "attention": []}))
         return
     owner = "no process has it" if pid is None else f"process {pid} has it"
-    counts = f"{size.entries:,} entries, {size.cells:,} cells, {size.balances:,} balances"
-    typer.echo(f"{place.url}: {owner}; {counts}")
+    many = render.many
+    counts = many(size.entries, "entry", "entries"), many(size.cells, "cell"), many(size.balances, "balance")
+    typer.echo(f"{place.url}: {owner}; {', '.join(counts)}")

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tollkeeper.cli.render import grid, safe
+from tollkeeper.cli.render import grid, many, safe
 
 if TYPE_CHECKING:
     from tollkeeper.stores import Difference, Size
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def survey_table(found: Survey) -> RenderableType:
     """Servers, gateways and journals, a table each; then what is held, what is warned of, and what needs attention."""
-    holds = f"{found.holds:,} holds" + (f", {found.overdue:,} of them overdue" if found.overdue else "")
+    holds = many(found.holds, "hold") + (f", {found.overdue:,} of them overdue" if found.overdue else "")
     parts: list[RenderableType] = [
         Text.assemble((found.place, "bold"), f"  epoch {found.epoch or 'none'}"), _servers(found), Text(),
     ]  # fmt: skip
@@ -36,7 +36,9 @@ def survey_table(found: Survey) -> RenderableType:
         figures = ("?", "?") if each.error is not None else (f"{each.rows:,}", f"{each.waiting:,}")
         journals.add_row(each.id, *figures, pids[each.id])
     parts += [journals, Text()] if found.journals else [Text("No journals on this host.")]
-    parts.append(Text(f"{found.projects:,} projects, {holds}, {len(found.elsewhere):,} journals of other hosts"))
+    parts.append(
+        Text(f"{many(found.projects, 'project')}, {holds}, {many(len(found.elsewhere), 'journal')} of other hosts")
+    )
     parts += [Text(f"{name}: {line}", "dim") for name, each in found.servers.items() for line in each.warnings]
     parts += [Text(f"! {safe(line)}", "bold red") for line in found.attention]
     return Group(*parts, *([] if found.attention else [Text("Nothing needs attention.", "green")]))
@@ -91,10 +93,11 @@ def survey_object(found: Survey) -> dict[str, Any]:
 def verified_lines(size: Size, wrong: Sequence[Difference], compared: Audit | None) -> list[str]:
     """Each difference, then what was compared."""
     lines = [safe(f"{each.what} {each.key}: stored {each.stored}, its entries say {each.entries}") for each in wrong]
-    checked = f"{size.cells:,} cells, {size.balances:,} balances over {size.entries:,} entries"
+    sums = f"{many(size.cells, 'cell')}, {many(size.balances, 'balance')}"
+    checked = f"{sums} over {many(size.entries, 'entry', 'entries')}"
     if compared is not None:
-        checked += f"; {compared.entries:,} entries of {compared.journals:,} journals"
-    lines.append(f"{len(wrong):,} differences in {checked}" if wrong else f"{checked}: all agree")
+        checked += f"; {many(compared.entries, 'entry', 'entries')} of {many(compared.journals, 'journal')}"
+    lines.append(f"{many(len(wrong), 'difference')} in {checked}" if wrong else f"{checked}: all agree")
     if compared is not None and compared.waiting:
         lines.append(f"{compared.waiting:,} more wait in journals and are not in Redis yet")
     return lines

@@ -52,7 +52,7 @@ def test_check(url: str, capsys: pytest.CaptureFixture[str], redis_server: Redis
     fill(url, "a/1", "b/1")
     assert cli.run(["store", "check"]) == 0
     out = capsys.readouterr().out
-    for shown in (url, "noeviction", "append-only file, everysec", "1 projects, 0 holds", "Nothing needs attention."):
+    for shown in (url, "noeviction", "append-only file, everysec", "1 project, 0 holds", "Nothing needs attention."):
         assert shown in out
     with redis_server.client() as client:
         client.delete(*client.keys("*:cursor"))
@@ -71,7 +71,7 @@ def test_verify(url: str, capsys: pytest.CaptureFixture[str], redis_server: Redi
     """B7: what agrees is counted; a cell that is off, and an entry that a journal has and Redis has not, are each a line."""
     fill(url, "a/1", "b/1")
     assert cli.run(["store", "verify"]) == 0
-    told = "3 cells, 1 balances over 2 entries; 2 entries of 1 journals: all agree"
+    told = "3 cells, 1 balance over 2 entries; 2 entries of 1 journal: all agree"
     assert told in capsys.readouterr().out
     with redis_server.client() as client:
         client.delete(*client.keys("*:entries:*"))
@@ -99,7 +99,7 @@ def test_rebuild(
         assert client.keys("*:entries:*") == []
     capsys.readouterr()
     assert cli.run(["store", "rebuild", "--yes"]) == 0
-    assert "filled from 1 journals: 2 entries, 1 projects" in capsys.readouterr().out
+    assert "filled from 1 journal: 2 entries, 1 project" in capsys.readouterr().out
     assert cli.run(["store", "verify"]) == 0
 
 
@@ -123,11 +123,11 @@ def test_of_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     monkeypatch.setenv("TOLLKEEPER_STORE", "sqlite:///ledger.sqlite")
     fill("sqlite:///ledger.sqlite", "a/1")
     assert cli.run(["store", "check"]) == 0
-    assert "sqlite:///ledger.sqlite: no process has it; 1 entries, 3 cells, 1 balances" in capsys.readouterr().out
+    assert "sqlite:///ledger.sqlite: no process has it; 1 entry, 3 cells, 1 balance" in capsys.readouterr().out
     assert cli.run(["store", "check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["process"] is None
     assert cli.run(["store", "verify"]) == 0
-    assert "3 cells, 1 balances over 1 entries: all agree" in capsys.readouterr().out
+    assert "3 cells, 1 balance over 1 entry: all agree" in capsys.readouterr().out
     assert cli.run(["store", "rebuild", "--yes"]) == 2
     assert "only what is shared in Redis is rebuilt" in capsys.readouterr().err
 

@@ -256,7 +256,7 @@ def _cut_off(call: Call) -> TollkeeperError:
 
 def _refused(answer: Answer, provider: str) -> UpstreamRefused:
     """A provider's own error. What concerns the gateway's credential is the operator's business, not the client's."""
-    if answer.status == 401 or answer.status < 400:
+    if answer.status == 401 or not 400 <= answer.status < 600:  # HTTP knows none above
         return UpstreamRefused(502, f"provider {provider} answered {answer.status}; check its base_url and key")
     return UpstreamRefused(answer.status)
 

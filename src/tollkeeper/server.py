@@ -17,6 +17,8 @@ HEAD_BYTES: Final = 64 * 1024
 HEAD_FIELDS: Final = 100
 #: Seconds until a request's head and the first piece of its body are there. The rest of the body: api.BODY_S.
 HEAD_S: Final = 10.0
+#: The headers of which one announces a body.
+_FRAMES: Final = frozenset((b"content-length", b"transfer-encoding"))
 
 
 def _refusal(status: bytes, message: bytes) -> bytes:
@@ -26,10 +28,11 @@ def _refusal(status: bytes, message: bytes) -> bytes:
 
 
 _TOO_LARGE: Final = _refusal(b"431 Request Header Fields Too Large", b"The request's head is too large.")
+_NO_UPGRADE: Final = _refusal(b"400 Bad Request", b"Send no Upgrade header: this speaks HTTP/1.1 alone.")
 _NO_HTTP: Final = _refusal(b"400 Bad Request", b"This is not an HTTP/1.1 request.")
 
 
-class _HeadTooLargeError(Exception):
+class _RefusedError(Exception):
     """Stops the parser from inside one of its callbacks; uvicorn then calls `send_400_response`."""
 
 
@@ -85,7 +88,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._parts += 1
         self._head_bytes += len(url)
         if self._head_bytes > HEAD_BYTES:
-            self._refuse_head()
+            self._refuse(_TOO_LARGE)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -93,7 +96,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._parts += 1
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES or self._head_fields > HEAD_FIELDS:
-            self._refuse_head()
+            self._refuse(_TOO_LARGE)
         if self._in_head:  # what uvicorn does with it
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
@@ -102,6 +105,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self.parser.should_upgrade() and not _FRAMES.isdisjoint(name for name, _ in self.headers):
+            self._refuse(_NO_UPGRADE)  # the parser would take the body for the other protocol's, or for a request
         super().on_headers_complete()
         if self.pipeline:  # its body is not read before the reply to the request ahead of it
             self._stop_timer()
@@ -120,9 +125,9 @@ class BoundedHttp(HttpToolsProtocol):
         if self.cycle.more_body and not self.transport.is_closing():
             self._start_timer()
 
-    def _refuse_head(self) -> NoReturn:
-        self._answer = _TOO_LARGE
-        raise _HeadTooLargeError
+    def _refuse(self, answer: bytes) -> NoReturn:
+        self._answer = answer
+        raise _RefusedError
 
     def _start_timer(self) -> None:
         self._stop_timer()

@@ -3,6 +3,8 @@
 uvicorn sets none of these for httptools: a client could send headers for ever, or nothing at all. Bytes are counted where
 the parser hands parts over, and where it keeps them to itself (half a header, blank lines, chunk extensions). A trailer
 never becomes a header: what stood at the front of a request, perhaps set by a proxy, stands.
+
+A client that reads nothing of its reply is left after a time: closing alone would wait for it to read the rest, for ever.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ HEAD_BYTES: Final = 64 * 1024
 HEAD_FIELDS: Final = 100
 #: Seconds until a request's head and the first piece of its body are there. The rest of the body: api.BODY_S.
 HEAD_S: Final = 10.0
+#: Seconds in which a client must have read some of what waits for it. A call ends before, by idle_timeout_s.
+READ_S: Final = 120.0
 #: The headers of which one announces a body.
 _FRAMES: Final = frozenset((b"content-length", b"transfer-encoding"))
 
@@ -46,6 +50,7 @@ class BoundedHttp(HttpToolsProtocol):
     _kept_bytes = 0  #: that came since then
     _answer = _NO_HTTP  #: to what cannot be parsed
     _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -53,7 +58,16 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_read_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_read_timer()
+
+    def resume_writing(self) -> None:
+        self._stop_read_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         parts = self._parts
@@ -137,3 +151,19 @@ class BoundedHttp(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _start_read_timer(self) -> None:
+        self._stop_read_timer()
+        waits = self.transport.get_write_buffer_size()
+        self._read_timer = self.loop.call_later(READ_S, lambda: self._look(waits))
+
+    def _look(self, waited: int) -> None:
+        if self.transport.get_write_buffer_size() < waited:
+            self._start_read_timer()
+        else:
+            self.transport.abort()
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None

@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from tollkeeper import server
-from tollkeeper.server import HEAD_BYTES, HEAD_FIELDS, HEAD_S, BoundedHttp
+from tollkeeper.server import HEAD_BYTES, HEAD_FIELDS, HEAD_S, READ_S, BoundedHttp
 
 HEAD = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n"
 
@@ -239,6 +239,34 @@ async def test_lost_connections_leave_no_timer() -> None:
     await wire.send(HEAD)
     wire.lose()
     assert wire.running() == []
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_a_client_that_does_not_read(closes: bool) -> None:
+    """D6: as long as some of its reply goes out it has time, also when the connection is closed; then it is cut off."""
+    connection = Connection()
+    connection.wire.waits = 1000
+    connection.protocol.pause_writing()
+    connection.wire.closed = closes
+    for waits in (999, 1):
+        connection.wire.waits = waits
+        connection.fire(READ_S)
+        assert not connection.wire.aborted
+    connection.fire(READ_S)
+    assert connection.wire.aborted
+    connection.lose()
+    assert connection.running(READ_S) == []
+
+
+async def test_a_client_that_reads_again() -> None:
+    """D6: its time is over only if it stops anew."""
+    connection = Connection()
+    connection.protocol.pause_writing()
+    connection.protocol.resume_writing()
+    assert connection.running(READ_S) == []
+    connection.protocol.pause_writing()
+    connection.lose()
+    assert connection.running(READ_S) == []
 
 
 @pytest.mark.parametrize("frame", [b"content-length: 0", b"content-length: 9", b"transfer-encoding: chunked"])

@@ -15,6 +15,7 @@ from tollkeeper import headers
 from tollkeeper.call import Attempt, Call, Gate, Reply, Request
 from tollkeeper.cancellation import Deadline, to_its_end
 from tollkeeper.errors import (
+    BadRequest,
     Conflict,
     Outrun,
     StoreError,
@@ -114,6 +115,10 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     begins = dict(provider.paths).get(dialect.name)
     path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
     if "{model}" in path:
+        if not {"", ".", ".."}.isdisjoint(route.model.split("/")):  # it would lead to another path
+            raise BadRequest(
+                "model: expected a name without '..' or an empty part, as it stands in the provider's path."
+            )
         path = path.replace("{model}", quote_path(route.model))
     if call.ends_s is None:
         call.ends_s = now_s() + limits.total_s
@@ -251,7 +256,7 @@ def _cut_off(call: Call) -> TollkeeperError:
 
 def _refused(answer: Answer, provider: str) -> UpstreamRefused:
     """A provider's own error. What concerns the gateway's credential is the operator's business, not the client's."""
-    if answer.status == 401 or answer.status < 400:
+    if answer.status == 401 or not 400 <= answer.status < 600:  # HTTP knows none above
         return UpstreamRefused(502, f"provider {provider} answered {answer.status}; check its base_url and key")
     return UpstreamRefused(answer.status)
 

@@ -206,12 +206,14 @@ class Pool:
         if origin.tls and self._tls is None:
             self._tls = ssl.create_default_context()
         failure: OSError = OSError(f"{origin.host} has no address")
-        for address in await self._addresses(origin.host, origin.port):
+        addresses = await self._addresses(origin.host, origin.port)
+        for address in addresses:
             try:
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    Connection, address, origin.port, ssl=self._tls if origin.tls else None,
-                    server_hostname=origin.host if origin.tls else None,
-                )  # fmt: skip
+                async with asyncio.timeout(self._timeout_s / len(addresses)):  # a silent one leaves time for the next
+                    _, connection = await asyncio.get_running_loop().create_connection(
+                        Connection, address, origin.port, ssl=self._tls if origin.tls else None,
+                        server_hostname=origin.host if origin.tls else None,
+                    )  # fmt: skip
             except OSError as error:
                 failure = error
             else:

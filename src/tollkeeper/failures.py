@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
     again: bool  #: the same route may be tried again, after a pause
     elsewhere: bool  #: another route, by key or provider, may serve it
-    level: Literal["provider", "key", "model"] | None  #: whose breaker it counts for; None: nobody's
+    level: Literal["provider", "key", "model"] | None  #: what failed, and unless ignored whose breaker hears of it
     effect: Literal["fail", "block", "ignore"]  #: a failure in the window; open for `for_s`; nothing
     for_s: float | None  #: with "block": for how long, seconds
     reason: str  #: for logs and the API: nothing in it comes from a client
@@ -53,6 +53,7 @@ _TOO_MUCH: Final = Verdict(False, True, None, "ignore", None, "too large for thi
 _NO_CREDIT: Final = Verdict(False, True, "key", "block", NO_CREDIT_S, "no credit")
 _REFUSED: Final = Verdict(False, True, "key", "block", REFUSED_S, "key refused")
 _NOT_THERE: Final = Verdict(False, True, "model", "block", REFUSED_S, "not found there")
+_OTHER_METHOD: Final = Verdict(False, True, "model", "ignore", None, "not there, or not for this method")
 _LIMITED: Final = Verdict(False, True, "model", "fail", None, "rate limited")
 _BUSY: Final = Verdict(True, True, "model", "fail", None, "overloaded")
 _SICK: Final = Verdict(True, True, "model", "fail", None, "server error")
@@ -73,6 +74,9 @@ _FAILURES: Final[dict[type[TollkeeperError], Verdict]] = {
 _PHRASES: Final[tuple[tuple[int | str, re.Pattern[str], Verdict], ...]] = (
     (403, re.compile(r"You do not have permission to access the File|CachedContent "), _CALLERS),  # Google: a 404
     (403, re.compile(r"\S+ requires moderation|Content violates usage guidelines"), _CALLERS),  # OpenRouter; xAI
+    # OpenAI: a chat model asked for embeddings, or the other way round; any client can, and neither key nor model is at fault
+    (403, re.compile(r"You are not allowed to (?:generate embeddings|sample) from this model"), _OTHER_METHOD),
+    (403, re.compile(r"Your organization must be verified to use the model"), _NOT_THERE),  # OpenAI: that one alone
     (402, re.compile(r"This request requires more credits, or fewer max_tokens|Prompt tokens limit"), _TOO_MUCH),
     ("rate_limit_exceeded", re.compile(r"Request too large"), _TOO_MUCH),  # for a minute: it can never pass
     # Anthropic's; behind a colon it would say what is wrong with a member, whose name is the client's
@@ -86,6 +90,11 @@ _PHRASES: Final[tuple[tuple[int | str, re.Pattern[str], Verdict], ...]] = (
     ("INVALID_ARGUMENT", re.compile(r"API key not valid|API [Kk]ey not found|API key expired"), _REFUSED),
     ("Client specified an invalid argument", re.compile(r"Incorrect API key provided"), _REFUSED),  # xAI
     (400, re.compile(r"Model Not Exist|\S+ is not a valid model ID"), _NOT_THERE),
+    (
+        404,
+        re.compile(r"models/\S+ is not found for API version \S+, or is not supported for "),
+        _OTHER_METHOD,
+    ),  # Google
     (404, re.compile(r"(?:The |Publisher )?[Mm]odels?\b|No endpoints found for"), _NOT_THERE),
 )
 

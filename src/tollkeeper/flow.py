@@ -148,10 +148,11 @@ async def _following(gate: Gate, call: Call, tries: Tries, attempt: Attempt, rep
     while following is not None and (call.ends_s is None or loop.time() + following.pause_s < call.ends_s):
         await asyncio.sleep(following.pause_s)  # also where there is none: a client that has left is seen now
         if reply.left:
-            return None
+            break
         if gate.health.allows(following.route.place):  # others may have shut it meanwhile, or be its probe
             return following.route
         following = tries.after(attempt.route, attempt.verdict, gate.draw)
+    gate.retries.put_back(gate.clock.monotonic_s())
     return None
 
 

@@ -180,6 +180,18 @@ async def test_no_input_chooses_a_target(tmp_path: Path, path: str, body: dict[s
     assert {name: sent[0].headers[name] for name in PASSED} == good
 
 
+@pytest.mark.parametrize("model", ["..", "../../x", "a/../b", "a/./b", "a//b", "a/"])
+async def test_no_model_leads_to_another_path(tmp_path: Path, model: str) -> None:
+    """H3: where a provider's path names the model, a client's name for it is no way out of that path."""
+    paths = '[providers.openai.paths]\nopenai-chat = "/deployments/{{model}}/chat/completions"\n'
+    settings = budget("all", 10, measure="requests", window="total")
+    async with gateway(tmp_path, settings=settings, providers=PROVIDERS + paths) as gw:
+        async with gw.post("/v1/chat/completions", CHAT | {"model": f"openai/{model}"}) as response:
+            assert (response.status, response.headers["x-should-retry"]) == (400, "false")
+            assert "model" in (await response.json())["error"]["message"]
+        assert await gw.untouched()
+
+
 async def test_provider_headers_that_pass(tmp_path: Path) -> None:
     """H3: of a provider's headers the client sees rate limits and request ids, and nothing of its connection or cookies."""
     shown = {

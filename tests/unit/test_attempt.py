@@ -9,6 +9,7 @@ from tests.lines import GOOD, SHAPES, STAYS, TWO, a_call, a_run, played
 from tollkeeper.breaker import Bounds
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.flow import Limits
+from tollkeeper.retry import FLOOR, RetryBudget
 from tollkeeper.testing.script import GROUPS, Down, Ledger, Placed
 
 PAIRS = tuple(Placed(f"{group}{number}") for group in GROUPS for number in (1, 2))
@@ -34,6 +35,20 @@ def test_nobody_is_asked_for_a_client_that_has_left() -> None:
         call = a_call(trouble="status", status=503, further=(GOOD,), leaves_s=moment / 40)
         tries.add(len(played(call, places=PAIRS, attempts=2, ledger=Ledger(latency_s=0.2)).stories[0].tries))
     assert tries == {1, 2}
+
+
+def test_a_try_that_is_not_made_takes_nothing() -> None:
+    """E5: its share of the retries is there for the next call when its client leaves in the pause."""
+    leaves = a_call(trouble="status", status=503, leaves_s=0.1)
+    run = a_run(
+        leaves, a_call(number=1, start_s=0.5, trouble="status", status=503, further=(GOOD,)), places=TWO[:1], attempts=2
+    )
+    run.gate.draw = lambda: 1.0  # the whole pause: 0.25 s
+    run.gate.retries = RetryBudget(0.2)
+    for _ in range(FLOOR):
+        run.gate.retries.take(0)  # one is left, by the calls' own fifth
+    assert run.play() == []
+    assert [len(story.tries) for story in run.stories.values()] == [1, 2]
 
 
 def test_a_place_that_is_shut_in_the_pause() -> None:

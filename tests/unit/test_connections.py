@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -220,6 +221,20 @@ async def test_every_address_is_tried() -> None:
     async with served(addresses=[]) as (pool, origin, _):
         with pytest.raises(OSError, match="no address"):
             await pool.take(origin)
+
+
+async def test_a_silent_address() -> None:
+    """One that never says anything, as where IPv6 leads nowhere, leaves time for those behind it."""
+    async with served(addresses=["127.0.0.2", "127.0.0.1"]) as (pool, origin, _):
+        pool._timeout_s = 0.2
+        with ExitStack() as stack:
+            silent = ("127.0.0.2", origin.port)
+            stack.enter_context(socket.create_server(silent, backlog=0))
+            for _ in range(3):  # its queue is full: nobody else is answered
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(silent)
+            await call(pool, origin)
 
 
 async def test_time_to_connect() -> None:

@@ -21,7 +21,8 @@ NOW_US = 1_780_272_000_000_000  # 2026-06-01 00:00:00 UTC
 GOOGLE = "type.googleapis.com/google.rpc."
 CALLERS, TOO_MUCH = (False, False, None, "ignore", None), (False, True, None, "ignore", None)
 NO_CREDIT, REFUSED = (False, True, "key", "block", 3600), (False, True, "key", "block", 600)
-NOT_THERE, LIMITED = (False, True, "model", "block", 600), (False, True, "model", "fail", None)
+NOT_THERE, OTHER = (False, True, "model", "block", 600), (False, True, "model", "ignore", None)
+LIMITED = (False, True, "model", "fail", None)
 SICK, CUT = (True, True, "model", "fail", None), (False, False, "model", "fail", None)
 
 
@@ -57,8 +58,7 @@ def judged(status: int, body: bytes = b"", **headers: str) -> Verdict:
     [
         (429, openai("insufficient_quota", "insufficient_quota"), NO_CREDIT),
         (429, openai("credit_balance_exhausted", "insufficient_quota"), NO_CREDIT),
-        (400, openai("billing_hard_limit_reached"), NO_CREDIT),
-        (429, openai("billing_not_active", "billing_not_active"), NO_CREDIT),
+        (400, openai("billing_hard_limit_reached"), NO_CREDIT), (429, openai("billing_not_active"), NO_CREDIT),
         (402, openai("invalid_request_error", "unknown_error", "Insufficient Balance"), NO_CREDIT),  # DeepSeek
         (402, b'{"error":{"message":"Insufficient credits. Add more.","code":402}}', NO_CREDIT),  # OpenRouter
         (403, b'{"error":{"message":"Key limit exceeded (total limit).","code":403}}', NO_CREDIT),
@@ -67,6 +67,9 @@ def judged(status: int, body: bytes = b"", **headers: str) -> Verdict:
         (401, b'{"detail":"Unauthorized"}', REFUSED),  # Mistral
         (400, b'{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xa"}', REFUSED),  # xAI
         (403, openai("unsupported_country_region_territory", "request_forbidden"), REFUSED),
+        (403, openai(None, message="You are not allowed to generate embeddings from this model"), OTHER),
+        (403, openai(None, message="You are not allowed to sample from this model"), OTHER),
+        (403, openai(None, message="Your organization must be verified to use the model `x`. Please"), NOT_THERE),
         (404, openai("model_not_found"), NOT_THERE),
         (403, openai("model_not_found", message="The project has no access to model `x`"), NOT_THERE),
         (404, openai(None, "NotFoundError", "The model `x` does not exist."), NOT_THERE),  # vLLM
@@ -80,12 +83,9 @@ def judged(status: int, body: bytes = b"", **headers: str) -> Verdict:
         (429, openai("rate_limit_exceeded", "tokens", "Request too large for gpt-4o on tokens per min"), TOO_MUCH),
         (413, openai("rate_limit_exceeded", "tokens", "Request too large for model `x`"), TOO_MUCH),  # Groq
         (402, openai(None, message="This request requires more credits, or fewer max_tokens. You ..."), TOO_MUCH),
-        (500, openai(None, "server_error"), SICK),
-        (503, openai("slow_down", "service_unavailable_error"), SICK),
+        (500, openai(None, "server_error"), SICK), (503, openai("slow_down", "service_unavailable_error"), SICK),
         (429, openai(None, "engine_overloaded_error"), SICK),  # Moonshot: its own trouble, not our rate
-        (400, openai("context_length_exceeded"), CALLERS),
-        (400, openai("content_policy_violation"), CALLERS),
-        (400, openai("content_filter"), CALLERS),
+        *[(400, openai(code), CALLERS) for code in ("context_length_exceeded", "content_policy_violation", "content_filter")],
         (403, openai(None, message='a/b requires moderation on C. Your input was flagged for "d".'), CALLERS),  # OpenRouter
         (403, b'{"code":"A sentence","error":"Content violates usage guidelines. Team: x"}', CALLERS),  # xAI
         (400, openai("decimal_above_max_value"), CALLERS),
@@ -134,6 +134,7 @@ def test_anthropic(status: int, body: bytes, verdict: tuple[Any, ...]) -> None:
         (403, google(403, "PERMISSION_DENIED", "You do not have permission to access the File x or it may"), CALLERS),
         (403, google(403, "PERMISSION_DENIED", "CachedContent not found (or permission denied)"), CALLERS),
         (404, google(404, "NOT_FOUND", "models/x is not found for API version v1beta"), NOT_THERE),
+        (404, google(404, "NOT_FOUND", "models/x is not found for API version v1, or is not supported for y"), OTHER),
         (404, google(404, "NOT_FOUND", "Requested entity was not found."), CALLERS),
         (429, google(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check"), LIMITED),
         (503, google(503, "UNAVAILABLE"), SICK),
@@ -391,7 +392,7 @@ def test_nothing_makes_it_raise(
     verdict = verdict_of(failure, status, headers, frame[0] + body + frame[1], now_us=now_us, content=content)
     assert (verdict.for_s is not None) == (verdict.effect == "block")
     assert verdict.for_s is None or 0.1 <= verdict.for_s <= 3600
-    assert (verdict.level is None) == (verdict.effect == "ignore")
+    assert verdict.level is not None or verdict.effect == "ignore"
     assert not (verdict.again and (content or verdict.effect != "fail"))
     assert not (verdict.elsewhere and content)
     assert verdict.elsewhere or not verdict.again

@@ -143,9 +143,9 @@ def test_a_providers_error_is_relayed(dialect: str, stream: bool | str, status: 
     assert (entry(run).outcome, entry(run).charge.amount_nanos, entry(run).note) == ("error", 0, "upstream_refused")
 
 
-@pytest.mark.parametrize("status", [302, 401])
+@pytest.mark.parametrize("status", [302, 401, 600, 999])
 def test_what_concerns_the_operator_is_not_relayed(status: int) -> None:
-    """H3: a redirect or a rejected credential is a 502 that says where to look."""
+    """H3: a redirect, a rejected credential or a status that HTTP does not have is a 502 that says where to look."""
     run = played(a_call(trouble="status", status=status))
     assert run.stories[0].status == 502
     assert f"answered {status}; check its base_url and key" in error_of(run)["message"]

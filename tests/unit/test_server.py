@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from tollkeeper import server
-from tollkeeper.server import HEAD_BYTES, HEAD_FIELDS, HEAD_S, BoundedHttp
+from tollkeeper.server import HEAD_BYTES, HEAD_FIELDS, HEAD_S, READ_S, BoundedHttp
 
 HEAD = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n"
 
@@ -22,13 +22,20 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 5), "sockname": ("192.0.2.2", 80)})
         self.written = b""
-        self.closed = False
+        self.closed = self.aborted = False
+        self.waits = 0  #: bytes that the client has not read
 
     def write(self, data: Any) -> None:
         self.written += b"" if self.closed else data
 
     def close(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.waits
 
     def is_closing(self) -> bool:
         return self.closed
@@ -98,9 +105,15 @@ class Connection:
             for _ in range(4):
                 await asyncio.sleep(0)
 
-    def running(self) -> list[Timer]:
-        """Timers that would close the connection after HEAD_S."""
-        return [timer for timer in self.timers if not timer.cancelled and timer.seconds == HEAD_S]
+    def running(self, seconds: float = HEAD_S) -> list[Timer]:
+        """Timers that would close the connection after HEAD_S, or so many seconds."""
+        return [timer for timer in self.timers if not timer.cancelled and timer.seconds == seconds]
+
+    def fire(self, seconds: float) -> None:
+        """The only timer of so many seconds is over."""
+        (timer,) = self.running(seconds)
+        timer.cancel()
+        timer.callback()
 
     def lose(self) -> None:
         self.wire.closed = True
@@ -226,6 +239,47 @@ async def test_lost_connections_leave_no_timer() -> None:
     await wire.send(HEAD)
     wire.lose()
     assert wire.running() == []
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_a_client_that_does_not_read(closes: bool) -> None:
+    """D6: as long as some of its reply goes out it has time, also when the connection is closed; then it is cut off."""
+    connection = Connection()
+    connection.wire.waits = 1000
+    connection.protocol.pause_writing()
+    connection.wire.closed = closes
+    for waits in (999, 1):
+        connection.wire.waits = waits
+        connection.fire(READ_S)
+        assert not connection.wire.aborted
+    connection.fire(READ_S)
+    assert connection.wire.aborted
+    connection.lose()
+    assert connection.running(READ_S) == []
+
+
+async def test_a_client_that_reads_again() -> None:
+    """D6: its time is over only if it stops anew."""
+    connection = Connection()
+    connection.protocol.pause_writing()
+    connection.protocol.resume_writing()
+    assert connection.running(READ_S) == []
+    connection.protocol.pause_writing()
+    connection.lose()
+    assert connection.running(READ_S) == []
+
+
+@pytest.mark.parametrize("frame", [b"content-length: 0", b"content-length: 9", b"transfer-encoding: chunked"])
+@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])
+async def test_no_upgrade_with_a_body(upgrade: bytes, frame: bytes) -> None:
+    """H4: its body is neither lost nor read as a request: it is refused in words, and the connection closed."""
+    connection = Connection()
+    head = b"upgrade: %b\r\nconnection: Upgrade, HTTP2-Settings\r\n%b\r\n\r\n" % (upgrade, frame)
+    await connection.send(HEAD + head, HEAD + b"content-length: 0\r\n\r\n")
+    assert connection.wire.written.startswith(b"HTTP/1.1 400 ")
+    assert b"Upgrade" in connection.wire.written
+    assert connection.wire.closed
+    assert connection.seen == []
 
 
 async def test_trailers_are_dropped() -> None:

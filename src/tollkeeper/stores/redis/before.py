@@ -13,7 +13,7 @@ import msgspec
 
 from tollkeeper.ledger import CellKey, Shape
 from tollkeeper.stores import Cell
-from tollkeeper.stores.redis.batch import Batch, Place, Sums, measured
+from tollkeeper.stores.redis.batch import Batch, Place, measured, steps_of
 from tollkeeper.stores.redis.keys import FOREVER_S, GLOBAL, Deadlines, Keys, cell_fields, encode, tag_of
 from tollkeeper.values import OTHER, Measure
 
@@ -40,7 +40,7 @@ def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadli
         deadline_s = deadlines.cells(cell.period, cell.start_us)
         if deadline_s > now_s:
             place = Place((keys.cells(tag, cell),), (deadline_s,), cell_fields(cell.provider, cell.model))
-            _batch(found, tag, journal).sums.append(Sums(place, list(sums)))
+            _batch(found, tag, journal).sums.extend(steps_of(place, list(sums)))
         if cell.period == "month":
             for tag_, field in _fields(cell):
                 total = totals.setdefault(tag_, {})
@@ -50,7 +50,7 @@ def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadli
         fields, amounts = tuple(total), list(total.values())
         for at in range(0, len(fields), FIELDS_MAX):
             place = Place((keys.before(tag),), (FOREVER_S,), fields[at : at + FIELDS_MAX])
-            _batch(found, tag, journal).sums.append(Sums(place, amounts[at : at + FIELDS_MAX]))
+            _batch(found, tag, journal).sums.extend(steps_of(place, amounts[at : at + FIELDS_MAX]))
     return found
 
 

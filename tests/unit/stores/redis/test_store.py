@@ -11,12 +11,13 @@ from tests.shared_stores import KEPT, Standing, options, shared_store
 
 from tollkeeper.errors import Conflict
 from tollkeeper.ledger import expired
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores import Retention
 from tollkeeper.stores.opening import open_store
 from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer, free_port, until
-from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, USD, a_hold, an_entry, standing, usd
-from tollkeeper.values import Scopes
+from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, HOUR_US, USD, a_hold, an_entry, booked, standing, usd
+from tollkeeper.values import Budget, Scopes
 
 
 async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -129,3 +130,16 @@ async def test_one_alert_of_five_gateways(redis_server: RedisServer, tmp_path: P
     await others[0].done("alert", AT_US + DAY_US)
     assert [await store.claim("alert", AT_US, 60_000_000) for store in stores] == [False] * 5
     await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_more_than_a_double_counts(redis_server: RedisServer, tmp_path: Path) -> None:
+    """F4, B7: entries that together come to more than 2^53 nano-dollars count as all others, and stop nobody else's."""
+    store = shared_store(redis_server, tmp_path)
+    await asyncio.gather(*(store.settle(an_entry(f"{number}/1", MAX_NANOS)) for number in range(3)))
+    assert len(await booked(store)) == 3
+    await store.close()
+    store = shared_store(redis_server, tmp_path, usd(USD), Budget(scope="all", limit=USD, window="total"))
+    assert [each.spent for each in await store.standings(ALPHA, "m", AT_US)] == [3 * MAX_NANOS] * 2
+    await store.settle(an_entry("more/1", MAX_NANOS))
+    assert await store.verify() == []
+    await store.close()

@@ -10,11 +10,22 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
-from tollkeeper.ledger import CellKey, Shape
+from tollkeeper.ledger import BalanceKey, CellKey, Shape
 from tollkeeper.stores import Cell
-from tollkeeper.stores.redis.batch import Batch, Place, measured, steps_of
-from tollkeeper.stores.redis.keys import FOREVER_S, GLOBAL, Deadlines, Keys, cell_fields, encode, tag_of
+from tollkeeper.stores.redis.batch import Batch, Place, Places, Sums, measured, steps_of, window_at
+from tollkeeper.stores.redis.keys import (
+    FOREVER_S,
+    GLOBAL,
+    Deadlines,
+    Keys,
+    cell_fields,
+    decode,
+    encode,
+    shape_name,
+    tag_of,
+)
 from tollkeeper.values import OTHER, Measure
 
 #: Fields that a script counts up in one step: Lua's stack has room for 8,000 values.
@@ -52,6 +63,20 @@ def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadli
             place = Place((keys.before(tag),), (FOREVER_S,), fields[at : at + FIELDS_MAX])
             _batch(found, tag, journal).sums.extend(steps_of(place, amounts[at : at + FIELDS_MAX]))
     return found
+
+
+def added_to(batch: Batch, kept: frozenset[Shape], project: str, places: Places) -> Batch:
+    """A batch for a slot that keeps balances by now: those without an end begin with what it brings, too."""
+    before, sums = places.keys.before(batch.tag), list(batch.sums)
+    for place, amounts in batch.sums:
+        if place.keys == (before,):
+            found = {field.encode(): b"%d" % amount for field, amount in zip(place.fields, amounts, strict=True)}
+            for shape in kept:
+                end_us = window_at(shape.window, shape.timezone, 0)[1]
+                for id, amount in begins_with(shape, found):
+                    balance = places.balance(BalanceKey(shape, project, decode(id), 0), end_us)
+                    sums.append(Sums(balance, [amount]))
+    return structs.replace(batch, shapes=frozenset(map(shape_name, kept)), sums=sums)
 
 
 def _batch(found: Before, tag: str, journal: str) -> Batch:

@@ -143,3 +143,26 @@ async def test_more_than_a_double_counts(redis_server: RedisServer, tmp_path: Pa
     await store.settle(an_entry("more/1", MAX_NANOS))
     assert await store.verify() == []
     await store.close()
+
+
+async def test_names_of_balances_go_with_them(redis_server: RedisServer, tmp_path: Path) -> None:
+    """I4: balances that Redis drops at their deadline leave no names behind, in no slot, and those that it keeps stay listed."""
+    clock = Standing()
+    budgets = usd(USD, window="minute"), Budget(scope="all", limit=USD, window="minute"), usd(USD, window="total")
+    store = shared_store(redis_server, tmp_path, *budgets, clock=clock)
+    await store.settle(an_entry("a/1"))
+    await store.settle(an_entry("b/1", at_us=AT_US + DAY_US))
+    await store.standings(ALPHA, "m", AT_US)
+    with redis_server.client() as client:
+
+        def listed() -> list[bytes]:
+            names = [name for key in client.scan_iter("*:index") for name in client.zrange(key, 0, -1)]
+            return sorted(name for name in names if name.startswith(b"balance:"))
+
+        assert len(listed()) == 5
+        ahead_us = store._shared.deadlines.balance(AT_US) * 10**6 - AT_US  # as the deadline of an instant says
+        clock.us = AT_US + ahead_us + HOUR_US
+        await store.prune(clock.us, KEPT)
+        assert [name.split(b":")[1] for name in listed() if b":total:" not in name] == [b"all", b"project"]
+        assert len(listed()) == 3
+    await store.close()

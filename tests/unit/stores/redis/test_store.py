@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from tests.shared_stores import KEPT, Standing, options, shared_store
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import expired
 from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores import Retention
@@ -165,4 +167,29 @@ async def test_names_of_balances_go_with_them(redis_server: RedisServer, tmp_pat
         await store.prune(clock.us, KEPT)
         assert [name.split(b":")[1] for name in listed() if b":total:" not in name] == [b"all", b"project"]
         assert len(listed()) == 3
+    await store.close()
+
+
+async def test_a_slot_that_opens_while_redis_is_doubted(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3: a call whose slot is opened as Redis becomes doubtful is not admitted before the recovery is over."""
+    store = shared_store(redis_server, tmp_path, usd(USD))
+    await store._begun()
+    open_, go_on = store._holds._open, Event()
+    monkeypatch.setattr(store._flusher, "_recover", go_on.wait)
+
+    def opening(*args: Any) -> None:
+        open_(*args)
+        store._shared.link.tell("doubted")
+
+    monkeypatch.setattr(store._holds, "_open", opening)
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.reserve(a_hold("a/1"))
+    finally:
+        monkeypatch.undo()
+        go_on.set()
+    await asyncio.to_thread(until, lambda: store.state == "ready", "it is over")
+    assert [each.held for each in await store.standings(ALPHA, "m", AT_US)] == [0]
     await store.close()

@@ -32,7 +32,7 @@ from tollkeeper.stores.redis.batch import (
     project_batch,
     units_of,
 )
-from tollkeeper.stores.redis.before import before_of
+from tollkeeper.stores.redis.before import added_to, before_of
 from tollkeeper.stores.redis.blocks import Block, unpack
 from tollkeeper.stores.redis.census import SharedCensus
 from tollkeeper.stores.redis.keys import FOREVER_S, GLOBAL, Deadlines, Keys, shape_of, tag_of
@@ -204,8 +204,16 @@ class Applier:
         batches = found.batches if lost else {}
         last = batches.pop(GLOBAL, Batch(tag=GLOBAL, cursors=[(f"{name}/before", 0, 1)], shapes=None))
         shared.register(found.projects if lost else ())
+        projects = {tag_of(project): project for project in found.projects}
         for batch in (*batches.values(), last):
-            shared.link.run(shared.ask(batch))  # its cursor refuses it where it was taken before
+            answer = [b"shapes"]
+            while answer[0] == b"shapes":  # its cursor refuses it where it was taken before
+                kept = shared.shapes.get(batch.tag, frozenset())
+                (answer,) = shared.link.run(
+                    shared.ask(added_to(batch, kept, projects.get(batch.tag, ""), shared.places))
+                )
+                if answer[0] == b"shapes":
+                    shared.shapes[batch.tag] = shapes_of(answer[1:])
 
     def _follow(self, tag: str) -> None:
         """Bring the slot that has no project up to what the project's own slot has, from the entries counted there."""

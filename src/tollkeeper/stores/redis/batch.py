@@ -14,16 +14,17 @@ A revision that somebody asked for has a name of its own, and looks at what stan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import compress
-from operator import add
+from operator import add, sub
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import structs
 
 from tollkeeper.ledger import CELL_SUMS, BalanceKey, CellKey, Shape, cells_of, correction, ids_of, sums_of, window_of
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis.blocks import Counted, pack
 from tollkeeper.stores.redis.keys import (
     FOREVER_S,
@@ -276,7 +277,7 @@ def cell_sums(groups: Iterable[Group], places: Places) -> list[Sums]:
         for place in places.cells(first):
             mine = found.get(place)
             found[place] = sums if mine is None else list(map(add, mine, sums))
-    return [Sums(place, amounts) for place, amounts in found.items()]
+    return [each for place, amounts in found.items() for each in steps_of(place, amounts)]
 
 
 def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Places) -> list[Sums]:
@@ -292,7 +293,16 @@ def balance_sums(groups: Iterable[Group], shapes: Iterable[Shape], places: Place
             for project, id in ids_of(shape.scope, first.scopes, first.model):
                 place = places.balance(BalanceKey(shape, project, id, start_us), end_us)
                 found[place] = found.get(place, 0) + amount
-    return [Sums(place, [amount]) for place, amount in found.items()]
+    return [each for place, amount in found.items() for each in steps_of(place, [amount])]
+
+
+def steps_of(place: Place, amounts: list[int]) -> Iterator[Sums]:
+    """Sums in steps each of which a script counts exactly: many entries may come to more than that."""
+    while max(amounts) > MAX_NANOS or min(amounts) < -MAX_NANOS:
+        step = [max(-MAX_NANOS, min(MAX_NANOS, each)) for each in amounts]
+        yield Sums(place, step)
+        amounts = list(map(sub, amounts, step))
+    yield Sums(place, amounts)
 
 
 def measured(measure: Measure, sums: Sequence[int]) -> int:

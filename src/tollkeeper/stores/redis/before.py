@@ -10,11 +10,22 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
-from tollkeeper.ledger import CellKey, Shape
+from tollkeeper.ledger import BalanceKey, CellKey, Shape
 from tollkeeper.stores import Cell
-from tollkeeper.stores.redis.batch import Batch, Place, Sums, measured
-from tollkeeper.stores.redis.keys import FOREVER_S, GLOBAL, Deadlines, Keys, cell_fields, encode, tag_of
+from tollkeeper.stores.redis.batch import Batch, Place, Places, Sums, measured, steps_of, window_at
+from tollkeeper.stores.redis.keys import (
+    FOREVER_S,
+    GLOBAL,
+    Deadlines,
+    Keys,
+    cell_fields,
+    decode,
+    encode,
+    shape_name,
+    tag_of,
+)
 from tollkeeper.values import OTHER, Measure
 
 #: Fields that a script counts up in one step: Lua's stack has room for 8,000 values.
@@ -40,7 +51,7 @@ def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadli
         deadline_s = deadlines.cells(cell.period, cell.start_us)
         if deadline_s > now_s:
             place = Place((keys.cells(tag, cell),), (deadline_s,), cell_fields(cell.provider, cell.model))
-            _batch(found, tag, journal).sums.append(Sums(place, list(sums)))
+            _batch(found, tag, journal).sums.extend(steps_of(place, list(sums)))
         if cell.period == "month":
             for tag_, field in _fields(cell):
                 total = totals.setdefault(tag_, {})
@@ -50,8 +61,22 @@ def before_of(cells: Iterable[Cell], journal: str, keys: Keys, deadlines: Deadli
         fields, amounts = tuple(total), list(total.values())
         for at in range(0, len(fields), FIELDS_MAX):
             place = Place((keys.before(tag),), (FOREVER_S,), fields[at : at + FIELDS_MAX])
-            _batch(found, tag, journal).sums.append(Sums(place, amounts[at : at + FIELDS_MAX]))
+            _batch(found, tag, journal).sums.extend(steps_of(place, amounts[at : at + FIELDS_MAX]))
     return found
+
+
+def added_to(batch: Batch, kept: frozenset[Shape], project: str, places: Places) -> Batch:
+    """A batch for a slot that keeps balances by now: those without an end begin with what it brings, too."""
+    before, sums = places.keys.before(batch.tag), list(batch.sums)
+    for place, amounts in batch.sums:
+        if place.keys == (before,):
+            found = {field.encode(): b"%d" % amount for field, amount in zip(place.fields, amounts, strict=True)}
+            for shape in kept:
+                end_us = window_at(shape.window, shape.timezone, 0)[1]
+                for id, amount in begins_with(shape, found):
+                    balance = places.balance(BalanceKey(shape, project, decode(id), 0), end_us)
+                    sums.append(Sums(balance, [amount]))
+    return structs.replace(batch, shapes=frozenset(map(shape_name, kept)), sums=sums)
 
 
 def _batch(found: Before, tag: str, journal: str) -> Batch:

@@ -260,7 +260,7 @@ class Flusher:
     # ── recovery ──
 
     def _recover(self) -> None:
-        shared = self._shared
+        shared, runs = self._shared, self._shared.link.runs
         with self._lock:
             self._rows.clear()
             self.done = 0
@@ -296,7 +296,7 @@ class Flusher:
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        recovery.ready(lambda: shared.link.tell("recovered"))
+        recovery.ready(lambda: shared.link.tell("recovered", runs=runs))  # lost meanwhile: all of it again
 
     def _learn(self, step: str, until_ms: int) -> None:
         """Wait until every gateway that was alive has come so far with this very Redis. Raises Doubted."""

@@ -119,6 +119,8 @@ class Holds:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
         link, slots, again = self._shared.link, held.slots, False
         for _ in range(OPENINGS_MAX):
+            if link.state != "ready":  # what was asked before says nothing of what Redis has after its recovery
+                raise link.unavailable()
             answers = await link.asks([self.stand.ask(held, tag, slot) for tag, slot in slots.items()])
             numbers: Numbers = {}
             granted, closed, failures = list[str](), list[str](), list[Exception]()

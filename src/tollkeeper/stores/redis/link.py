@@ -130,11 +130,15 @@ class Link:
         self._queue(asks)
         return _given([ask.waiter.result() for ask in asks])
 
-    def tell(self, event: Event, reason: str = "") -> State:
-        """Something happened that may change the state; the state that it is now."""
+    def tell(self, event: Event, reason: str = "", runs: dict[str, str] | None = None) -> State:
+        """Something happened that may change the state; the state that it is now.
+
+        `runs`: those of the connection that it is about; of an earlier one it changes nothing.
+        """
         with self._lock:
             before = self.state
-            self.state = LINK_LIFE.get((before, event), before)
+            if runs is None or runs is self.runs:
+                self.state = LINK_LIFE.get((before, event), before)
             if reason:
                 self.reason = reason
             state, changed = self.state, self.state != before

@@ -19,11 +19,11 @@ from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import correcting, expired
 from tollkeeper.stores import Booked, Condition, Corrected, Difference, Retention, SharedOptions, horizons
 from tollkeeper.stores.redis.ask import Ask, Script
-from tollkeeper.stores.redis.batch import Row, parted
+from tollkeeper.stores.redis.batch import Row, parted, window_at
 from tollkeeper.stores.redis.check import Watch
 from tollkeeper.stores.redis.flush import Flusher
 from tollkeeper.stores.redis.holds import Holds, HoldsRecovery
-from tollkeeper.stores.redis.keys import DAY_US, FOREVER_S, digest_of, tag_of
+from tollkeeper.stores.redis.keys import DAY_US, FOREVER_S, GLOBAL, digest_of, tag_of
 from tollkeeper.stores.redis.leases import Leases
 from tollkeeper.stores.redis.link import State
 from tollkeeper.stores.redis.open import Advice
@@ -245,9 +245,10 @@ class RedisStore(RedisReader):
         tags = shared.projects()
         self._holds.keep(tags)  # a balance begins with what entries say that go now
         forgotten_us = min(shared.deadlines.days(shared.now_us())) - DAY_US
-        for tag in tags:
+        for tag, project in (tags | {GLOBAL: ""}).items():
             shared.link.run(Ask(("UNLINK", shared.keys.ids(tag, forgotten_us))))
-            gone = [name for name in (each.decode() for each in self._dated(tag)) if _is_over(name, before)]
+            names = [each.decode() for each in self._dated(tag)]
+            gone = [name for name in names if _is_over(name, before) or self._is_past(tag, project, name)]
             for name in gone:
                 key = shared.keys.of(tag, name)
                 if name.startswith("entries:"):
@@ -257,6 +258,15 @@ class RedisStore(RedisReader):
         marks = [each for mark in before.items() for each in mark]
         shared.link.run(_since([shared.keys.since], [FOREVER_S, *marks]))
         return dropped
+
+    def _is_past(self, tag: str, project: str, name: str) -> bool:
+        """Whether it is a balance that Redis has dropped, or is about to."""
+        if not name.startswith("balance:"):
+            return False
+        keys, deadlines = self._shared.keys, self._shared.deadlines
+        shape, _, _, start_us = keys.balance_key(keys.of(tag, name), project)
+        _, end_us = window_at(shape.window, shape.timezone, start_us)
+        return deadlines.balance(end_us) < self._shared.now_us() // 10**6
 
     async def close(self) -> None:
         await asyncio.to_thread(self._flusher.close)

@@ -10,8 +10,10 @@ from msgspec import structs
 from tests.shared_stores import KEPT
 
 from tollkeeper.ledger import Shape, cells_of, expired, spent_by
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis.batch import (
     Decision,
+    Place,
     Places,
     Unit,
     decide,
@@ -20,6 +22,7 @@ from tollkeeper.stores.redis.batch import (
     mark_of,
     measured,
     project_batch,
+    steps_of,
     units_of,
 )
 from tollkeeper.stores.redis.keys import Deadlines, Keys, tag_of
@@ -166,3 +169,13 @@ def test_batch() -> None:
     names, args = batch.arguments(KEYS)
     assert all(f"{{{TAG}}}" in name for name in names)
     assert args
+
+
+def test_sums_beyond_a_double() -> None:
+    """F4: what many entries come to is sent in steps that a script counts exactly, and together they are all of it."""
+    place = Place(("k",), (0,), ("a", "b"))
+    amounts = [3 * MAX_NANOS, -2 * MAX_NANOS - 5]
+    steps = [each.amounts for each in steps_of(place, amounts)]
+    assert all(abs(amount) <= MAX_NANOS for step in steps for amount in step)
+    assert [sum(each) for each in zip(*steps, strict=True)] == amounts
+    assert [each.amounts for each in steps_of(place, [1, 0])] == [[1, 0]]

@@ -50,6 +50,22 @@ async def test_comes_back_once(redis_server: RedisServer, tmp_path: Path) -> Non
         await store.close()
 
 
+async def test_balances_that_are_kept_by_then(redis_server: RedisServer, tmp_path: Path) -> None:
+    """B4, P3: a gateway that comes when others have filled balances again adds to those without an end what it had spent."""
+    for name in ("a", "b"):
+        store = shared_store(redis_server, tmp_path / name, *BUDGETS)
+        for number in range(3):
+            await store.settle(an_entry(f"{name}{number}/1", at_us=AT_US - 60 * DAY_US))
+        await store.settle(an_entry(f"{name}/1"))
+        await store.prune(AT_US, MONTHS)
+        await store.close()
+    redis_server.client().flushall()
+    for name, spent in (("a", [4, 4, 1]), ("b", [8, 8, 2])):
+        store = shared_store(redis_server, tmp_path / name, *BUDGETS)
+        assert [each.spent // DIME for each in await store.standings(ALPHA, "m", AT_US)] == spent
+        await store.close()
+
+
 async def test_not_where_nothing_is_lost(redis_server: RedisServer, tmp_path: Path) -> None:
     """B4: a project's first entry after a prune does not bring back what Redis has."""
     store = await aged(redis_server, tmp_path)

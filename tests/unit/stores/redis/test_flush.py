@@ -10,7 +10,9 @@ from tests.shared_stores import shared_store
 
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.stores.redis import flush
+from tollkeeper.stores.redis.ask import Ask
 from tollkeeper.stores.redis.keys import tag_of
+from tollkeeper.stores.redis.link import State
 from tollkeeper.testing.redis_server import RedisServer, until
 from tollkeeper.testing.samples import DIME, USD, an_entry, standing, usd
 
@@ -53,5 +55,45 @@ async def test_away(own_redis: RedisServer, tmp_path: Path) -> None:
         await store.cells("project", "day", 0, 2**62)
     own_redis.restart()
     await asyncio.to_thread(until, lambda: store.state == "ready", "it is back")
+    assert (await standing(store)).spent == 2 * DIME
+    await store.close()
+
+
+async def test_lost_while_it_recovers(
+    own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B4, P3: a connection that is lost during a recovery, to a Redis that is an older one afterwards, begins the recovery anew."""
+    store = shared_store(own_redis, tmp_path, usd(USD))
+    await store.settle(an_entry("a/1"))
+    await store._current()
+    link, learn, ready = store._shared.link, flush.Flusher._learn, list[int]()
+    with own_redis.client() as client:
+        older = {key: client.dump(key) for key in client.scan_iter()}
+        await store.settle(an_entry("b/1"))
+        await store._current()
+        changed = link._changed
+
+        def lost(self: flush.Flusher, step: str, until_ms: int) -> None:
+            learn(self, step, until_ms)
+            if step == "asserted":
+                monkeypatch.undo()
+                client.flushall()
+                for key, value in older.items():
+                    client.restore(key, 0, value)
+                client.client_kill_filter(_type="normal", skipme=True)
+                with pytest.raises(StoreUnavailable):
+                    link.run(Ask(("GET", "x")))
+                assert link.wait(lambda state: state == "recovering", 5000)
+
+        def told(state: State, reason: str) -> None:
+            if state == "ready":
+                ready.append(int(client.hget(store._shared.keys.cursor(tag_of("alpha")), store._journal.id) or 0))
+            changed(state, reason)
+
+        monkeypatch.setattr(flush.Flusher, "_learn", lost)
+        link._changed = told
+        link.tell("doubted")
+        await asyncio.to_thread(until, lambda: bool(ready) and store.state == "ready", "it is ready again")
+    assert ready == [2]
     assert (await standing(store)).spent == 2 * DIME
     await store.close()

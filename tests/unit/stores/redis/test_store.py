@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from tests.shared_stores import KEPT, Standing, options, shared_store
 
-from tollkeeper.errors import Conflict
+from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import expired
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores import Retention
 from tollkeeper.stores.opening import open_store
 from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer, free_port, until
-from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, USD, a_hold, an_entry, standing, usd
-from tollkeeper.values import Scopes
+from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, HOUR_US, USD, a_hold, an_entry, booked, standing, usd
+from tollkeeper.values import Budget, Scopes
 
 
 async def test_what_no_hold_covers_is_seen_at_once(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -129,3 +132,64 @@ async def test_one_alert_of_five_gateways(redis_server: RedisServer, tmp_path: P
     await others[0].done("alert", AT_US + DAY_US)
     assert [await store.claim("alert", AT_US, 60_000_000) for store in stores] == [False] * 5
     await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_more_than_a_double_counts(redis_server: RedisServer, tmp_path: Path) -> None:
+    """F4, B7: entries that together come to more than 2^53 nano-dollars count as all others, and stop nobody else's."""
+    store = shared_store(redis_server, tmp_path)
+    await asyncio.gather(*(store.settle(an_entry(f"{number}/1", MAX_NANOS)) for number in range(3)))
+    assert len(await booked(store)) == 3
+    await store.close()
+    store = shared_store(redis_server, tmp_path, usd(USD), Budget(scope="all", limit=USD, window="total"))
+    assert [each.spent for each in await store.standings(ALPHA, "m", AT_US)] == [3 * MAX_NANOS] * 2
+    await store.settle(an_entry("more/1", MAX_NANOS))
+    assert await store.verify() == []
+    await store.close()
+
+
+async def test_names_of_balances_go_with_them(redis_server: RedisServer, tmp_path: Path) -> None:
+    """I4: balances that Redis drops at their deadline leave no names behind, in no slot, and those that it keeps stay listed."""
+    clock = Standing()
+    budgets = usd(USD, window="minute"), Budget(scope="all", limit=USD, window="minute"), usd(USD, window="total")
+    store = shared_store(redis_server, tmp_path, *budgets, clock=clock)
+    await store.settle(an_entry("a/1"))
+    await store.settle(an_entry("b/1", at_us=AT_US + DAY_US))
+    await store.standings(ALPHA, "m", AT_US)
+    with redis_server.client() as client:
+
+        def listed() -> list[bytes]:
+            names = [name for key in client.scan_iter("*:index") for name in client.zrange(key, 0, -1)]
+            return sorted(name for name in names if name.startswith(b"balance:"))
+
+        assert len(listed()) == 5
+        ahead_us = store._shared.deadlines.balance(AT_US) * 10**6 - AT_US  # as the deadline of an instant says
+        clock.us = AT_US + ahead_us + HOUR_US
+        await store.prune(clock.us, KEPT)
+        assert [name.split(b":")[1] for name in listed() if b":total:" not in name] == [b"all", b"project"]
+        assert len(listed()) == 3
+    await store.close()
+
+
+async def test_a_slot_that_opens_while_redis_is_doubted(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3: a call whose slot is opened as Redis becomes doubtful is not admitted before the recovery is over."""
+    store = shared_store(redis_server, tmp_path, usd(USD))
+    await store._begun()
+    open_, go_on = store._holds._open, Event()
+    monkeypatch.setattr(store._flusher, "_recover", go_on.wait)
+
+    def opening(*args: Any) -> None:
+        open_(*args)
+        store._shared.link.tell("doubted")
+
+    monkeypatch.setattr(store._holds, "_open", opening)
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.reserve(a_hold("a/1"))
+    finally:
+        monkeypatch.undo()
+        go_on.set()
+    await asyncio.to_thread(until, lambda: store.state == "ready", "it is over")
+    assert [each.held for each in await store.standings(ALPHA, "m", AT_US)] == [0]
+    await store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import structs
@@ -148,6 +149,21 @@ async def test_limits_change(own_redis: RedisServer, tmp_path: Path) -> None:
             raise AssertionError("admitted under a limit of 0")
         with own_redis.client() as client:
             await soon(lambda: sums(client)[TOGETHER] == (0, 0))
+
+
+async def test_limits_change_under_calls(own_redis: RedisServer, tmp_path: Path) -> None:
+    """C5: a limit that is lowered while calls hold parts of a lease is that of every lease from then on."""
+    async with gateways([own_redis.url], tmp_path, [ALL]) as (store,):
+        await leased(store, "first")
+        await store.reserve(hold("under/1"))
+        await store.set_budgets([structs.replace(ALL, limit=5 * DIME)])
+        admitted = 1
+        for number in range(20):
+            with suppress(BudgetExceeded):
+                await store.reserve(hold(f"{number}/1"))
+                admitted += 1
+            await asyncio.to_thread(store._flusher.flushed().result)  # by then a lease that was wanted is there
+        assert admitted <= 5
 
 
 async def test_redis_forgets(own_redis: RedisServer, tmp_path: Path) -> None:

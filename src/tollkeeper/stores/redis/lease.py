@@ -45,11 +45,11 @@ SCARCE_IN: Final = 10
 
 
 class Wish(NamedTuple):
-    """What a gateway asks of Redis: that its lease be at least and at most so much. `back`: it only gives back."""
+    """What a gateway asks of Redis: that its lease be at least and at most so much."""
 
     least: int
     most: int
-    back: bool = False
+    limit: int | None = None  #: the budget's; None: it only gives back
 
 
 class Lease:
@@ -105,6 +105,12 @@ class Lease:
         self.owed -= part
         self.granted -= part
 
+    def change(self, size: int, limit: int) -> None:
+        """Calls come under another budget: what was granted under the one before is not for them."""
+        if (size, limit) != (self.size, self.limit):
+            self.tell("recalled")
+            self.size, self.limit = size, limit
+
     # ── Redis ──
 
     def tell(self, event: Event) -> None:
@@ -119,17 +125,17 @@ class Lease:
             self.wanted = False
         if self.state != "leased" and self.free:
             self.granted = self.live + self.owed  # before Redis hears it: nobody takes of it any more
-            return Wish(self.granted, self.granted, back=True)
+            return Wish(self.granted, self.granted)
         if self.state == "direct" or not (self.wanted or (look and self.state == "leased")):
             return None
         most = self.live + self.owed + self.size if self.wanted else self.granted
         self.wanted = False
-        return Wish(self.granted, max(most, self.granted))
+        return Wish(self.granted, max(most, self.granted), self.limit)
 
     def answered(self, wish: Wish, granted: int, scarce: bool, now_ms: int) -> None:
         """What Redis said to a wish."""
         self.granted = granted
-        if wish.back:
+        if wish.limit != self.limit:  # it only gave back, or the limit is another one by now: nobody takes of it
             return
         if scarce:
             self.again_ms = now_ms + DIRECT_MS

@@ -73,6 +73,7 @@ class Leases:
                 kept = self._leases.get(leg.key)
                 if kept is None:
                     kept = self._leases[leg.key] = _Kept(Lease(leg.lease, leg.limit), leg.end_us)
+                kept.lease.change(leg.lease, leg.limit)
                 wanted = kept.lease.wanted
                 if kept.lease.take(asked, now_ms):
                     taken.append((leg.key, asked))
@@ -191,22 +192,21 @@ class Leases:
         for key in must:
             open_slot(self._shared, balance_tag(key), self._epoch(), [key.shape])
         end_leases(self._shared, self._journal, projects, keep={self._field(key) for key in must})
-        self._shared.link.run(
-            *(self._ask(key, kept, Wish(amount, amount, True), 1) for key, (kept, amount) in must.items())
-        )
+        self._shared.link.run(*(self._ask(key, kept, Wish(amount, amount), 1) for key, (kept, amount) in must.items()))
 
     def _field(self, key: BalanceKey) -> str:
         return f"{self._journal} {self._shared.keys.balance(key).rpartition('}:')[2]}"
 
     def _ask(self, key: BalanceKey, kept: _Kept, wish: Wish, gateways: int) -> Ask:
-        shared, tag, limit = self._shared, balance_tag(key), kept.lease.limit
+        shared, tag = self._shared, balance_tag(key)
+        limit, scarce = ("", 0) if wish.limit is None else (wish.limit, wish.limit // SCARCE_IN)
         keys = shared.keys
         names = [keys.cursor(tag), keys.shapes(tag), keys.leases(tag), keys.index(tag), keys.balance(key)]
         return _lease(
             names,
             [
-                self._epoch(), shape_name(key.shape), self._field(key), wish.least, wish.most, "" if wish.back else limit,
-                SHARE_IN * max(1, gateways), limit // SCARCE_IN, shared.deadlines.balance(kept.end_us), FOREVER_S,
+                self._epoch(), shape_name(key.shape), self._field(key), wish.least, wish.most, limit,
+                SHARE_IN * max(1, gateways), scarce, shared.deadlines.balance(kept.end_us), FOREVER_S,
             ],
         )  # fmt: skip
 

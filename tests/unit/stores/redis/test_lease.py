@@ -26,9 +26,9 @@ class Balance:
     def lease(self, name: int, wish: Wish, gateways: int) -> tuple[int, bool]:
         has = self.leases.get(name, 0)
         left = LIMIT - self.spent - self.held
-        scarce = not wish.back and left < LIMIT // SCARCE_IN
-        lease = wish.most if wish.back else wish.least
-        if not wish.back and not scarce:
+        scarce = wish.limit is not None and left < LIMIT // SCARCE_IN
+        lease = wish.most if wish.limit is None else wish.least
+        if wish.limit is not None and not scarce:
             lease = max(wish.least, min(wish.most, has + left // (2 * gateways)))
         self.held += lease - has
         self.leases[name] = lease
@@ -71,7 +71,7 @@ class Gateway:
         while self.rows:
             self.apply()
         must = self.lease.doubted()
-        self.balance.lease(self.name, Wish(must, must, True), 1)
+        self.balance.lease(self.name, Wish(must, must), 1)
 
     def die(self) -> None:
         """Whoever has the journal next books the calls at their estimates, applies all of it, and ends the lease."""
@@ -79,7 +79,7 @@ class Gateway:
         self.calls.clear()
         while self.rows:
             self.balance.apply(self.name, self.rows.popleft()[0], 0)
-        self.balance.lease(self.name, Wish(0, 0, True), 1)
+        self.balance.lease(self.name, Wish(0, 0), 1)
         self.lease = Lease(40, LIMIT)
 
 
@@ -98,28 +98,45 @@ def test_wishes() -> None:
     lease = Lease(40, LIMIT)
     assert lease.wish(0, look=True) is None
     assert not lease.take(5, 0)
-    assert lease.wish(0, look=False) == Wish(0, 40)
-    lease.answered(Wish(0, 40), 40, False, 0)
+    assert lease.wish(0, look=False) == Wish(0, 40, LIMIT)
+    lease.answered(Wish(0, 40, LIMIT), 40, False, 0)
     assert lease.take(15, 0)
     assert lease.wish(0, look=False) is None
-    assert lease.wish(0, look=True) == Wish(40, 40), "only to hear how much is left"
+    assert lease.wish(0, look=True) == Wish(40, 40, LIMIT), "only to hear how much is left"
     assert lease.take(10, 0)
-    assert lease.wish(0, look=False) == Wish(40, 65)
-    lease.answered(Wish(40, 65), 40, True, 0)
+    assert lease.wish(0, look=False) == Wish(40, 65, LIMIT)
+    lease.answered(Wish(40, 65, LIMIT), 40, True, 0)
     assert not lease.take(1, 0)
-    assert lease.wish(0, look=False) == Wish(25, 25, back=True)
-    lease.answered(Wish(25, 25, back=True), 25, False, 0)
+    assert lease.wish(0, look=False) == Wish(25, 25)
+    lease.answered(Wish(25, 25), 25, False, 0)
     assert lease.wish(DIRECT_MS - 1, look=True) is None
     assert not lease.take(1, DIRECT_MS)
     assert lease.wish(DIRECT_MS, look=True) is None, "nobody has wanted it since"
     assert not lease.take(1, DIRECT_MS)
-    assert lease.wish(DIRECT_MS, look=True) == Wish(25, 65)
-    lease.answered(Wish(25, 65), 65, False, DIRECT_MS)
+    assert lease.wish(DIRECT_MS, look=True) == Wish(25, 65, LIMIT)
+    lease.answered(Wish(25, 65, LIMIT), 65, False, DIRECT_MS)
     lease.void(25)
     lease.wanted = True
-    assert lease.wish(DIRECT_MS + IDLE_MS, look=True) == Wish(0, 0, back=True)
-    lease.answered(Wish(0, 0, back=True), 0, False, DIRECT_MS + IDLE_MS)
+    assert lease.wish(DIRECT_MS + IDLE_MS, look=True) == Wish(0, 0)
+    lease.answered(Wish(0, 0), 0, False, DIRECT_MS + IDLE_MS)
     assert lease.over
+
+
+def test_another_limit() -> None:
+    """C5: what was granted under another limit is no call's, also where the answer comes after the change; it goes back."""
+    lease = Lease(40, LIMIT)
+    lease.state, lease.granted = "leased", 40
+    assert lease.take(30, 0)
+    wish = lease.wish(0, look=False)
+    assert wish == Wish(40, 70, LIMIT)
+    lease.change(40, LIMIT)
+    assert lease.take(1, 0), "the same budget again changes nothing"
+    lease.change(20, LIMIT // 2)
+    assert not lease.take(1, 0)
+    lease.answered(wish, 70, False, 0)
+    assert not lease.take(1, 0)
+    assert lease.wish(0, look=False) == Wish(31, 31)
+    assert lease.wish(0, look=False) == Wish(31, 51, LIMIT // 2)
 
 
 @pytest.mark.parametrize(("spent", "part"), [(0, 0), (3, 3), (5, 5), (9, 5)])

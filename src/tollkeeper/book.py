@@ -106,6 +106,7 @@ class Book:
         self._current: dict[tuple[Shape, str, str], Balance] = {}
         self._covers: dict[tuple[Scopes, str], Cover] = {}
         self.live: dict[str, Live] = {}
+        self._leaving: set[str] = set()
         self.set_budgets(budgets)
 
     @property
@@ -152,6 +153,19 @@ class Book:
             balance.held -= asked
         return True
 
+    def leave(self, hold_id: str) -> bool:
+        """That a hold is let go of is being written: it stands, and is not due any more; False if it does not live."""
+        if hold_id not in self.live:
+            return False
+        self._leaving.add(hold_id)
+        return True
+
+    def left(self, hold_id: str, safe: bool) -> None:
+        """That write has ended: let go of the hold if it is safe."""
+        self._leaving.discard(hold_id)
+        if safe:
+            self.release(hold_id)
+
     def ends(self, entry: Entry) -> bool:
         """Whether an entry ends a live hold: the one of its id, if it is its own project's."""
         live = self.live.get(entry.id)
@@ -188,8 +202,9 @@ class Book:
         return 0 if balance is None else balance.held
 
     def due(self, now_us: int) -> list[Hold]:
-        """Live holds past their deadline."""
-        return [live.hold for live in self.live.values() if live.hold.deadline_us <= now_us]
+        """Live holds past their deadline, but for those that are being let go of."""
+        holds = (live.hold for id, live in self.live.items() if id not in self._leaving)
+        return [hold for hold in holds if hold.deadline_us <= now_us]
 
     def trim(self, keep: int = BALANCES_MAX) -> None:
         """Forget the oldest balances beyond `keep`; none that is held or being written."""

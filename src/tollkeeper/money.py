@@ -8,7 +8,7 @@ so the caller's ambient decimal context changes nothing.
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, Overflow
 from typing import Final
 
 NANOS_PER_USD: Final = 1_000_000_000
@@ -40,7 +40,7 @@ def parse_usd(value: object, name: str) -> int:
         raise ValueError(f"{name}: expected dollars as a whole number, a Decimal or text like '12.50', got {value!r}")
     try:
         usd = CONTEXT.create_decimal(value)
-    except InvalidOperation:
+    except (InvalidOperation, Overflow):
         raise ValueError(f"{name}: {value!r} is not an amount in dollars; write it like '12.50'") from None
     if not usd.is_finite() or usd < 0:
         raise ValueError(f"{name}: {value!r} is not a finite amount of 0 or more")

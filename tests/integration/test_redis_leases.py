@@ -7,10 +7,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from msgspec import structs
 from tests.gateways import entry, gateways, hold, of, soon, sums
 
-from tollkeeper.errors import BudgetExceeded
+from tollkeeper.errors import BudgetExceeded, StoreUnavailable
 from tollkeeper.stores.redis.keys import tag_of
 from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
@@ -164,6 +165,26 @@ async def test_limits_change_under_calls(own_redis: RedisServer, tmp_path: Path)
                 admitted += 1
             await asyncio.to_thread(store._flusher.flushed().result)  # by then a lease that was wanted is there
         assert admitted <= 5
+
+
+async def test_a_void_that_fails(own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B6: a leased call that the journal could not let go of is let go of, in lease and slot, when that is asked for again."""
+    async with gateways([own_redis.url], tmp_path, [ALL, structs.replace(OWN, lease=0)]) as (store,):
+        await leased(store, "first")
+        await store.reserve(hold("a/1"))
+
+        async def fails(hold_id: str) -> None:
+            raise StoreUnavailable("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._journal, "void", fails)
+            with pytest.raises(StoreUnavailable, match="disk full"):
+                await store.void("a/1")
+        await store.void("a/1")
+        assert await store.live() == []
+        assert [kept.lease.live for kept in store._leases._leases.values()] == [0]
+        with own_redis.client() as client:
+            assert sums(client)[ALPHA] == (0, 0)
 
 
 async def test_redis_forgets(own_redis: RedisServer, tmp_path: Path) -> None:

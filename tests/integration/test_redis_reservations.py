@@ -10,6 +10,7 @@ import pytest
 from tests.gateways import NOW_US, entry, gateways, hold, of, scan, soon, sums
 
 from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited, StoreUnavailable
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis.keys import GLOBAL, tag_of
 from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
@@ -155,3 +156,15 @@ async def test_a_journal_that_fails(redis_server: RedisServer, tmp_path: Path, m
             await store.reserve(hold("a/1"))
         assert kept.lease.live == 0
         assert stand(redis_server)[HERE] == (0, 0)
+
+
+async def test_more_than_a_double_counts(store: RedisStore, redis_server: RedisServer) -> None:
+    """P2: sums of 2^53 nanos and more are booked in one batch, and a new shape's balances begin with them; both still refuse."""
+    await asyncio.gather(*(store.settle(entry(f"{number}/1", MAX_NANOS)) for number in range(3)))
+    assert await store.verify() == []
+    assert stand(redis_server)[HERE] == (3 * MAX_NANOS, 0)
+    await store.set_budgets([OWN, Budget(scope="project", limit=USD, window="month")])
+    with pytest.raises(BudgetExceeded):
+        await store.reserve(hold("a/1"))
+    found = stand(redis_server)
+    assert found[f"{tag_of('alpha')}:project:usd:month:UTC:"] == found[HERE] == (3 * MAX_NANOS, 0)

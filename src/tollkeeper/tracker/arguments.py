@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, Overflow
 from typing import Final
 
 from msgspec.structs import astuple
@@ -111,7 +111,7 @@ def cost(value: object, argument: str) -> Decimal | None:
         raise ValueError(f"{argument}: expected dollars as a Decimal, text or whole number, got {_shown(value)}{hint}")
     try:
         usd = CONTEXT.create_decimal(value)
-    except InvalidOperation:
+    except (InvalidOperation, Overflow):
         raise _wrong(argument, "dollars such as Decimal('0.005955')", value) from None
     if not usd.is_finite() or not 0 <= usd <= _MAX_USD:
         raise _wrong(argument, f"dollars from 0 to {_MAX_USD}", value)

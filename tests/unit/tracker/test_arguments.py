@@ -47,7 +47,22 @@ class Agent(StrEnum):
 
 BAD_IDS = ("", "x" * 129, "a\nb", "a\x00b", "\ud800", 7, None, b"p", ["p"])
 BAD_COUNTS = (-1, MAX_TOKENS + 1, 10**5000, True, 1.0, NAN, "5", Decimal(5))
-BAD_COSTS = (0.5, NAN, True, "NaN", "sNaN", "-0.01", Decimal("Infinity"), "1e400", 10**10, "five", "", [1], b"1")
+BAD_COSTS = (
+    0.5,
+    NAN,
+    True,
+    "NaN",
+    "sNaN",
+    "-0.01",
+    Decimal("Infinity"),
+    "1e400",
+    "1e9999999",
+    10**10,
+    "five",
+    "",
+    [1],
+    b"1",
+)
 BAD_TIMES = (
     datetime(2026, 1, 1),  # noqa: DTZ001 what is refused
     datetime(1999, 12, 31, 23, 59, tzinfo=UTC),

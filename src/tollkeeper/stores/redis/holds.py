@@ -210,7 +210,11 @@ class Holds:
         held = self._held.pop(hold_id, None)
         if held is None:
             return
-        await self._journal.void(hold_id)
+        try:
+            await self._journal.void(hold_id)
+        except BaseException:  # it stands as before, for whoever tries again
+            self._held.setdefault(hold_id, held)
+            raise
         self._leases.void(hold_id)
         await self._end(held)
         self._give_back(hold_id)

@@ -135,11 +135,10 @@ class SqliteStore(SqliteReader):
 
     async def void(self, hold_id: str) -> None:
         def done(safe: bool) -> None:
-            if safe:
-                self._book.release(hold_id)
+            self._book.left(hold_id, safe)
 
         with self._lock:
-            if hold_id not in self._book.live:
+            if not self._book.leave(hold_id):
                 return
             told = self._submit(done=done, gone=(hold_id,))
         await told

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tollkeeper.errors import StoreUnavailable
-from tollkeeper.ledger import BalanceKey, Shape, window_of
+from tollkeeper.ledger import FOREVER_US, BalanceKey, Shape, window_of
 from tollkeeper.stores.sqlite.lookups import Lookups
 from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.corrections import corrected
-from tollkeeper.testing.samples import AT_US, DIME, USD, an_entry, usd
+from tollkeeper.testing.samples import AT_US, DIME, USD, an_entry, booked, usd
 from tollkeeper.values import Scopes
 
 MONTH_US = window_of("month", "UTC", AT_US)[0]
@@ -64,3 +64,30 @@ async def test_beside_a_busy_thread(store: SqliteStore) -> None:
         assert await store.settle(an_entry("a/1")) == "repeated"
     done.set()
     await busy
+
+
+async def test_odd_names_come_back(store: SqliteStore) -> None:
+    """A6: ids and models with any character stand in the ledger as they are."""
+    names = [
+        "llama3:8b",
+        "vendor/model:free",
+        "a\x00b",
+        "\n",
+        "%",
+        "'",
+        '"',
+        "{}",
+        "\U0001f600",
+        "_other",
+        "null",
+        "1",
+        " ",
+    ]
+    for name in names:
+        scopes = Scopes(project=name, agent=name, session=name, user=name, key=name, tags=(name,))
+        await store.settle(an_entry("1", call=name, scopes=scopes, model=name, served=name, note=name))
+    assert [entry.scopes.tags[0] for entry in await booked(store)] == names
+    for scope in ("agent", "session", "user", "key", "tag"):
+        cells = await store.cells(scope, "month", 0, FOREVER_US)
+        assert sorted((key.id, key.model) for key, _ in cells) == sorted((name, name) for name in names)
+    assert await store.verify() == []

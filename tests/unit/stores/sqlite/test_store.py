@@ -114,34 +114,7 @@ async def test_a_bad_write_does_not_harm_its_batch(store: SqliteStore, disk: Dis
     assert await store.verify() == []
 
 
-async def test_odd_names_come_back(store: SqliteStore) -> None:
-    """A6: ids and models with any character stand in the ledger as they are."""
-    names = [
-        "llama3:8b",
-        "vendor/model:free",
-        "a\x00b",
-        "\n",
-        "%",
-        "'",
-        '"',
-        "{}",
-        "\U0001f600",
-        "_other",
-        "null",
-        "1",
-        " ",
-    ]
-    for name in names:
-        scopes = Scopes(project=name, agent=name, session=name, user=name, key=name, tags=(name,))
-        await store.settle(an_entry("1", call=name, scopes=scopes, model=name, served=name, note=name))
-    assert [entry.scopes.tags[0] for entry in await booked(store)] == names
-    for scope in ("agent", "session", "user", "key", "tag"):
-        cells = await store.cells(scope, "month", 0, FOREVER_US)
-        assert sorted((key.id, key.model) for key, _ in cells) == sorted((name, name) for name in names)
-    assert await store.verify() == []
-
-
-# ── callers that leave ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── callers that leave ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_cancelled_reservation_can_be_voided(store: SqliteStore, disk: Disk) -> None:
@@ -156,6 +129,29 @@ async def test_a_cancelled_reservation_can_be_voided(store: SqliteStore, disk: D
     await asyncio.gather(first, void)
     assert await store.live() == []
     assert store.query("holds") == []
+
+
+async def test_a_hold_let_go_of_at_its_deadline(store: SqliteStore, disk: Disk) -> None:
+    """C2: a hold that is being let go of when its deadline comes is not booked; where that cannot be written, it is."""
+    await store.reserve(a_hold("a/1"))
+    first = await stopped(disk, store)
+    (void,) = await queued(store.void("a/1"))
+    assert await store.expire(2**60) == 0
+    disk.go()
+    await asyncio.gather(first, void)
+    assert ids(await booked(store)) == ["first/1"]
+    await store.reserve(a_hold("b/1"))
+    disk.failing.add("write")
+    with pytest.raises(StoreUnavailable):
+        await store.void("b/1")
+    disk.failing.clear()
+    assert await store.expire(2**60) == 1
+
+
+async def test_the_census_places_what_is_new(store: SqliteStore) -> None:
+    """G1: an entry that comes with places, as from another ledger, is counted where this ledger's census says."""
+    await store.settle(an_entry("a/1", other=("project",)))
+    assert [entry.other for entry in await booked(store)] == [()]
 
 
 async def test_a_cancelled_settlement_is_booked(store: SqliteStore, disk: Disk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -98,6 +99,8 @@ def test_a_hostile_amount(client: redis.Redis, call: Call) -> None:
         for text in TEXTS:
             if (text == "" and place in call.empty) or (text == "-1" and place in call.below):
                 continue
+            if call.script == "fill" and place in call.below and re.fullmatch("-?[1-9][0-9]{,16}", str(text)):
+                continue  # what a balance begins with may be more than a double counts
             args = [*call.args[:place], text, *call.args[place + 1 :]]
             refused(client, call.script, call.keys, args)
     before = copy_of(client)

@@ -21,7 +21,7 @@ if shape ~= '' and redis.call('SISMEMBER', shapes, shape) == 0 then
   for number = 4, #KEYS do
     local at = 5 + (number - 4) * 4
     local spent = ARGV[at + 3] -- stands as it is told: what is beyond a double is more than any limit
-    if #spent > 19 or not spent:find('^%-?%d+$') then error('not a sum: ' .. spent:sub(1, 32)) end
+    if #spent > 18 or not (spent == '0' or spent:find('^%-?[1-9]%d*$')) then error('not a sum: ' .. spent:sub(1, 32)) end
     balances[#balances + 1] = {KEYS[number], amount(ARGV[at]), ARGV[at + 1], amount(ARGV[at + 2], true), spent}
   end
   for _, balance in ipairs(balances) do

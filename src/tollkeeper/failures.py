@@ -90,11 +90,8 @@ _PHRASES: Final[tuple[tuple[int | str, re.Pattern[str], Verdict], ...]] = (
     ("INVALID_ARGUMENT", re.compile(r"API key not valid|API [Kk]ey not found|API key expired"), _REFUSED),
     ("Client specified an invalid argument", re.compile(r"Incorrect API key provided"), _REFUSED),  # xAI
     (400, re.compile(r"Model Not Exist|\S+ is not a valid model ID"), _NOT_THERE),
-    (
-        404,
-        re.compile(r"models/\S+ is not found for API version \S+, or is not supported for "),
-        _OTHER_METHOD,
-    ),  # Google
+    # Google's, of a model that is not there as well: it does not say which
+    (404, re.compile(r"models/\S+ is not found for API version \S+, or is not supported for "), _OTHER_METHOD),
     (404, re.compile(r"(?:The |Publisher )?[Mm]odels?\b|No endpoints found for"), _NOT_THERE),
 )
 

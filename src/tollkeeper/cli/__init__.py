@@ -248,7 +248,7 @@ def estimate(
 @app.command()
 def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
     """Compute every sum of the ledger again from its entries; exit code 1 where one differs."""
-    from tollkeeper.cli.render import many
+    from tollkeeper.cli.render import many, size_of
 
     async def ask(reader: Reader) -> tuple[Size, list[Unequal]]:
         async with reader.snapshot():
@@ -257,9 +257,7 @@ def verify(config: ConfigFile = None, store: StoreUrl = None) -> None:
     size, wrong = reading(ledger(config, store), ask)
     for each in wrong:
         typer.echo(f"{each.what} {each.key}: stored {each.stored}, its entries say {each.entries}")
-    checked, entries = (
-        f"{many(size.cells, 'cell')}, {many(size.balances, 'balance')}", many(size.entries, "entry", "entries")
-    )  # fmt: skip
+    checked, entries = size_of(size)
     if wrong:
         typer.echo(f"{many(len(wrong), 'difference')} in {checked} over {entries}", err=True)
         raise typer.Exit(1)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
     from tollkeeper.preview import Preview
+    from tollkeeper.stores import Size
 
 #: Characters of a full bar, from the one that looks best to the one that fits almost anywhere; None: no share at all.
 _BARS: Final = (10, 6, 3, 0, None)
@@ -52,6 +53,11 @@ def safe(text: str) -> str:
 def many(number: int, one: str, more: str = "") -> str:
     """So many of a thing: "1 cell", "2 cells"; `more` where an s is not enough."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def size_of(size: Size) -> tuple[str, str]:
+    """How large a ledger is: its sums, "3 cells, 1 balance", and its entries."""
+    return f"{many(size.cells, 'cell')}, {many(size.balances, 'balance')}", many(size.entries, "entry", "entries")
 
 
 # ── the terminal ─────────────────────────────────────────────────────────────────────────────────────────────────────

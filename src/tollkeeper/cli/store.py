@@ -77,6 +77,7 @@ def rebuild(
     store: StoreUrl = None,
 ) -> None:
     """Drop everything under the prefix in Redis, and have the journals fill it again; run again where it was stopped."""
+    from tollkeeper.cli.render import many
     from tollkeeper.stores.redis.rebuild import rebuild as drop_and_fill
     from tollkeeper.stores.redis.survey import survey
     from tollkeeper.stores.redis.url import is_redis
@@ -97,8 +98,6 @@ def rebuild(
     before = _looking(place, look)
     if not force:
         _refuse(before)
-    from tollkeeper.cli.render import many
-
     entries = many(sum(each.rows for each in before.journals), "entry", "entries")
     if not yes:
         typer.confirm(
@@ -182,6 +181,5 @@ def _check_file(place: Ledger, as_json: bool) -> None:
         typer.echo(render.as_text({"place": place.url, "process": pid, **size._asdict(), "attention": []}))
         return
     owner = "no process has it" if pid is None else f"process {pid} has it"
-    many = render.many
-    counts = many(size.entries, "entry", "entries"), many(size.cells, "cell"), many(size.balances, "balance")
-    typer.echo(f"{place.url}: {owner}; {', '.join(counts)}")
+    sums, entries = render.size_of(size)
+    typer.echo(f"{place.url}: {owner}; {entries}, {sums}")

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tollkeeper.cli.render import grid, many, safe
+from tollkeeper.cli.render import grid, many, safe, size_of
 
 if TYPE_CHECKING:
     from tollkeeper.stores import Difference, Size
@@ -93,8 +93,8 @@ def survey_object(found: Survey) -> dict[str, Any]:
 def verified_lines(size: Size, wrong: Sequence[Difference], compared: Audit | None) -> list[str]:
     """Each difference, then what was compared."""
     lines = [safe(f"{each.what} {each.key}: stored {each.stored}, its entries say {each.entries}") for each in wrong]
-    sums = f"{many(size.cells, 'cell')}, {many(size.balances, 'balance')}"
-    checked = f"{sums} over {many(size.entries, 'entry', 'entries')}"
+    sums, entries = size_of(size)
+    checked = f"{sums} over {entries}"
     if compared is not None:
         checked += f"; {many(compared.entries, 'entry', 'entries')} of {many(compared.journals, 'journal')}"
     lines.append(f"{many(len(wrong), 'difference')} in {checked}" if wrong else f"{checked}: all agree")

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,26 +32,6 @@ from tollkeeper.testing.samples import (
     usd,
 )
 from tollkeeper.values import Charge, Entry, Scopes, Usage
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
-
-
-@pytest.fixture
-def disk() -> Iterator[Disk]:
-    with Disk() as disk:
-        yield disk
-
-
-@pytest.fixture
-async def store(path: Path, disk: Disk) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(path, [usd(USD)])
-    yield store
-    disk.failing.clear()
-    disk.go()
-    await store.close()
 
 
 def ids(entries: list[Entry]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,25 +29,6 @@ from tollkeeper.testing.samples import (
 )
 
 EVERYTHING = {"after": 0, "last": 2**62, "from_us": 0, "to_us": FOREVER_US, "project": None, "most": 1000}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ledger.sqlite"
-
-
-@pytest.fixture
-def disk() -> Iterator[Disk]:
-    with Disk() as disk:
-        yield disk
-
-
-@pytest.fixture
-async def store(path: Path, disk: Disk) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(path, [usd(USD)])
-    yield store
-    disk.failing.clear()
-    await store.close()
 
 
 @pytest.mark.parametrize("what", ["sync", "write"])

@@ -59,9 +59,7 @@ async def test_away(own_redis: RedisServer, tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_lost_while_it_recovers(
-    own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_lost_while_it_recovers(own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B4, P3: a connection that is lost during a recovery, to a Redis that is an older one afterwards, begins the recovery anew."""
     store = shared_store(own_redis, tmp_path, usd(USD))
     await store.settle(an_entry("a/1"))

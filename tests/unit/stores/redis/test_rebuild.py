@@ -170,7 +170,9 @@ async def test_a_gateway_that_begins_meanwhile(
         await store.settle(an_entry("a/1"))
         journal = store._journal.id
         await asyncio.to_thread(
-            until, lambda: (client.hget("tollkeeper:{*}:members", journal) or b"").endswith(b"stopped"), "it stands still"
+            until,
+            lambda: (client.hget("tollkeeper:{*}:members", journal) or b"").endswith(b"stopped"),
+            "it stands still",
         )
         assert list(client.scan_iter("*:cells:*")) == []
         client.delete("tollkeeper:{*}:rebuild")

@@ -157,6 +157,7 @@ class Applier:
         self.starred: dict[str, int] = {}
         self.forgotten = False  #: a project's slot had less of this journal than the one without a project says
         self._look_at: list[str] = []
+        self._refusal = ""
 
     # ── from the beginning ──
 
@@ -173,12 +174,16 @@ class Applier:
         self.forgotten = any(self.applied[tag] < self.starred[tag] for tag in tags)
         if not link.run(Ask(("HGET", keys.cursor(GLOBAL), f"{name}/before")))[0]:
             self._begin()
+        if not any(self.applied.values()):  # it has nothing of it any more
+            self._refusal = ""
         for tag in tags:
             if self.applied[tag] > self._journal.last:
-                raise StoreUnavailable(
+                self._refusal = (
                     f"journal: {self._journal.path} ends before what Redis has of it (row {self._journal.last}, not "
                     f"{self.applied[tag]}): it is an old copy; move it away, and bring back the newer file if there is one"
                 )
+            if self._refusal:  # for good: what it books from now on would stand where Redis has other rows of it
+                raise StoreUnavailable(self._refusal)
             self._follow(tag)
         at = min((row for tag, row in self.applied.items() if row < newest[tags[tag]]), default=None)
         if at is not None:

@@ -269,10 +269,13 @@ class Flusher:
         self._drained.clear()
         known = self.epoch
         self._awaited |= set(self.peers)
-        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[0]:
-            self._say(STOPPED)
-            raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         self.epoch = self._say("recovering", begin=True)
+        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[
+            0
+        ]:  # asked only now: who drops has seen us, or we see it
+            self._say(STOPPED)
+            self.epoch = known
+            raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")
         bring_up(shared)
         emptied = bool(known) and known != self.epoch
         if emptied:

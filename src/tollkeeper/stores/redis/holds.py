@@ -42,6 +42,18 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 OPENINGS_MAX: Final = 5
 
 
+def checked(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+    """Budgets whose limits a script can compare exactly. Raises ConfigError for one that it cannot."""
+    budgets = tuple(budgets)
+    for budget in budgets:
+        if budget.limit is not None and budget.limit > MAX_NANOS:
+            raise ConfigError(
+                f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
+                f"exactly; expected at most {MAX_NANOS} (usd: 9007199.254740991)"
+            )
+    return budgets
+
+
 class Holds:
     """`epoch()`, `applied(tag)`: the epoch in which this process has recovered last, the last row that a slot has of it."""
 
@@ -69,14 +81,8 @@ class Holds:
         return self._hard
 
     def take(self, budgets: Iterable[Budget]) -> None:
-        """Replace the limits. Raises ConfigError for one that no script could compare exactly."""
-        budgets = tuple(budgets)
-        for budget in budgets:
-            if budget.limit is not None and budget.limit > MAX_NANOS:
-                raise ConfigError(
-                    f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
-                    f"exactly; expected at most {MAX_NANOS} (usd: 9007199.254740991)"
-                )
+        """Replace the limits. Raises ConfigError as `checked`."""
+        budgets = checked(budgets)
         self._rules = Rules(budgets)
         self._leases.recall()
         self._hard = any(budget.hard and budget.limit is not None for budget in budgets)

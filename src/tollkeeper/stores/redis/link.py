@@ -202,7 +202,9 @@ class Link:
             for node in self._servers.nodes():
                 wire = self._wires[node.name] = _Wire(node)
                 runs[node.name] = wire.run_id()
-        except (RedisError, OSError) as error:
+        except (
+            Exception
+        ) as error:  # whatever it is, such as a host's name that cannot be one: it is tried again, and told
             with self._lock:
                 self.reason = _said(error)
             return False

@@ -22,7 +22,7 @@ from tollkeeper.stores.redis.ask import Ask, Script
 from tollkeeper.stores.redis.batch import Row, parted, window_at
 from tollkeeper.stores.redis.check import Watch
 from tollkeeper.stores.redis.flush import Flusher
-from tollkeeper.stores.redis.holds import Holds, HoldsRecovery
+from tollkeeper.stores.redis.holds import Holds, HoldsRecovery, checked
 from tollkeeper.stores.redis.keys import DAY_US, FOREVER_S, GLOBAL, digest_of, tag_of
 from tollkeeper.stores.redis.leases import Leases
 from tollkeeper.stores.redis.link import State
@@ -55,6 +55,7 @@ class RedisStore(RedisReader):
         scope_cap: int = 10_000,
     ) -> None:
         super().__init__(shared_of(servers, options, self._changed, scope_cap))
+        budgets = checked(budgets or ())  # before anything is started
         self._begin_until_ms = self._shared.ticks_ms() + BEGIN_MS
         self.advice = Advice(self._shared)  #: what gateways tell each other of providers
         self._since_us = self._shared.now_us()
@@ -72,7 +73,7 @@ class RedisStore(RedisReader):
         self._holds = Holds(
             self._shared, self._journal, self._leases, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
         )
-        self._holds.take(budgets or ())
+        self._holds.take(budgets)
         self._flusher.start()
         self._shared.link.start()
 

@@ -105,6 +105,18 @@ def test_an_old_journal(ours: Shared) -> None:
         applier(ours, FakeJournal("a", an_entry("1/1"))).catch_up()
 
 
+def test_an_old_journal_that_grows(redis_server: RedisServer, ours: Shared) -> None:
+    """B4: one that books as many entries as it lacked is refused as before: its rows are others than Redis has."""
+    applier(ours, FakeJournal("a", an_entry("1/1"), an_entry("2/1"))).catch_up()
+    old = FakeJournal("a", an_entry("1/1"))
+    again = applier(ours, old)
+    for number in range(3, 6):
+        with pytest.raises(StoreUnavailable, match="it is an old copy"):
+            again.catch_up()
+        old.book(an_entry(f"{number}/1"))
+    assert spent(redis_server) == {"cells": 2 * DIME}
+
+
 @pytest.mark.parametrize(
     ("second", "counts", "told"),
     [

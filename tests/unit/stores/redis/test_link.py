@@ -320,3 +320,17 @@ def test_a_real_server(links: Callable[[Any], Link], own_redis: RedisServer) -> 
     assert link.wait(lambda state: state == "recovering", 10_000)
     assert link.runs.keys() == runs.keys()
     assert link.runs != runs
+
+
+def test_a_name_that_cannot_be_a_host() -> None:
+    """F1, I3: what fails while connecting, whatever it is, is told as the reason and tried again: the thread lives on."""
+    link = Link(Servers(parse("redis://a..b:6379/0")), lambda state, reason: None)
+    link.start()
+    try:
+        until(lambda: link.reason != "not connected yet", "it says why")
+        assert "label" in link.reason
+        assert link._thread.is_alive()
+        with pytest.raises(StoreUnavailable, match="label"):
+            link.run(Ask(("GET", "k")))
+    finally:
+        link.close()

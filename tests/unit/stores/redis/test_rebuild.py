@@ -10,11 +10,12 @@ import pytest
 from tests.shared_stores import options, shared_store
 
 from tollkeeper.errors import StoreUnavailable
+from tollkeeper.stores.redis.flush import Flusher
 from tollkeeper.stores.redis.reader import connected
 from tollkeeper.stores.redis.rebuild import rebuild
 from tollkeeper.stores.redis.servers import Servers
 from tollkeeper.stores.redis.url import parse
-from tollkeeper.testing.redis_server import RedisServer
+from tollkeeper.testing.redis_server import RedisServer, until
 from tollkeeper.testing.samples import DIME, USD, a_hold, an_entry, booked, month_of, standing, usd
 
 
@@ -146,3 +147,35 @@ async def test_a_gateway_that_goes_on(
         with pytest.raises(StoreUnavailable, match="0123456789abcdef; stop them"):
             await asyncio.to_thread(again, redis_server, tmp_path)
         assert client.dbsize() == keys
+
+
+async def test_a_gateway_that_begins_meanwhile(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B4: one that nobody had heard of when the dropping began stands still, too: it applies nothing before all is gone."""
+    say, begun = Flusher._say, False
+    with redis_server.client() as client:
+
+        def told(self: Flusher, state: str, *, begin: bool = False) -> str:
+            nonlocal begun
+            if begin and not begun:
+                begun = True
+                assert client.hlen("tollkeeper:{*}:members") == 0
+                client.set("tollkeeper:{*}:rebuild", "1", ex=30)
+            return say(self, state, begin=begin)
+
+        monkeypatch.setattr(Flusher, "_say", told)
+        store = shared_store(redis_server, tmp_path, usd(9 * USD))
+        store._begin_until_ms = 0
+        await store.settle(an_entry("a/1"))
+        journal = store._journal.id
+        await asyncio.to_thread(
+            until,
+            lambda: (client.hget("tollkeeper:{*}:members", journal) or b"").endswith(b"stopped"),
+            "it stands still",
+        )
+        assert list(client.scan_iter("*:cells:*")) == []
+        client.delete("tollkeeper:{*}:rebuild")
+    await asyncio.to_thread(store._shared.link.wait, lambda state: state == "ready", 10_000)
+    assert (await standing(store)).spent == DIME
+    await store.close()

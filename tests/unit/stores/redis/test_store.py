@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from tests.shared_stores import KEPT, Standing, options, shared_store
 
-from tollkeeper.errors import Conflict, StoreUnavailable
+from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
 from tollkeeper.ledger import expired
 from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores import Retention
@@ -193,3 +194,12 @@ async def test_a_slot_that_opens_while_redis_is_doubted(
     await asyncio.to_thread(until, lambda: store.state == "ready", "it is over")
     assert [each.held for each in await store.standings(ALPHA, "m", AT_US)] == [0]
     await store.close()
+
+
+def test_nothing_half_started(redis_server: RedisServer, tmp_path: Path) -> None:
+    """I2: a limit that no script can compare is refused before a journal is owned or a thread begun."""
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match="above what a Redis store compares"):
+        shared_store(redis_server, tmp_path, usd(MAX_NANOS + 1))
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == []

@@ -186,6 +186,39 @@ async def test_nothing_is_admitted_on_what_was_forgotten(
         assert refusal.type is BudgetExceeded
 
 
+@pytest.mark.parametrize("what", ["spent", "held"])
+async def test_a_lagging_replica_takes_over(redis_executable: str, tmp_path: Path, what: str) -> None:
+    """B4, C1: one that lacks another gateway's money, spent or held, takes over a master that is well and says MOVED."""
+    with Cluster(tmp_path / "cluster", executable=redis_executable) as cluster:
+        project = apart(cluster)
+        master = cluster.node_of(f"{{{tag_of(project)}}}")
+        replica = cluster.replicate(master)
+        async with gateways(url_of(cluster), tmp_path, [structs.replace(OWN, limit=USD), ALL], many=2) as (one, other):
+            await booked([one, other], "before", [project], 2)
+            await until_agreed([one, other])
+            replica.caught_up(master)
+            with master.client() as client:  # from here on it lags
+                client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
+                client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+            for number in range(8):
+                await other.reserve(hold(f"x{number}/1", scopes=of(project)))
+                if what == "spent":
+                    await other.settle(entry(f"x{number}/1", scopes=of(project)))
+            await until_agreed([one, other])
+            with replica.client() as client:
+                assert client.info("replication")["master_link_status"] == "down"
+            cluster.take_over(replica)
+            async with asyncio.timeout(15):
+                for number in range(500):
+                    with pytest.raises((BudgetExceeded, StoreUnavailable)) as refusal:
+                        await one.reserve(hold(f"z{number}/1", scopes=of(project)))
+                    if number > 20 and refusal.type is BudgetExceeded:
+                        break
+                    await asyncio.sleep(0.02)
+            assert refusal.type is BudgetExceeded
+            await until_agreed([one, other])
+
+
 async def test_what_the_dead_had_is_not_forgotten(cluster: Cluster, tmp_path: Path) -> None:
     """B4: the slot of all projects is emptied, and a gateway that has gone for good had booked calls there: they count again."""
     project = apart(cluster)

@@ -18,7 +18,7 @@ SLOTS: Final = 16384
 
 
 class Cluster:
-    """Masters that share the slots evenly, in order; no replicas, so a killed one takes its slots with it until it is back.
+    """Masters that share the slots evenly, in order; without `replicate`, a killed one takes its slots with it until it is back.
 
     `config` is added to each node's.
     """
@@ -31,19 +31,8 @@ class Cluster:
         config: Mapping[str, str] | None = None,
         executable: str | None = None,
     ) -> None:
-        self.nodes = [
-            RedisServer(
-                Path(folder) / str(index),
-                executable=executable,
-                config={
-                    "cluster-enabled": "yes",
-                    "cluster-port": str(free_port()),
-                    "cluster-node-timeout": "2000",
-                    **(config or {}),
-                },
-            )
-            for index in range(masters)
-        ]
+        self._folder, self._executable, self._config = Path(folder), executable, dict(config or {})
+        self.nodes = [self._node(str(index)) for index in range(masters)]
         self._owners: dict[int, RedisServer] = {}
 
     def __enter__(self) -> Self:
@@ -58,6 +47,10 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+    def _node(self, name: str) -> RedisServer:
+        own = {"cluster-enabled": "yes", "cluster-port": str(free_port()), "cluster-node-timeout": "2000"}
+        return RedisServer(self._folder / name, executable=self._executable, config=own | self._config)
 
     @property
     def url(self) -> str:
@@ -115,6 +108,24 @@ class Cluster:
         for node in [to, *(node for node in self.nodes if node is not to)]:
             _ask(node, "SETSLOT", number, "NODE", _id(to))
         self._owners[number] = to
+
+    def replicate(self, master: RedisServer) -> RedisServer:
+        """A replica of a node that has all of it, one more of `nodes`."""
+        replica = self._node("replica").start()
+        self.nodes.append(replica)
+        _ask(replica, "MEET", "127.0.0.1", master.port, master.config["cluster-port"])
+        until(lambda: self.whole, "a cluster whose nodes know the replica")
+        _ask(replica, "REPLICATE", _id(master))
+        with replica.client() as client:
+            until(lambda: client.info("replication").get("master_link_status") == "up", "a replica that follows")
+        replica.caught_up(master)
+        return replica
+
+    def take_over(self, replica: RedisServer) -> None:
+        """The replica makes itself the master, whatever it lacks; its old master, which is well, becomes its replica."""
+        _ask(replica, "FAILOVER", "TAKEOVER")
+        with replica.client() as client:
+            until(lambda: client.info("replication")["role"] == "master", "a replica that has taken over")
 
     def _slot(self, slot: int | str) -> int:
         return slot if isinstance(slot, int) else int(key_slot(slot.encode()))

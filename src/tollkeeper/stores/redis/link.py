@@ -239,7 +239,9 @@ class Link:
         node = ask.node if ask.node is not None else self._servers.node_of(ask.key)
         wire = self._wires.get(node.name)
         if wire is None:
-            wire = self._wires[node.name] = _Wire(node)
+            if ask.node is None:  # a replica that took over may lack what its master had: all of it is checked
+                raise ConnectionError(f"{node.name} has taken the place of another server")
+            wire = self._wires[node.name] = _Wire(node)  # a slot is moved there, with all that it has
             self.runs[node.name] = wire.run_id()
         return wire
 

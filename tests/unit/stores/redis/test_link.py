@@ -218,11 +218,26 @@ def test_a_text_that_cannot_be_sent(links: Callable[[Any], Link]) -> None:
 def test_a_slot_that_has_moved(links: Callable[[Any], Link]) -> None:
     """MOVED: the map is read again, once for all that were sent by the old one, and they go where it says."""
     new = FakeNode("b:2", scripted(b"1", b"2", b"3"))
-    servers = FakeServers(FakeNode("a:1", lambda command: MovedError("5 b:2")))
+    servers = FakeServers(FakeNode("a:1", lambda command: MovedError("5 b:2")), new)
     servers.then = new
-    assert links(servers).run(*(Ask(("GET", "k")) for _ in range(3))) == [b"1", b"2", b"3"]
+    link = links(servers)
+    assert link.run(*(Ask(("GET", "k")) for _ in range(3))) == [b"1", b"2", b"3"]
     assert servers.refreshed == 2  # the first was at the start
     assert new.sent == [GET] * 3
+    assert new.connects == 1
+
+
+def test_a_server_that_took_over(links: Callable[[Any], Link]) -> None:
+    """B4: MOVED to a server that was no master before: what it has is not known, so it is connected to anew, and checked."""
+    new = FakeNode("b:2")
+    servers = FakeServers(FakeNode("a:1", lambda command: MovedError("5 b:2")))
+    servers.then = new
+    link = links(servers)
+    with pytest.raises(StoreUnavailable, match="b:2 has taken the place of another server"):
+        link.run(Ask(("GET", "k")))
+    assert link.wait(lambda state: state == "recovering", 5000)
+    assert link.run(Ask(("GET", "k"))) == [b"OK"]
+    assert link.runs == {"b:2": "b:2-1"}
 
 
 def test_a_slot_that_moves(links: Callable[[Any], Link]) -> None:

@@ -32,11 +32,14 @@ MUTATIONS: Final = (
     Mutation("reserve", "if redis.call('SISMEMBER', shapes, shape) == 0 then", "if false then", walks=True),
     Mutation("reserve", "if lived then", "if false then", walks=True),
     Mutation("reserve", "~= text then return {'conflict'} end", "~= text then return {'known', unpack(numbers)} end"),
-    Mutation("reserve", "if refused and ARGV[8] ~= '1' then", "if refused then"),
-    Mutation("reserve", "if refused and ARGV[8] ~= '1' then", "if false then", walks=True),
+    Mutation("reserve", "elseif refused and ARGV[8] ~= '1' then", "elseif refused then"),
+    Mutation("reserve", "elseif refused and ARGV[8] ~= '1' then", "elseif false then", walks=True),
+    Mutation("reserve", "~= '1' then return {'known'", "then return {'known'", walks=True),
+    Mutation("reserve", "if ARGV[8] ~= '1' then return {'known', unpack(numbers)} end", ""),
+    Mutation("reserve", "redis.call('HINCRBY', leg[1], 'held', '-' .. leg[2])", "", walks=True),
     Mutation("reserve", "redis.call('ZADD', due, due_ms, id)", "", walks=True),
     Mutation("reserve", "redis.call('ZADD', due, due_ms, id)", "redis.call('ZADD', due, keep, id)"),
-    Mutation("reserve", "redis.call('HINCRBY', leg[1], 'held', leg[2])", "tonumber(numbers[number * 2]) + leg[2]", walks=True),
+    Mutation("reserve", "redis.call('HINCRBY', leg[1], 'held', leg[2]))", "tonumber(numbers[number * 2]) + leg[2])", walks=True),
     Mutation("reserve", "held[#held + 1] = leg[1] .. ' ' .. leg[2]", "held[1] = leg[1] .. ' ' .. leg[2]", walks=True),
     Mutation("reserve", "redis.call('EXPIREAT', leg[1], leg[3])", "", walks=True),
     Mutation("reserve", "for _, key in ipairs({holds, due, index}) do", "for _, key in ipairs({holds, index}) do", walks=True),
@@ -101,4 +104,4 @@ MUTATIONS: Final = (
     Mutation("lease", "if epoch ~= ARGV[1] then return", "if false then return"),
 )  # fmt: skip
 #: A few that are tried each time.
-QUICK: Final = (MUTATIONS[0], MUTATIONS[9], MUTATIONS[19], MUTATIONS[24], MUTATIONS[34], MUTATIONS[45])
+QUICK: Final = (MUTATIONS[0], MUTATIONS[13], MUTATIONS[22], MUTATIONS[27], MUTATIONS[37], MUTATIONS[48])

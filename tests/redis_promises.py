@@ -93,6 +93,9 @@ def reserves(ask: Asking) -> None:
     assert ask.reserve("c", "", "") == [b"held", b"10", b"5", b"0", b"3"]
     assert ask.reserve("d", 7, 15, whatever="1") == [b"held", b"10", b"12", b"0", b"4"]
     assert ask.client.zrange(DUE, 0, -1, withscores=True) == [(id, 5000) for id in (b"a", b"b", b"c", b"d")]
+    for asked in (3, 3):  # of other balances than before, and as much as is asked now
+        ask.run("reserve", (*SLOT, ONE), "e", "j", 0, "d", "{}", 5000, TO, "1", "#me", "s", asked, 1, TO)
+        assert (ask.number(ONE, "held"), ask.number(TWO, "held")) == (8, 3)
     assert problems(ask.client) == []
     ask.client.delete(ONE)
     assert ask.reserve("e", 7)[0] == b"held"

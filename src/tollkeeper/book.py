@@ -115,9 +115,14 @@ class Book:
         return self._budgets.shapes
 
     def set_budgets(self, budgets: Iterable[Budget]) -> None:
-        """Replace the limits. Balances and holds stay; the store has filled the balances of new shapes before."""
+        """Replace the limits. Balances stay, and live holds hold of what covers them now; the store reads the balances again."""
         self._budgets = Budgets(budgets)
         self._covers.clear()
+        for live in list(self.live.values()):
+            hold = live.hold
+            self.release(hold.id)
+            pairs = self._cover(hold.scopes, hold.model, hold.at_us).pairs
+            self._hold(hold, {balance: asked_of(budget.measure, hold) for budget, balance in pairs})
 
     # ── reserve ──
 
@@ -135,14 +140,17 @@ class Book:
         pairs = self._cover(hold.scopes, hold.model, hold.at_us).pairs
         legs = {}
         for budget, balance in pairs:
-            asked = asked_of(budget.measure, hold)
+            legs[balance] = asked = asked_of(budget.measure, hold)
             if not pays(budget, balance.spent + balance.held, asked):
                 raise refused(standing_of(budget, balance), asked, hold)
-            legs[balance] = asked if asked is not None else 0
-        for balance, asked in legs.items():
-            balance.held += asked
-        self.live[hold.id] = Live(hold, tuple(legs.items()))
+        self._hold(hold, legs)
         return grant_of(pairs)
+
+    def _hold(self, hold: Hold, legs: dict[Balance, int | None]) -> None:
+        known = tuple((balance, asked) for balance, asked in legs.items() if asked is not None)
+        for balance, asked in known:
+            balance.held += asked
+        self.live[hold.id] = Live(hold, known)
 
     def release(self, hold_id: str) -> bool:
         """Let go of a hold; False if it does not live."""

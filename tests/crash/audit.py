@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import redis
 from tests.crash.naive import COUNTED
@@ -21,6 +21,8 @@ from tollkeeper.stores import Store
 from tollkeeper.stores.opening import open_store
 from tollkeeper.stores.sqlite.journal import read_journals
 from tollkeeper.values import Entry
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -71,11 +73,11 @@ async def audit(url: str, folder: Path, notes: Notes) -> Verdict:
         in_redis, in_journals, left = await _quiet(store, folder)
         found = Verdict(records=notes.read())
         found.wrong += [f"{len(left)} holds are left"] * bool(left)
-        found.wrong += [str(difference) for difference in await store.verify()]
+        found.wrong += [str(difference) for difference in await _patient(store.verify)]
         if in_redis != in_journals:
             apart = in_redis.items() ^ in_journals.items()
             found.wrong.append(f"journals and Redis differ in {len(apart)} entries: {sorted(apart)[:4]}")
-        entries = [entry async for entry in store.current(0, FOREVER_US)]
+        entries = await _patient(lambda: _entries(store))
     finally:
         await store.close()
     judge(found, entries, notes)
@@ -91,13 +93,29 @@ async def _quiet(store: Store, folder: Path) -> tuple[dict[str, str], dict[str, 
             await store.expire(CLOCK.now_us())
             left = [hold.id for hold in await store.live()]
             if not left:
-                in_redis = _told([entry async for entry in store.current(0, FOREVER_US)])
+                in_redis = _told(await _entries(store))
                 in_journals = await _in_journals(folder)
         except StoreUnavailable:
             pass
         if (not left and in_redis == in_journals) or time.monotonic() > end:
             return in_redis, in_journals, left
         await asyncio.sleep(0.1)
+
+
+async def _patient(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer: sentinels may end connections long after they have promoted a replica."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.1)
+
+
+async def _entries(store: Store) -> list[Entry]:
+    return [entry async for entry in store.current(0, FOREVER_US)]
 
 
 async def _in_journals(folder: Path) -> dict[str, str]:

@@ -167,13 +167,13 @@ async def test_voided_while_it_is_asserted_again(
     """C2: a hold that is let go of in the midst of a recovery does not stand after it."""
     async with opened(own_redis.url, tmp_path) as store:
         await store.reserve(hold("a/1"))
-        keep_all, loop = store._holds._keep_all, asyncio.get_running_loop()
+        keep, loop = store._holds._keep, asyncio.get_running_loop()
 
-        def meanwhile(held: object) -> None:
-            keep_all(held)  # type: ignore[arg-type]
+        def meanwhile(slots: object) -> None:
+            keep(slots)  # type: ignore[arg-type]
             asyncio.run_coroutine_threadsafe(store.void("a/1"), loop).result(10)
 
-        store._holds._keep_all = meanwhile  # type: ignore[method-assign,assignment]
+        store._holds._keep = meanwhile  # type: ignore[method-assign,assignment]
         own_redis.restart(kill=True)
         await ready_again(caplog)
         assert await store.live() == []

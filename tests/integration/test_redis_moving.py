@@ -14,7 +14,8 @@ from tests.redis_promises import Asking
 from tollkeeper.testing.redis_cluster import Cluster
 
 SLOT = [f"p:{{a}}:{name}" for name in ("cursor", "shapes", "holds", "due", "index")]
-BALANCE, IDS = "p:{a}:balance:project:usd:total:UTC::0", ["p:{a}:ids:1", "p:{a}:ids:0"]
+BALANCE, OTHER = (f"p:{{a}}:balance:project:{measure}:total:UTC::0" for measure in ("usd", "tokens"))
+IDS = ["p:{a}:ids:1", "p:{a}:ids:0"]
 TO = 4_000_000_000
 
 
@@ -32,6 +33,7 @@ def moving(tmp_path: Path, redis_executable: str) -> Iterator[Any]:
             client.zadd(SLOT[4], {"x": 1})
             for key in IDS:
                 client.hset(key, "0=other", "mark")
+            client.hset(OTHER, "held", 0)
             client.hset(BALANCE, mapping={"spent": 1, "held": 3})
             client.hset("p:{a}:leases", "j b", 4)
             cluster.begin_move(BALANCE, to)
@@ -56,3 +58,11 @@ def test_a_hold_is_let_go_whole_or_not_at_all(moving: Any) -> None:
         Asking(moving).run("void", (SLOT[2], SLOT[3]), "held")
     assert moving.hkeys(SLOT[2]) == [b"held"]
     assert moving.zcard(SLOT[3]) == 1
+
+
+def test_a_hold_is_extended_whole_or_not_at_all(moving: Any) -> None:
+    """B4: the same for one that is to hold of another balance instead."""
+    with pytest.raises(ResponseError, match="non local key"):
+        Asking(moving).run("reserve", (*SLOT, OTHER), "e", "j", 7, "held", "{}", 5, TO, "1", "#me", "s", 1, "", TO)
+    assert moving.hget(SLOT[2], "held").startswith(BALANCE.encode())
+    assert moving.hgetall(OTHER) == {b"held": b"0"}

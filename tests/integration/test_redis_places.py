@@ -142,7 +142,8 @@ def test_a_server_is_reached(server: RedisServer, certificates: Path, form: str,
         assert [each["db"] for each in mine] == [str(db)]
         assert [node.name for node in servers.nodes()] == [servers.node_of("other").name]
         found = check(client, "server")
-        assert (found.server, found.role, found.errors, found.warnings) == ("Redis", "master", (), ())
+        assert found.server == ("Valkey" if "valkey_version" in client.info("server") else "Redis")
+        assert (found.role, found.errors, found.warnings) == ("master", (), ())
         assert found.run_id == client.info("server")["run_id"]
 
 

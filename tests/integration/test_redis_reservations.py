@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.gateways import NOW_US, entry, gateways, hold, of, scan, soon, sums
@@ -19,6 +20,7 @@ from tollkeeper.values import Budget, Scopes
 
 OWN = Budget(scope="project", limit=USD, window="total")
 ALL = Budget(scope="all", limit=5 * USD, window="total")
+DAY = Budget(scope="project", limit=3 * DIME, window="day")
 HERE, TOGETHER = f"{tag_of('alpha')}:project:usd:total:UTC:", "*:all:usd:total:UTC:"
 
 
@@ -168,3 +170,62 @@ async def test_more_than_a_double_counts(store: RedisStore, redis_server: RedisS
         await store.reserve(hold("a/1"))
     found = stand(redis_server)
     assert found[f"{tag_of('alpha')}:project:usd:month:UTC:"] == found[HERE] == (3 * MAX_NANOS, 0)
+
+
+async def test_a_new_budget_while_redis_is_away(own_redis: RedisServer, tmp_path: Path) -> None:
+    """P3: calls in flight count on a budget that came while Redis was away, as soon as it is back."""
+    async with gateways([own_redis.url], tmp_path, [OWN]) as (store,):
+        await store.reserve(hold("a/1"))
+        own_redis.kill()
+        await soon(lambda: store.state == "away")
+        await store.set_budgets([OWN, DAY])
+        own_redis.start()
+        await soon(lambda: store.state == "ready")
+        assert stand(own_redis)[f"{tag_of('alpha')}:project:usd:day:UTC:"] == (0, DIME)
+        await store.settle(entry("a/1"))
+        assert await store.verify() == []
+        assert {held for _, held in stand(own_redis).values()} == {0}
+
+
+async def test_a_new_budget_while_a_call_is_asked_for(
+    store: RedisStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P3: a call that is granted while the budgets change counts on the new one before it goes out; one refused never does."""
+    asks = store._shared.link.asks
+
+    async def changes(asked: Any) -> list[Any]:
+        found = await asks(asked)
+        if not changed:
+            changed.append(True)
+            await store.set_budgets([OWN, DAY])
+        return found
+
+    monkeypatch.setattr(store._shared.link, "asks", changes)
+    day = f"{tag_of('alpha')}:project:usd:day:UTC:"
+    for id, nanos, held in (("a/1", DIME, DIME), ("b/1", USD, DIME)):
+        changed = list[bool]()
+        await store.set_budgets([OWN])
+        if nanos == USD:
+            with pytest.raises(BudgetExceeded):
+                await store.reserve(hold(id, nanos))
+        else:
+            await store.reserve(hold(id, nanos))
+        assert stand(redis_server)[day] == (0, held)
+
+
+async def test_a_call_let_go_while_budgets_change(
+    store: RedisStore, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2: a call that is let go of while it is told again under new budgets holds nothing afterwards."""
+    keep, loop = store._holds._keep, asyncio.get_running_loop()
+
+    def lets_go(slots: Any) -> None:
+        monkeypatch.undo()
+        asyncio.run_coroutine_threadsafe(store.void("a/1"), loop).result(5)
+        keep(slots)
+
+    await store.reserve(hold("a/1"))
+    monkeypatch.setattr(store._holds, "_keep", lets_go)
+    await store.set_budgets([OWN, DAY])
+    assert {held for _, held in stand(redis_server).values()} == {0}
+    assert await store.live() == []

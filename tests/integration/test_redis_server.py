@@ -18,7 +18,8 @@ from tollkeeper.testing.redis_server import RedisServer, find_redis, free_port, 
 
 
 def test_found_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """redis-server is found before valkey-server, each on PATH or beside this Python; without both, None."""
+    """redis-server is found before valkey-server, each on PATH or beside this Python; a named one before all."""
+    monkeypatch.delenv("REDIS_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
     assert find_redis() is None
@@ -26,6 +27,8 @@ def test_found_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for path in (tmp_path / "valkey-server", tmp_path / "venv" / "redis-server"):
         path.touch(mode=0o755)
         assert find_redis() == str(path)
+    monkeypatch.setenv("REDIS_SERVER", "/opt/valkey-server")
+    assert find_redis() == "/opt/valkey-server"
 
 
 def test_none_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

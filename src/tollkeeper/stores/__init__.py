@@ -208,7 +208,10 @@ class Store(Reader, Protocol):
         ...
 
     async def set_budgets(self, budgets: Iterable[Budget]) -> None:
-        """Replace the limits; balances of new shapes are filled from the entries first."""
+        """Replace the limits; balances of new shapes are filled from the entries first.
+
+        Calls in flight count on them, once this has returned: those of other processes when they have been told, too.
+        """
         ...
 
     async def live(self) -> list[Hold]:

@@ -364,6 +364,22 @@ class StoreContract(Corrections, ABC):
             with pytest.raises(BudgetExceeded):
                 await store.reserve(a_hold("d/1", 1))
 
+    async def test_a_new_budget_counts_what_is_in_flight(self) -> None:
+        """P3: a hold that was made before a budget counts on it, once, until it is let go of or settled."""
+        new = [usd(3 * DIME), usd(3 * DIME, window="day"), Budget(scope="all", measure="requests", limit=3)]
+        async with self.opened(usd(USD, window="day")) as store:
+            await store.reserve(a_hold("a/1"))
+            await store.reserve(a_hold("b/1"))
+            for budgets in (new, [], [usd(USD, window="day")], new, new):
+                await store.set_budgets(budgets)
+            await store.reserve(a_hold("c/1"))
+            with pytest.raises(BudgetExceeded):
+                await store.reserve(a_hold("d/1", 1))
+            await store.void("a/1")
+            await store.settle(an_entry("b/1", 1))
+            stand = [(each.spent, each.held) for each in await store.standings(ALPHA, "m", AT_US)]
+            assert stand == [(1, DIME), (1, DIME), (1, 1)]
+
     async def test_a_new_budget_counts_what_was_spent(self) -> None:
         """A budget added, or taken away and added again, in mid-window starts with what the entries of its windows say."""
         shapes = [usd(USD), usd(USD, window="day"), usd(USD, window="total", timezone="Asia/Kolkata")]

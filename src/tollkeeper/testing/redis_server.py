@@ -47,7 +47,9 @@ _starter = ThreadPoolExecutor(1, "redis-starter")
 
 
 def find_redis() -> str | None:
-    """The path of `redis-server`, else of `valkey-server`, on PATH or beside this Python; else None."""
+    """The program that REDIS_SERVER names, else `redis-server`, else `valkey-server`, on PATH or beside this Python; else None."""
+    if named := os.environ.get("REDIS_SERVER"):
+        return named
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
     return shutil.which("redis-server", path=path) or shutil.which("valkey-server", path=path)
 

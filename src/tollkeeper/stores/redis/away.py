@@ -5,7 +5,8 @@ from __future__ import annotations
 from tollkeeper.book import asked_of
 from tollkeeper.errors import StoreUnavailable
 from tollkeeper.ledger import BalanceKey
-from tollkeeper.stores.redis.legs import Covering, Held
+from tollkeeper.stores.redis.legs import Covering, Held, Leg
+from tollkeeper.values import Hold
 
 
 class Allowance:
@@ -13,7 +14,7 @@ class Allowance:
 
     def __init__(self) -> None:
         self._used: dict[BalanceKey, int] = {}
-        self.admitted: dict[str, Held] = {}  #: by id
+        self.admitted: dict[str, tuple[Held, tuple[Leg, ...]]] = {}  #: by id, with what was counted
 
     def admit(self, held: Held, covering: Covering, reason: str) -> None:
         """Count a call in every balance, or in none. Raises StoreUnavailable for the first budget that lets no more through."""
@@ -25,14 +26,14 @@ class Allowance:
                         f"store: Redis is not there ({reason}); until it is back the {budget.window} budget of {budget.scope} "
                         f"{key.id or key.project or 'all'!r} lets this gateway admit no more (when_away)"
                     )
-        self._count(held, 1)
-        self.admitted[held.hold.id] = held
+        self._count(held.hold, held.legs, 1)
+        self.admitted[held.hold.id] = held, held.legs
 
     def give_back(self, hold_id: str) -> None:
         """What came to nothing leaves its part to others."""
-        held = self.admitted.pop(hold_id, None)
-        if held is not None:
-            self._count(held, -1)
+        if (admitted := self.admitted.pop(hold_id, None)) is not None:
+            held, legs = admitted
+            self._count(held.hold, legs, -1)
 
     def used(self, key: BalanceKey) -> int:
         return self._used.get(key, 0)
@@ -42,6 +43,6 @@ class Allowance:
         self.admitted.clear()
         self._used.clear()
 
-    def _count(self, held: Held, sign: int) -> None:
-        for leg in held.legs:
-            self._used[leg.key] = self.used(leg.key) + sign * (leg.asked(held.hold) or 0)
+    def _count(self, hold: Hold, legs: tuple[Leg, ...], sign: int) -> None:
+        for leg in legs:
+            self._used[leg.key] = self.used(leg.key) + sign * (leg.asked(hold) or 0)

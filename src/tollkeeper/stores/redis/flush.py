@@ -57,8 +57,12 @@ ORPHANS_MS: Final = 5000
 WAITING_MAX: Final = 20_000
 
 
-class Recovery(Protocol):
-    """Holds from the beginning of a recovery, before the journal is read, to its end."""
+class Holds(Protocol):
+    """Live holds, as this thread calls them."""
+
+    def begin(self) -> None:
+        """A recovery begins: the journal is not read yet."""
+        ...
 
     def reassert(self) -> None:
         """The journal is applied: make every live hold stand in Redis again, and no other one of this process."""
@@ -69,21 +73,20 @@ class Recovery(Protocol):
         ...
 
     def applied_before(self, entries: Iterable[Entry]) -> None:
-        """Afterwards: these were applied before this process heard that they are safe; their holds end."""
+        """These were applied before this process heard that they are safe; their holds end."""
+        ...
+
+    def extend(self) -> None:
+        """Between two batches: have live holds count on new budgets, if there are any."""
         ...
 
 
 class Flusher:
-    """`push` rows as they become safe; `flushed` to wait until they are applied.
+    """`push` rows as they become safe; `flushed` to wait until they are applied."""
 
-    `recovery()` is what of a recovery is about holds; its methods are called on this thread.
-    """
-
-    def __init__(
-        self, shared: Shared, journal: Journal, leases: Leases, *, folder: Path, recovery: Callable[[], Recovery]
-    ) -> None:
+    def __init__(self, shared: Shared, journal: Journal, leases: Leases, *, folder: Path) -> None:
         self._shared, self._journal, self._folder = shared, journal, folder
-        self._recovery = recovery
+        self._holds: Holds
         self._leases = leases
         self._applier = Applier(shared, journal, leases)
         self._rows: deque[Row] = deque()
@@ -102,7 +105,8 @@ class Flusher:
         self._next_beat = self._next_orphans = self._heard_at = 0
         self._thread = Thread(target=self._work, name="tollkeeper-flush", daemon=True)
 
-    def start(self) -> None:
+    def start(self, holds: Holds) -> None:
+        self._holds = holds
         self._thread.start()
 
     # ── for callers ──
@@ -226,11 +230,12 @@ class Flusher:
         if rows:
             self._shared.register(entry.scopes.project for _, entry in rows)
             if again := self._applier.apply(rows):
-                self._recovery().applied_before(again)
+                self._holds.applied_before(again)
             with self._lock:
                 for _ in rows:
                     if self._rows:
                         self._rows.popleft()
+        self._holds.extend()
         last = self._journal.last
         with self._lock:
             if self._rows:
@@ -280,7 +285,7 @@ class Flusher:
         emptied = bool(known) and known != self.epoch
         if emptied:
             log.error("store: Redis was emptied; it is filled again from the journals")
-        recovery = self._recovery()
+        self._holds.begin()
         self._applier.catch_up()
         if self._applier.forgotten and known in ("", self.epoch):  # the others do not know yet
             self.epoch, emptied = shared.renew(self.epoch), True
@@ -291,7 +296,7 @@ class Flusher:
         self._awaited -= drained
         self._applier.follow_others(self.peers.keys() - drained)
         self._learn("replayed", until_ms := shared.ticks_ms() + LEARN_MS)
-        recovery.reassert()  # now, since balances begin with what everyone has replayed
+        self._holds.reassert()  # now, since balances begin with what everyone has replayed
         self._leases.reassert(shared.projects(), self._applier.applied, self._applier.starred)
         self._applier.go_on()  # what was settled after the journal was read, and before its hold could be asserted
         self._learn("asserted", until_ms)
@@ -299,7 +304,7 @@ class Flusher:
         self._say("ready")
         self._next_beat = shared.ticks_ms() + BEAT_MS
         self.begun = True
-        recovery.ready(lambda: shared.link.tell("recovered", runs=runs))  # lost meanwhile: all of it again
+        self._holds.ready(lambda: shared.link.tell("recovered", runs=runs))  # lost meanwhile: all of it again
 
     def _learn(self, step: str, until_ms: int) -> None:
         """Wait until every gateway that was alive has come so far with this very Redis. Raises Doubted."""

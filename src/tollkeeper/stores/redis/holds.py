@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import Future
+from contextlib import suppress
 from threading import Lock
 from typing import Final
 
 from tollkeeper.book import grant_of, refused, standing_of
-from tollkeeper.errors import ConfigError, Conflict, StoreUnavailable
+from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import Shape
-from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis.apply import Doubted, Shared, shapes_of
 from tollkeeper.stores.redis.ask import Ask
 from tollkeeper.stores.redis.away import Allowance
@@ -30,6 +31,7 @@ from tollkeeper.stores.redis.legs import (
     Rules,
     Slots,
     balances_of,
+    checked,
     numbers_of,
     slots_of,
 )
@@ -42,24 +44,15 @@ from tollkeeper.values import Budget, Entry, Grant, Hold, Scopes, Standing
 OPENINGS_MAX: Final = 5
 
 
-def checked(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
-    """Budgets whose limits a script can compare exactly. Raises ConfigError for one that it cannot."""
-    budgets = tuple(budgets)
-    for budget in budgets:
-        if budget.limit is not None and budget.limit > MAX_NANOS:
-            raise ConfigError(
-                f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
-                f"exactly; expected at most {MAX_NANOS} (usd: 9007199.254740991)"
-            )
-    return budgets
-
-
 class Holds:
-    """`epoch()`, `applied(tag)`: the epoch in which this process has recovered last, the last row that a slot has of it."""
+    """`epoch()`, `applied(tag)`: the epoch in which this process has recovered last, the last row that a slot has of it.
+    `flushed()`: as the flusher's, which calls `extend` before it is done. `look(hard)`: looks at the servers; raises
+    StoreUnavailable where hard budgets, if there are any, would not hold.
+    """
 
     def __init__(
         self, shared: Shared, journal: Journal, leases: Leases, *, epoch: Callable[[], str],
-        applied: Callable[[str], int],
+        applied: Callable[[str], int], flushed: Callable[[], Future[None]], look: Callable[[bool], None],
     ) -> None:  # fmt: skip
         self._shared, self._journal, self._leases = shared, journal, leases
         self._epoch = epoch
@@ -67,25 +60,40 @@ class Holds:
         self._rules, self._hard = Rules(()), False
         self._lock = Lock()
         self._held: dict[str, Held] = {}
+        self._asked: set[str] = set()  # ids of fresh ones that Redis has not answered for
         self._gone: dict[str, Held] = {}  # must not stand in Redis, which has not answered
-        self._asserting = False
+        self._flushed, self._look = flushed, look
+        self._before: AbstractSet[str] = frozenset()  # ids of those that stood before the journal was read
+        self._asserting = self._stale = False
         self._away = Allowance()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
         return self._rules.shapes
 
-    @property
-    def hard(self) -> bool:
-        """Whether any budget refuses calls."""
-        return self._hard
-
     def take(self, budgets: Iterable[Budget]) -> None:
-        """Replace the limits. Raises ConfigError as `checked`."""
+        """Replace the limits; `cover` live holds then. Raises ConfigError as `checked`."""
         budgets = checked(budgets)
         self._rules = Rules(budgets)
         self._leases.recall()
         self._hard = any(budget.hard and budget.limit is not None for budget in budgets)
+
+    async def cover(self) -> None:
+        """Have live holds count on budgets that are new to them: now, or when Redis is back."""
+        self._stale = True
+        with suppress(StoreUnavailable):
+            await asyncio.wrap_future(self._flushed())
+
+    def extend(self) -> None:
+        """The same, on the thread that applies the journal: what it asserts has not been applied. Raises StoreUnavailable."""
+        if self._stale:
+            self._stale, self._asserting = False, True  # who lets go of one from now on says so again afterwards
+            self._assert(self._extended())
+
+    def _extended(self) -> list[Held]:
+        """Those that were. One that Redis is asked for looks itself when it is answered, which might be a refusal."""
+        live = [(id, held) for id, held in list(self._held.items()) if id not in self._asked]
+        return [held for id, held in live if held.extend(self._covering(held.hold).legs, self._leases.of(id))]
 
     # ── reserve ──
 
@@ -94,7 +102,7 @@ class Holds:
         lived = self._held.get(hold.id)
         if lived is not None and lived.hold != hold:
             raise Conflict(f"hold {hold.id!r} exists with other contents; use a new id")
-        covering = self.covering(hold.scopes, hold.model, hold.at_us)
+        rules, covering = self._rules, self._covering(hold)
         held = lived if lived is not None else Held(hold, covering.legs, covering.slots)
         if held.legs and self._shared.link.state != "ready" and self._admit_away(held, covering):
             await self._intend(held)
@@ -102,14 +110,18 @@ class Holds:
         if lived is None and (rest := self._leases.take(hold, held.legs)) != held.legs:
             held = Held(hold, rest, slots_of(rest))
         numbers = await self._reserve_in_redis(held, fresh=lived is None) if held.legs else {}
-        if not held.legs or self._leases.has(hold.id):
+        if not held.legs or self._leases.of(hold.id):
             await self._intend(held)
+        if rules is not self._rules:
+            await self.cover()
         if covering.budgets and (leased := self._leases.numbers()):
             numbers = leased | numbers
         return grant_of(balances_of(covering, numbers))
 
     async def _reserve_in_redis(self, held: Held, fresh: bool) -> Numbers:
         """The part of a hold that no lease pays for."""
+        if fresh:
+            self._asked.add(held.hold.id)
         self._held[held.hold.id] = held
         try:
             return await self._reserve_in_all(held, fresh)
@@ -120,6 +132,9 @@ class Holds:
                 if isinstance(error, StoreUnavailable):  # what was done is not known
                     await self._end(held)
             raise
+        finally:
+            if fresh:
+                self._asked.discard(held.hold.id)
 
     async def _reserve_in_all(self, held: Held, fresh: bool) -> Numbers:
         """Reserve in every slot, or in none where it is fresh. Raises BudgetExceeded, RateLimited, Conflict, StoreUnavailable."""
@@ -175,8 +190,11 @@ class Holds:
     def covering(self, scopes: Scopes, model: str, at_us: int) -> Covering:
         return self._rules.covering(scopes, model, at_us)
 
+    def _covering(self, hold: Hold) -> Covering:
+        return self.covering(hold.scopes, hold.model, hold.at_us)
+
     def _refusal(self, hold: Hold, leg: Leg, numbers: Numbers) -> Exception:
-        for budget, balance in balances_of(self.covering(hold.scopes, hold.model, hold.at_us), numbers):
+        for budget, balance in balances_of(self._covering(hold), numbers):
             if balance.key == leg.key and budget.hard:
                 return refused(standing_of(budget, balance), leg.asked(hold), hold)
         return StoreUnavailable("store: the budgets have changed meanwhile; try again")
@@ -294,21 +312,20 @@ class Holds:
 
     # ── after Redis was away ──
 
-    def recovery(self) -> HoldsRecovery:
-        """To be begun before the journal is read."""
-        return HoldsRecovery(self, set(self._held))
+    def begin(self) -> None:
+        """`flush.Holds.begin`. Raises StoreUnavailable as `look`."""
+        self._look(self._hard)
+        self._before = set(self._held)
 
-    def reassert(self, before: AbstractSet[str]) -> None:
-        """Make every hold of this process stand in Redis, and none that it has given up; on a thread.
-
-        `before`: ids of those that stood before the journal was read. An old Redis may have others: they have ended since.
-        """
+    def reassert(self) -> None:
+        """Make every hold of this process stand in Redis, and none that it has given up: an old Redis may have others."""
+        self._extended()
         held = [each for each in list(self._held.values()) if each.legs]
         self._shared.register({each.hold.scopes.project for each in held})
         tags = self._shared.projects()
         self.keep(tags)
         found = self.stand.own(tags)
-        standing = before | {each.hold.id for each in held}
+        standing = self._before | {each.hold.id for each in held}
         self._run(
             [
                 self.stand.end(tag, fields)
@@ -323,7 +340,7 @@ class Holds:
         done: set[str] = set()
         while True:
             with self._lock:
-                late = [held for id, held in self._away.admitted.items() if id in self._held and id not in done]
+                late = [held for id, (held, _) in self._away.admitted.items() if id in self._held and id not in done]
                 if not late:
                     if tell() == "ready":
                         self._away.anew()
@@ -341,7 +358,7 @@ class Holds:
         self._asserting = True
         try:
             for each in held:
-                self._keep_all(each)
+                self._keep(_shapes(each.slots))
             self._run([self.stand.ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
         finally:
             self._asserting = False
@@ -367,25 +384,6 @@ class Holds:
         for at in range(0, len(asks), PAGE):
             self._shared.link.run(*asks[at : at + PAGE])
 
-    def _keep_all(self, held: Held) -> None:
-        self._keep(_shapes(held.slots))
-
 
 def _shapes(slots: Slots) -> dict[str, list[Shape]]:
     return {tag: [leg.key.shape for leg in slot.legs] for tag, slot in slots.items()}
-
-
-class HoldsRecovery:
-    """`flush.Recovery`."""
-
-    def __init__(self, holds: Holds, before: AbstractSet[str]) -> None:
-        self._holds, self._before = holds, before
-
-    def reassert(self) -> None:
-        self._holds.reassert(self._before)
-
-    def ready(self, tell: Callable[[], State]) -> None:
-        self._holds.ready(tell)
-
-    def applied_before(self, entries: Iterable[Entry]) -> None:
-        self._holds.applied_before(entries)

@@ -103,9 +103,9 @@ class Leases:
             if parts:
                 self._parts[seq] = tag_of(entry.scopes.project), parts
 
-    def has(self, hold_id: str) -> bool:
-        """Whether a call has taken of a lease."""
-        return hold_id in self._calls
+    def of(self, hold_id: str) -> list[BalanceKey]:
+        """Balances of which a call has taken by a lease."""
+        return [key for key, _ in self._calls.get(hold_id, ())]
 
     def numbers(self) -> Numbers:
         """(spent, held) of leased balances, as last heard."""

@@ -8,7 +8,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from tollkeeper.book import Balance, Budgets, asked_of
+from tollkeeper.errors import ConfigError
 from tollkeeper.ledger import BalanceKey, Shape
+from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis.batch import MINUTE_US, window_at
 from tollkeeper.stores.redis.keys import GLOBAL, balance_tag, tag_of
 from tollkeeper.values import Budget, Hold, Scopes
@@ -64,14 +66,24 @@ class Covering(NamedTuple):
     slots: Slots
 
 
-class Held(NamedTuple):
+class Held:
     """A hold of this process that stands, with what Redis holds for it. Without `legs` only the journal knows of it: no budget
     covers it, or leases pay for it.
     """
 
-    hold: Hold
-    legs: tuple[Leg, ...]
-    slots: Slots
+    __slots__ = ("hold", "legs", "slots")
+
+    def __init__(self, hold: Hold, legs: tuple[Leg, ...], slots: Slots) -> None:
+        self.hold, self.legs, self.slots = hold, legs, slots
+
+    def extend(self, legs: Iterable[Leg], but: Iterable[BalanceKey]) -> bool:
+        """Hold of these balances too, `but` for some; whether it did not yet. What it holds of others it keeps."""
+        known = {leg.key for leg in self.legs}.union(but)
+        new = tuple(leg for leg in legs if leg.key not in known)
+        if new:
+            self.legs += new
+            self.slots = slots_of(self.legs)
+        return bool(new)
 
     def field(self, tag: str) -> str:
         """Its name in a slot; in the one without a project it says whose it is."""
@@ -81,6 +93,18 @@ class Held(NamedTuple):
 def field_of(id: str, own: str, tag: str) -> str:
     """The name of a hold in a slot, `own` being its project's."""
     return f"{own}/{id}" if tag == GLOBAL else id
+
+
+def checked(budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+    """Budgets whose limits a script can compare exactly. Raises ConfigError for one that it cannot."""
+    budgets = tuple(budgets)
+    for budget in budgets:
+        if budget.limit is not None and budget.limit > MAX_NANOS:
+            raise ConfigError(
+                f"budgets: the limit of the {budget.window} budget of {budget.scope} is above what a Redis store compares "
+                f"exactly; expected at most {MAX_NANOS} (usd: 9007199.254740991)"
+            )
+    return budgets
 
 
 class Rules:

@@ -22,9 +22,10 @@ from tollkeeper.stores.redis.ask import Ask, Script
 from tollkeeper.stores.redis.batch import Row, parted, window_at
 from tollkeeper.stores.redis.check import Watch
 from tollkeeper.stores.redis.flush import Flusher
-from tollkeeper.stores.redis.holds import Holds, HoldsRecovery, checked
+from tollkeeper.stores.redis.holds import Holds
 from tollkeeper.stores.redis.keys import DAY_US, FOREVER_S, GLOBAL, digest_of, tag_of
 from tollkeeper.stores.redis.leases import Leases
+from tollkeeper.stores.redis.legs import checked
 from tollkeeper.stores.redis.link import State
 from tollkeeper.stores.redis.open import Advice
 from tollkeeper.stores.redis.reader import RedisReader, shared_of
@@ -60,21 +61,20 @@ class RedisStore(RedisReader):
         self.advice = Advice(self._shared)  #: what gateways tell each other of providers
         self._since_us = self._shared.now_us()
         self._reached, self._failure = 0, ""
-        self._watch = Watch(servers)
+        watch = Watch(servers)
         # The last row that was above its hold, or had none: no balance knows of it until it is applied.
         self._uncovered = 0
         self._journal = Journal.adopt(options.journal, on_booked=self._booked)
         self._leases = Leases(
             self._shared, self._journal.id, epoch=lambda: self._flusher.epoch, wanted=lambda: self._flusher.want()
         )
-        self._flusher = Flusher(
-            self._shared, self._journal, self._leases, folder=options.journal, recovery=self._recovery
-        )
+        self._flusher = Flusher(self._shared, self._journal, self._leases, folder=options.journal)
         self._holds = Holds(
-            self._shared, self._journal, self._leases, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied
-        )
+            self._shared, self._journal, self._leases, epoch=lambda: self._flusher.epoch, applied=self._flusher.applied,
+            flushed=self._flusher.flushed, look=lambda hard: watch.look(self._shared.link.runs, hard=hard),
+        )  # fmt: skip
         self._holds.take(budgets)
-        self._flusher.start()
+        self._flusher.start(self._holds)
         self._shared.link.start()
 
     @property
@@ -99,10 +99,6 @@ class RedisStore(RedisReader):
             waiting=max(0, self._journal.last - self._reached) if flusher.begun else None,
             peers=len(flusher.peers.keys() - {self._journal.id}),
         )  # fmt: skip
-
-    def _recovery(self) -> HoldsRecovery:
-        self._watch.look(self._shared.link.runs, hard=self._holds.hard)
-        return self._holds.recovery()
 
     def _changed(self, state: State, reason: str) -> None:
         """One line for each change."""
@@ -219,6 +215,7 @@ class RedisStore(RedisReader):
 
     async def set_budgets(self, budgets: Iterable[Budget]) -> None:
         self._holds.take(budgets)
+        await self._holds.cover()
 
     async def live(self) -> list[Hold]:
         intents = await self._journal.live()

@@ -46,9 +46,9 @@ async def test_ids(redis_server: RedisServer, tmp_path: Path) -> None:
 async def test_limits_that_no_script_compares(redis_server: RedisServer, tmp_path: Path) -> None:
     """F4: a limit from 2^53 up is refused with what would be right; a budget that is hard is known to be."""
     store = shared_store(redis_server, tmp_path, usd(USD, hard=False))
-    assert store._holds.hard is False
+    assert store._holds._hard is False
     with pytest.raises(ConfigError, match="9007199254740991"):
         await store.set_budgets([usd(2**53)])
     await store.set_budgets([usd(USD)])
-    assert store._holds.hard is True
+    assert store._holds._hard is True
     await store.close()

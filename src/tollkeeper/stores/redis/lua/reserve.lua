@@ -3,7 +3,7 @@
 --
 -- KEYS  1 cursor  2 shapes  3 holds  4 due  5 index  6… the balances
 -- ARGV  1 epoch  2 journal  3 last row that the caller knows to be applied  4 id of the hold  5 the hold as text
---       6 deadline, ms  7 keep until, s  8 "1": hold it whatever the limits say
+--       6 deadline, ms  7 keep until, s  8 "1": hold it whatever the limits say, of these balances if it lives with others
 --       9 who holds it: "#" and a process's name
 --       then per balance: shape, asked ("": unknown), limit ("": none), keep until
 --
@@ -35,14 +35,21 @@ for number = 1, #KEYS - 5 do
   legs[number] = {KEYS[5 + number], asked ~= '' and asked or '0', amount(ARGV[at + 3]), not found[1] and not found[2]}
 end
 
-local lived = redis.call('HGET', holds, id)
+-- The legs stand before the first newline, with the owner, and may have been taken under other budgets.
+local lived, before = redis.call('HGET', holds, id), {}
 if lived then
-  -- The legs stand before the first newline, with the owner, and may have been taken under other budgets.
-  if lived:sub((lived:find('\n', 1, true)) + 1) ~= text then return {'conflict'} end
-  return {'known', unpack(numbers)}
+  local head = lived:find('\n', 1, true)
+  if lived:sub(head + 1) ~= text then return {'conflict'} end
+  if ARGV[8] ~= '1' then return {'known', unpack(numbers)} end
+  for key, amount in lived:sub(1, head - 1):gmatch('(%S+) (%d+)') do
+    redis.call('EXISTS', key) -- a cluster that is moving it says so before any write
+    before[#before + 1] = {key, amount}
+  end
+elseif refused and ARGV[8] ~= '1' then
+  return {'refused', refused, unpack(numbers)}
 end
-if refused and ARGV[8] ~= '1' then return {'refused', refused, unpack(numbers)} end
 
+for _, leg in ipairs(before) do redis.call('HINCRBY', leg[1], 'held', '-' .. leg[2]) end
 local held = {}
 for number, leg in ipairs(legs) do
   if leg[2] ~= '0' then

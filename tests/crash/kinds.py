@@ -169,6 +169,24 @@ def cluster(folder: Path, executable: str) -> Iterator[Ground]:
         yield Ground(f"redis+cluster://{nodes}", [moved, moved, died], group.client)
 
 
+@contextmanager
+def taken_over(folder: Path, executable: str) -> Iterator[Ground]:
+    """In a cluster a replica that has lagged takes over a master that is well, and says MOVED from then on."""
+
+    def strike(gateways: Gateways, random: Random) -> None:
+        master, replica = pair
+        group.leave_behind(replica, master)
+        gateways.more(random.randint(1, 300))
+        group.take_over(replica, master)
+        gateways.busy()
+        pair.reverse()
+
+    with Cluster(folder, executable=executable) as group:
+        nodes = ",".join(f"127.0.0.1:{node.port}" for node in group.nodes)
+        pair = [group.nodes[0], group.replicate(group.nodes[0])]
+        yield Ground(f"redis+cluster://{nodes}", [strike], group.client)
+
+
 KINDS: Final[dict[str, Kind]] = {
     "gateway": on_server(strikes.gateway_dies),
     "redis, everysec": on_server(strikes.redis_dies, appendfsync="everysec"),
@@ -187,6 +205,7 @@ KINDS: Final[dict[str, Kind]] = {
     "redis' disk full": redis_disk_full,
     "journals' disk full": journals_disk_full,
     "cluster": cluster,
+    "cluster, taken over": taken_over,
     "paused": on_server(strikes.paused),
     "several": on_server(strikes.several, appendonly="no"),
 }
@@ -199,5 +218,6 @@ SLICES: Final[dict[str, tuple[Kind, int]]] = {
     "redis' disk full": (redis_disk_full, 1),
     "journals' disk full": (journals_disk_full, 1),
     "cluster": (cluster, 2),
+    "cluster, taken over": (taken_over, 1),
 }
 """The same faults, few of each and as many as fit on one server: what `make test` has time for."""

@@ -121,11 +121,19 @@ class Cluster:
         replica.caught_up(master)
         return replica
 
-    def take_over(self, replica: RedisServer) -> None:
+    def leave_behind(self, replica: RedisServer, master: RedisServer) -> None:
+        """From here on the replica lags: its master does not let it read, until `take_over`."""
+        with master.client() as client, replica.client() as behind:
+            client.execute_command("ACL", "SETUSER", "default", "-psync", "-sync")
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+            until(lambda: behind.info("replication")["master_link_status"] == "down", "a replica that is cut off")
+
+    def take_over(self, replica: RedisServer, master: RedisServer) -> None:
         """The replica makes itself the master, whatever it lacks; its old master, which is well, becomes its replica."""
         _ask(replica, "FAILOVER", "TAKEOVER")
-        with replica.client() as client:
-            until(lambda: client.info("replication")["role"] == "master", "a replica that has taken over")
+        with master.client() as client:
+            until(lambda: client.info("replication").get("master_link_status") == "up", "the old master as a replica")
+            client.execute_command("ACL", "SETUSER", "default", "+psync", "+sync")
 
     def _slot(self, slot: int | str) -> int:
         return slot if isinstance(slot, int) else int(key_slot(slot.encode()))

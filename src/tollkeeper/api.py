@@ -99,20 +99,20 @@ class Api:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        path, method = scope["path"], scope["method"]
-        name = dialect_at(path)
-        if name is not None and method == "POST":
-            await self._call(DIALECTS[name], scope, receive, send)
-        elif path in QUESTIONS and method == "POST":
-            await self._estimate(scope, receive, send)
-        elif path in PAGES and method in ("GET", "HEAD"):
-            await self._page(path, scope, send)
-        elif name is not None or path in PAGES or path in QUESTIONS:
-            problem = _problem("method_not_allowed", f"{path} takes {'GET' if path in PAGES else 'POST'}.")
-            await _answer(send, 405, problem, [CLOSE])
-        else:
+        path, name = scope["path"], dialect_at(scope["path"])
+        taken = ("GET", "HEAD") if path in PAGES else ("POST",) if name is not None or path in QUESTIONS else ()
+        if not taken:
             known = ", ".join((*CALLS, *FREE, *QUESTIONS, *PAGES))
             await _answer(send, 404, _problem("not_found", f"There is no such path here; there are {known}."), [CLOSE])
+        elif scope["method"] not in taken:
+            problem, allow = _problem("method_not_allowed", f"{path} takes {taken[0]}."), ", ".join(taken).encode()
+            await _answer(send, 405, problem, [(b"allow", allow), CLOSE])
+        elif name is not None:
+            await self._call(DIALECTS[name], scope, receive, send)
+        elif path in QUESTIONS:
+            await self._estimate(scope, receive, send)
+        else:
+            await self._page(path, scope, send)
 
     async def _call(self, dialect: Dialect, scope: Message, receive: Receive, send: Send) -> None:
         fields: Mapping[bytes, bytes] = dict(scope["headers"])

@@ -57,8 +57,9 @@ async def make(
     leave_to_go = gate.health.admit(place) or gate.health.force(place)
     try:
         async with attempt.deadline:
+            path = _path(request, call, route)
             await _reserve(gate, request, call, attempt)
-            await _relay(gate, request, call, attempt, reply)
+            await _relay(gate, request, call, attempt, path, reply)
         attempt.ended = True
     except TollkeeperError as error:
         attempt.failure, attempt.ended = error, True
@@ -79,6 +80,19 @@ def _is_followed(call: Call, attempt: Attempt) -> bool:
     """Whether a hold of a later attempt is out: it counts as a further one, so that this one has to stay counted."""
     later = call.attempts[attempt.number :]
     return attempt.hold is not None and any(each.hold is not None and not each.let_go for each in later)
+
+
+def _path(request: Request, call: Call, route: Route) -> str:
+    """Where it goes below the provider's base URL. Raises BadRequest for a model's name that would lead out of there."""
+    ask, dialect = call.ask, request.dialect
+    assert ask is not None
+    begins = dict(route.provider.paths).get(dialect.name)
+    path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
+    if "{model}" not in path:
+        return path
+    if not {"", ".", ".."}.isdisjoint(route.model.split("/")):
+        raise BadRequest("model: expected a name without '..' or an empty part, as it stands in the provider's path.")
+    return path.replace("{model}", quote_path(route.model))
 
 
 # ── reserve ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +117,7 @@ async def _reserve(gate: Gate, request: Request, call: Call, attempt: Attempt) -
 # ── relay and meter ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, reply: Reply) -> None:
+async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, path: str, reply: Reply) -> None:
     ask, route, limits, deadline = call.ask, attempt.route, gate.limits, attempt.deadline
     assert ask is not None
     dialect, provider, now_s = request.dialect, route.provider, asyncio.get_running_loop().time
@@ -112,14 +126,6 @@ async def _relay(gate: Gate, request: Request, call: Call, attempt: Attempt, rep
     if attempt.grant.capped and call.quote is not None:
         attempt.cap = call.quote.written_cap
     body = dialect.write_body(ask, model=route.model, output_cap=attempt.cap, quirks=provider.quirks)
-    begins = dict(provider.paths).get(dialect.name)
-    path = ask.path if begins is None else begins + ask.path.removeprefix(dialect.path)
-    if "{model}" in path:
-        if not {"", ".", ".."}.isdisjoint(route.model.split("/")):  # it would lead to another path
-            raise BadRequest(
-                "model: expected a name without '..' or an empty part, as it stands in the provider's path."
-            )
-        path = path.replace("{model}", quote_path(route.model))
     if call.ends_s is None:
         call.ends_s = now_s() + limits.total_s
     ends_s = call.ends_s

@@ -10,6 +10,7 @@ entries, and can be computed again from them (`cells_of`, `spent_by`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple
@@ -43,20 +44,14 @@ CELL_SCOPES: Final[tuple[ScopeKind, ...]] = ("project", "agent", "session", "use
 def window_of(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
     """Start and end (exclusive) of the calendar window that holds `at_us`, in UTC microseconds; `total` ends at FOREVER_US.
 
-    Days start at local midnight, weeks on Monday, months on the 1st, true to the zone's daylight saving.
+    Days start at local midnight, weeks on Monday, months on the 1st, true to the zone's daylight saving. Windows tile time.
     """
     if window == "total":
         return 0, FOREVER_US
     zone = ZoneInfo(timezone)
-    at = utc(at_us)
-    local = at.astimezone(zone)
     if window in ("minute", "hour"):
-        into = timedelta(
-            minutes=local.minute if window == "hour" else 0, seconds=local.second, microseconds=local.microsecond
-        )
-        start = us_of(at - into)
-        return start, start + (3600 if window == "hour" else 60) * _MICROS
-    day = local.date()
+        return _by_the_clock(3600 if window == "hour" else 60, zone, at_us)
+    day = utc(at_us).astimezone(zone).date()
     if window == "day":
         first, after = day, day + timedelta(days=1)
     elif window == "week":
@@ -70,6 +65,26 @@ def window_of(window: Window, timezone: str, at_us: int) -> tuple[int, int]:
     if at_us >= end_us:  # a clock turned back over midnight: the day that had begun goes on
         return window_of(window, timezone, end_us)
     return start_us, end_us
+
+
+def _by_the_clock(length_s: int, zone: ZoneInfo, at_us: int) -> tuple[int, int]:
+    """The instants for which the zone's clock last struck when it did for this one: a full hour or minute.
+
+    Where the clock turns by a part of that, it ends one window and begins the next; both are shorter.
+    """
+
+    def struck(at_s: int) -> int:
+        local = datetime.fromtimestamp(at_s, zone)
+        return at_s - (local.minute * 60 + local.second) % length_s
+
+    at_s = at_us // _MICROS
+    full_s = start_s = struck(at_s)
+    end_s = full_s + length_s
+    if struck(full_s) != full_s:  # it turned since
+        start_s += bisect_left(range(full_s, at_s), True, key=lambda each: struck(each) == full_s)
+    if struck(end_s - 1) != full_s:  # it turns before
+        end_s = at_s + bisect_left(range(at_s, end_s), True, key=lambda each: struck(each) != full_s)
+    return start_s * _MICROS, end_s * _MICROS
 
 
 # ── what counts where ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -66,6 +66,7 @@ async def test_no_route_is_billable_but_those(tmp_path: Path) -> None:
                     known = method in (("GET", "HEAD") if path in PAGES else ("POST",) if path in QUESTIONS else ())
                     gated = path.removesuffix("?x=1") in CALLS and method == "POST"
                     assert response.status in ((200,) if known else (402, 400) if gated else (404, 405)), (method, path)
+                    assert ("allow" in response.headers) == (response.status == 405)
         assert await gw.untouched()
     assert set(PAGES) >= OPEN
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -28,6 +29,7 @@ from tollkeeper.errors import TollkeeperError
 from tollkeeper.ledger import CELL_SCOPES, FOREVER_US, PERIODS, window_of
 from tollkeeper.stores import Retention, Store
 from tollkeeper.stores.memory import MemoryStore
+from tollkeeper.stores.redis.batch import MINUTE_US
 from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.corrections import current
 from tollkeeper.testing.samples import AT_US, DAY_US, DIME, HOUR_US, SECOND_US, USD, a_hold, an_entry, booked, usd
@@ -264,10 +266,8 @@ def test_the_file_equals_the_model(rounds: int) -> None:
 ZONES = (
     "UTC", "Asia/Shanghai", "Asia/Kolkata", "Asia/Kathmandu", "Europe/Amsterdam", "America/New_York",
     "America/Los_Angeles", "America/St_Johns", "America/Sao_Paulo", "America/Havana", "Africa/Cairo", "Asia/Beirut",
-    "Australia/Lord_Howe", "Pacific/Apia", "Pacific/Chatham", "Antarctica/Troll", "Etc/GMT+12",
+    "America/Caracas", "Australia/Lord_Howe", "Pacific/Apia", "Pacific/Chatham", "Antarctica/Troll", "Etc/GMT+12",
 )  # fmt: skip
-#: Half-hour changes of the clock, now or since 1990, for which an hour of the wall clock is no window.
-UNEVEN = ("Australia/Lord_Howe", "America/Caracas", "Asia/Kathmandu")
 
 
 def us(text: str) -> int:
@@ -275,8 +275,55 @@ def us(text: str) -> int:
     return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
+#: When a zone's clock turned: by an hour, by half of one, from one minute past midnight, by two hours, never.
+TURNS = (
+    ("Europe/Amsterdam", us("2026-03-29T01:00Z")), ("Europe/Amsterdam", us("2026-10-25T01:00Z")),
+    ("Australia/Lord_Howe", us("2026-04-04T15:00Z")), ("Australia/Lord_Howe", us("2026-10-03T15:30Z")),
+    ("America/Caracas", us("2007-12-09T07:00Z")), ("America/Caracas", us("2016-05-01T07:00Z")),
+    ("America/St_Johns", us("2010-03-14T03:31Z")), ("America/St_Johns", us("2010-11-07T02:31Z")),
+    ("America/St_Johns", us("2026-11-01T04:30Z")), ("Antarctica/Troll", us("2026-03-29T01:00Z")),
+    ("Antarctica/Troll", us("2026-10-25T01:00Z")), ("Asia/Kolkata", AT_US), ("UTC", AT_US),
+)  # fmt: skip
+WINDOWS: list[Window] = ["minute", "hour", "day", "week", "month"]
+
+
+def tiles(window: Window, zone: str, at_us: int) -> tuple[int, int]:
+    """The window of an instant: it is that of its own edges, has its neighbours at them, and begins with a minute."""
+    start_us, end_us = window_of(window, zone, at_us)
+    assert start_us <= at_us < end_us
+    for inside_us in (start_us, end_us - 1):
+        assert window_of(window, zone, inside_us) == (start_us, end_us)
+    assert window_of(window, zone, end_us)[0] == end_us
+    assert window_of(window, zone, start_us - 1)[1] == start_us
+    assert start_us % MINUTE_US == 0
+    return start_us, end_us
+
+
+@given(window=st.sampled_from(WINDOWS), turn=st.sampled_from(TURNS), away_us=st.integers(-3 * HOUR_US, 3 * HOUR_US))
+def test_windows_divide_the_nights_when_clocks_turn(window: Window, turn: tuple[str, int], away_us: int) -> None:
+    """C4: the same within three hours of a turn of the clock; hours and minutes are never longer than they should be."""
+    zone, turned_us = turn
+    start_us, end_us = tiles(window, zone, turned_us + away_us)
+    if window in ("minute", "hour"):
+        assert end_us - start_us <= (HOUR_US if window == "hour" else MINUTE_US)
+
+
+@pytest.mark.parametrize(
+    ("night", "edges"),
+    [
+        ("2026-04-05", ["01:00+11:00", "01:30+10:30", "02:00+10:30", "03:00+10:30"]),
+        ("2026-10-04", ["00:00+10:30", "01:00+10:30", "02:30+11:00", "03:00+11:00", "04:00+11:00"]),
+    ],
+)
+def test_half_an_hour_of_daylight_saving(night: str, edges: list[str]) -> None:
+    """C4: on Lord Howe the clock turns by half an hour: that half hour is a window, and none overlaps another."""
+    for start_us, end_us in pairwise(us(f"{night}T{edge}") for edge in edges):
+        for at_us in range(start_us, end_us, MINUTE_US):
+            assert window_of("hour", "Australia/Lord_Howe", at_us) == (start_us, end_us)
+
+
 @given(
-    window=st.sampled_from(["minute", "hour", "day", "week", "month"]),
+    window=st.sampled_from(WINDOWS),
     zone=st.sampled_from(ZONES),
     at_us=st.integers(us("1991-01-01T00:00Z"), us("2100-01-01T00:00Z")),
 )
@@ -287,14 +334,7 @@ def us(text: str) -> int:
 @example(window="day", zone="America/Havana", at_us=us("2026-11-01T00:30-05:00"))
 def test_windows_divide_time(window: Window, zone: str, at_us: int) -> None:
     """C4: every instant lies in one window, the next one begins where it ends, and its date is the zone's own."""
-    if window in ("hour", "minute") and zone in UNEVEN:
-        return
-    start_us, end_us = window_of(window, zone, at_us)
-    assert start_us <= at_us < end_us
-    for inside_us in (start_us, end_us - 1):
-        assert window_of(window, zone, inside_us) == (start_us, end_us)
-    assert window_of(window, zone, end_us)[0] == end_us
-    assert window_of(window, zone, start_us - 1)[1] == start_us
+    start_us, _ = tiles(window, zone, at_us)
     first = datetime.fromtimestamp(start_us // SECOND_US, ZoneInfo(zone))
     before = datetime.fromtimestamp(start_us // SECOND_US - 1, ZoneInfo(zone))
     if window == "day":

@@ -202,15 +202,16 @@ async def test_refusals_carry_their_id(built: app.App, path: str, body: bytes) -
 
 
 async def test_other_paths_and_methods(built: app.App) -> None:
-    """An unknown path is a 404 that names the known ones, a wrong method a 405 that names the right one."""
+    """An unknown path is a 404 that names the known ones, a wrong method a 405 that names the right ones, in Allow too."""
     status, told, document = await ask(built, "/v1/nothing", part())
     assert (status, told["connection"]) == (404, "close")
     assert all(path in document["error"]["message"] for path in (*CALLS, *QUESTIONS, *PAGES))
-    for paths, method, right in ((CALLS, "GET", "POST"), (QUESTIONS, "GET", "POST"), (PAGES, "POST", "GET")):
+    assert "allow" not in told
+    for paths, method, allow in (((*CALLS, *FREE, *QUESTIONS), "GET", "POST"), (PAGES, "POST", "GET, HEAD")):
         for path in paths:
             status, told, document = await ask(built, path, part(), method=method)
-            assert (status, told["connection"]) == (405, "close")
-            assert right in document["error"]["message"]
+            assert (status, told["connection"], told["allow"]) == (405, "close", allow)
+            assert f"takes {allow.partition(',')[0]}." in document["error"]["message"]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -310,6 +310,14 @@ def test_hours_of_a_zone_with_half_hours() -> None:
     assert len(pieces) == 3
 
 
+def test_hours_of_a_night_with_half_an_hour_less() -> None:
+    """C4: where the clock goes on by half an hour (Caracas, at 02:30), an hour is half as long, read from the entries."""
+    zone = "America/Caracas"
+    pieces = plan(None, "hour", at("2016-05-01T02:00", zone), at("2016-05-01T04:00", zone), zone).slices
+    assert [piece.to_us - piece.from_us for piece in pieces] == [HOUR // 2, HOUR]
+    assert [piece.periods for piece in pieces] == [(), ("hour",)]
+
+
 # ── reported and computed ────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -64,7 +64,7 @@ class Holding:
         return self.end(tag, [held.field(tag)])
 
     def end(self, tag: str, fields: Iterable[str]) -> Ask:
-        """Let go of holds by their names in a slot."""
+        """Let go of holds by their names in a slot, of at most PAGE: a script takes only so many."""
         return _void([self._shared.keys.holds(tag), self._shared.keys.due(tag)], fields)
 
     def end_of(self, project: str, id: str) -> list[Ask]:

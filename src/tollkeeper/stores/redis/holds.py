@@ -326,11 +326,12 @@ class Holds:
         self.keep(tags)
         found = self.stand.own(tags)
         standing = self._before | {each.hold.id for each in held}
+        gone = {tag: [field for field, id in ids.items() if id not in standing] for tag, ids in found.items()}
         self._run(
             [
-                self.stand.end(tag, fields)
-                for tag, ids in found.items()
-                if (fields := [field for field, id in ids.items() if id not in standing])
+                self.stand.end(tag, fields[at : at + PAGE])
+                for tag, fields in gone.items()
+                for at in range(0, len(fields), PAGE)
             ]
         )
         self._assert(held)

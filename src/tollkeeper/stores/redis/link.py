@@ -221,7 +221,7 @@ class Link:
                     by_wire.setdefault(self._wire(ask), []).append(ask)
                 for wire, its in by_wire.items():
                     wire.send(its)
-                again = [ask for wire, its in by_wire.items() for ask in its if not self._answered(ask, wire.read())]
+                again = [ask for wire, its in by_wire.items() for ask in its if not self._answered(ask, wire)]
                 if self._moved:
                     self._moved = False
                     self._servers.refresh()
@@ -245,8 +245,9 @@ class Link:
             self.runs[node.name] = wire.run_id()
         return wire
 
-    def _answered(self, ask: Ask, answer: Any) -> bool:
-        """Give an ask its answer; False: it is to be sent again, since nothing was done."""
+    def _answered(self, ask: Ask, wire: _Wire) -> bool:
+        """Give an ask the next answer; False: it is to be sent again, since nothing was done."""
+        answer = wire.read()
         if not isinstance(answer, Exception):
             ask.answer = answer
             return True
@@ -260,7 +261,7 @@ class Link:
             elif isinstance(answer, MovedError):
                 ask.node, self._moved = None, True
             elif isinstance(answer, AskError):
-                ask.node = self._servers.at(answer.host, answer.port)
+                ask.node = self._servers.at(answer.host or wire.host, answer.port)
                 self._wire(ask).asking.add(ask)
             return False
         if isinstance(answer, RedisError):
@@ -290,6 +291,11 @@ class _Wire:
         self._connection: Any = self._client.connection_pool.get_connection()  # its methods have no types
         self.asking: set[Ask] = set()
         self._owed: deque[bool] = deque()
+
+    @property
+    def host(self) -> str:
+        """Where the server is: it may leave that out where it names another one beside itself."""
+        return str(self._client.get_connection_kwargs()["host"])
 
     def run_id(self) -> str:
         """Which process this is. Where INFO is forbidden, none: then every connection is taken for another memory.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import permutations
 
 import pytest
 from msgspec import structs
 from tests.shared_stores import KEPT
 
-from tollkeeper.ledger import Shape, cells_of, expired, spent_by
+from tollkeeper.ledger import Shape, cells_of, expired, spent_by, window_of
 from tollkeeper.money import MAX_NANOS
 from tollkeeper.stores.redis.batch import (
+    MINUTE_US,
     Decision,
     Place,
     Places,
@@ -24,11 +26,12 @@ from tollkeeper.stores.redis.batch import (
     project_batch,
     steps_of,
     units_of,
+    window_at,
 )
 from tollkeeper.stores.redis.keys import Deadlines, Keys, tag_of
 from tollkeeper.testing.corrections import corrected
 from tollkeeper.testing.samples import AT_US, DIME, USD, a_hold, an_entry
-from tollkeeper.values import Entry, Scopes
+from tollkeeper.values import Entry, Scopes, us_of
 
 KEYS = Keys("t")
 TAG = tag_of("alpha")
@@ -179,3 +182,13 @@ def test_sums_beyond_a_double() -> None:
     assert all(abs(amount) <= MAX_NANOS for step in steps for amount in step)
     assert [sum(each) for each in zip(*steps, strict=True)] == amounts
     assert [each.amounts for each in steps_of(place, [1, 0])] == [[1, 0]]
+
+
+@pytest.mark.parametrize("night", ["2026-04-04T15:00Z", "2026-10-03T15:30Z"])
+def test_remembered_windows(night: str) -> None:
+    """C4: what is remembered of a minute is right for all of it, also where the clock turns by half an hour (Lord Howe)."""
+    turned_us = us_of(datetime.fromisoformat(night))
+    for minute in range(-120, 120):
+        for within_us in (0, MINUTE_US // 2, MINUTE_US - 1):
+            asked = "hour", "Australia/Lord_Howe", turned_us + minute * MINUTE_US + within_us
+            assert window_at(*asked) == window_of(*asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.shared_stores import shared_store
 
 from tollkeeper.errors import BudgetExceeded, ConfigError, Conflict
 from tollkeeper.stores.redis.holds import Holds
+from tollkeeper.stores.redis.keys import tag_of
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import ALPHA, AT_US, DIME, USD, a_hold, an_entry, usd
 from tollkeeper.values import Budget, Scopes
@@ -41,6 +43,22 @@ async def test_ids(redis_server: RedisServer, tmp_path: Path) -> None:
     await other.settle(an_entry("a/1", 1))
     for store in (one, other):
         await store.close()
+
+
+async def test_many_that_have_ended(redis_server: RedisServer, tmp_path: Path) -> None:
+    """C2: of thousands of holds that an old Redis has in one slot, those that have ended are let go of and the rest stands."""
+    store = shared_store(redis_server, tmp_path, usd(USD))
+    await store.reserve(a_hold("a/1"))
+    holds = store._shared.keys.holds(tag_of("alpha"))
+    with redis_server.client() as client:
+        text = client.hget(holds, "a/1")
+        ended = [f"{number}/2" for number in range(10_000)]
+        client.hset(holds, mapping={id: text.replace(b"a/1", id.encode()) for id in ended})
+        client.hincrby(text.split()[0], "held", len(ended) * DIME)
+    await asyncio.to_thread(store._holds.reassert)
+    assert [each.held for each in await store.standings(ALPHA, "m", AT_US)] == [DIME]
+    assert [hold.id for hold in await store.live()] == ["a/1"]
+    await store.close()
 
 
 async def test_limits_that_no_script_compares(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class FakeNode:
     def get_connection(self) -> FakeNode:
         return self
 
+    def get_connection_kwargs(self) -> dict[str, str]:
+        return {"host": self.name.partition(":")[0]}
+
     def send_command(self, *command: str) -> None:
         self._answers.append(f"run_id:{self.name}-{self.connects}\r\n".encode())
 
@@ -251,6 +254,16 @@ def test_a_slot_that_moves(links: Callable[[Any], Link]) -> None:
     assert new.sent == [ASKING, GET]
     assert link.run(Ask(("GET", "k"))) == [b"OK"]
     assert (len(old.sent), len(new.sent), servers.refreshed) == (2, 2, 1)
+
+
+def test_a_slot_that_moves_to_a_server_without_a_name(links: Callable[[Any], Link]) -> None:
+    """ASK of a server that does not know its own name: the other one is beside it, at the host where it was asked itself."""
+    old, new = FakeNode("a:1", scripted(AskError("3999 :7001"))), FakeNode("a:7001")
+    new.answer = scripted(b"OK", b"there")
+    servers = FakeServers(old)
+    servers.others = [new]
+    assert links(servers).run(Ask(("GET", "k"))) == [b"there"]
+    assert new.sent == [ASKING, GET]
 
 
 def test_redirections_end(links: Callable[[Any], Link]) -> None:

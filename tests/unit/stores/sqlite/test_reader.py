@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import apsw
@@ -17,7 +18,7 @@ from tollkeeper.stores.sqlite.reader import SqliteReader, windows_since
 from tollkeeper.stores.sqlite.store import SqliteStore
 from tollkeeper.testing.corrections import corrected, current
 from tollkeeper.testing.samples import ALPHA, AT_US, DAY_US, DIME, HOUR_US, USD, an_entry, booked, total, usd
-from tollkeeper.values import Scopes
+from tollkeeper.values import Scopes, us_of
 
 
 @pytest.fixture
@@ -54,6 +55,14 @@ async def test_a_reader_sees_what_was_acknowledged(owner: SqliteStore, reader: S
             shape = Shape("project", "usd", window, "UTC")
             start_us = next(windows_since(reader.query, shape, AT_US))[0]
             assert await reader.spent(BalanceKey(shape, "alpha", "", start_us)) == number * DIME
+
+
+async def test_verify_after_half_an_hour_of_daylight_saving(owner: SqliteStore, reader: SqliteReader) -> None:
+    """C4, B7: on Lord Howe the clock turns by half an hour: what is spent before and after stands in windows of its own."""
+    await owner.set_budgets([usd(USD, window="hour", timezone="Australia/Lord_Howe")])
+    for number, at in enumerate(("2026-04-05T01:45+11:00", "2026-04-05T01:45+10:30", "2026-10-04T01:45+10:30")):
+        await owner.settle(an_entry(f"{number}/1", at_us=us_of(datetime.fromisoformat(at))))
+    assert await reader.verify() == []
 
 
 async def test_many_entries_by_name(owner: SqliteStore, reader: SqliteReader) -> None:

@@ -102,8 +102,8 @@ def sums(client: Any) -> dict[str, tuple[int, int]]:
         tag = name.partition("}:")[0]
         for field, text in fields.items():
             if name.endswith(":holds"):
-                words = text.partition("\n")[0].split()  # the last one is whose it is
-                for balance, amount in zip(words[:-1:2], words[1:-1:2], strict=True):
+                words = text.partition("\n")[0].partition("&")[0].partition("#")[0].split()
+                for balance, amount in zip(words[::2], words[1::2], strict=True):
                     held[balance] += int(amount)
             elif name.endswith(":leases"):
                 held[f"{tag}}}:{field.partition(' ')[2]}"] += int(text)

@@ -249,6 +249,8 @@ class Many(Hosts):
             self.expire_all()
 
     def set_budgets(self) -> None:
+        if any(self.owner[hold.id] not in self.stores for hold in self.of_model("live")):
+            return  # nobody tells holds of the dead of new budgets
         self.budgets = self.pick(BUDGETS)
         for store in (*self.stores, self.model):
             assert self.do(store.set_budgets(self.budgets)) is None

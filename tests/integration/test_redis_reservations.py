@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from tests.gateways import NOW_US, entry, gateways, hold, of, scan, soon, sums
 
 from tollkeeper.errors import BudgetExceeded, Conflict, RateLimited, StoreUnavailable
 from tollkeeper.money import MAX_NANOS
+from tollkeeper.stores.redis.ask import Ask
 from tollkeeper.stores.redis.keys import GLOBAL, tag_of
 from tollkeeper.stores.redis.store import RedisStore
 from tollkeeper.testing.redis_server import RedisServer
@@ -21,7 +23,8 @@ from tollkeeper.values import Budget, Scopes
 OWN = Budget(scope="project", limit=USD, window="total")
 ALL = Budget(scope="all", limit=5 * USD, window="total")
 DAY = Budget(scope="project", limit=3 * DIME, window="day")
-HERE, TOGETHER = f"{tag_of('alpha')}:project:usd:total:UTC:", "*:all:usd:total:UTC:"
+HERE, BETA = (f"{tag_of(project)}:project:usd:total:UTC:" for project in ("alpha", "beta"))
+TOGETHER = "*:all:usd:total:UTC:"
 
 
 @pytest.fixture
@@ -137,6 +140,51 @@ async def test_due_and_dead(store: RedisStore, redis_server: RedisServer, tmp_pa
     assert {each.outcome for each in found.values()} == {"expired"}
     assert len(found) == 2
     assert stand(redis_server)[TOGETHER] == (2 * DIME, 0)
+
+
+async def test_a_refusal_that_was_not_cleared_up(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2, P3: a gateway dies before it has let go of what one slot had granted and another one refused: that is not booked."""
+    both = [OWN, structs.replace(ALL, limit=DIME)]
+    async with gateways([redis_server.url] * 2, tmp_path, both) as (store, dies):
+        for each, project in ((store, "alpha"), (dies, "beta")):  # both slots have begun
+            await each.settle(entry(f"{project}/1", 1, at_us=NOW_US - 10**9, scopes=of(project)))
+            await each.standings(of(project), "m", NOW_US)
+        monkeypatch.setattr(dies._holds.stand, "release", lambda held, tag: Ask(("ECHO", "killed"), tag))
+        later_us = NOW_US + 3600 * 10**6
+        with pytest.raises(BudgetExceeded):
+            await dies.reserve(hold("a/1", scopes=of("beta"), at_us=later_us, deadline_us=later_us))
+        assert stand(redis_server)[BETA] == (1, DIME)
+        assert await store.expire(later_us + 6_000_000) == 0
+        assert stand(redis_server)[BETA] == (1, 0)
+        assert await store.live() == []
+        assert await store.known([("beta", "a/1")]) == {}
+
+
+async def test_a_hold_that_stands_for_an_entry(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2, P3: a gateway dies before its entry counts in the slot of all projects: until it does, the hold there stands for it."""
+    async with gateways([redis_server.url], tmp_path / "here", [OWN, ALL]) as (store,):
+        async with gateways([redis_server.url], tmp_path / "gone", [OWN, ALL]) as (dies,):
+            await dies.settle(entry("first/1", scopes=of("beta"), at_us=NOW_US - 10**9))
+            await dies._current()
+            await dies.reserve(hold("a/1", scopes=of("beta")))
+
+            def fails(*args: Any) -> None:
+                raise StoreUnavailable("killed")
+
+            monkeypatch.setattr(dies._flusher._applier, "_star", fails)
+            await dies.settle(entry("a/1", scopes=of("beta")))
+            await soon(lambda: stand(redis_server)[BETA] == (2 * DIME, 0))
+        for _ in range(2):
+            with redis_server.client() as client:
+                client.delete(store._shared.keys.sweeper)
+            await store.expire(NOW_US + 700_000_000)
+            assert stand(redis_server)[TOGETHER] == (DIME, DIME)
+        async with gateways([redis_server.url], tmp_path / "gone", [OWN, ALL]):
+            await soon(lambda: stand(redis_server)[TOGETHER] == (2 * DIME, 0))
 
 
 async def test_a_journal_that_fails(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ class Applier:
         link, keys = self._shared.link, self._shared.keys
         tags = list(self._shared.projects())
         for tag, found in zip(tags, link.run(*(Ask(("HGETALL", keys.cursor(tag))) for tag in tags)), strict=True):
-            rows = {field.decode(): int(row) for field, row in pairs(found).items() if len(field) == _ID_LENGTH}
+            rows = rows_of(found)
             gone = [journal for journal in rows if journal != self._journal.id and journal not in alive]
             stars = link.run(*(Ask(("HGET", keys.cursor(GLOBAL), f"{journal}@{tag}")) for journal in gone))
             for journal, star in zip(gone, stars, strict=True):
@@ -381,6 +381,11 @@ def blocks_of(shared: Shared, tag: str) -> Iterator[Block]:
     """Every block of a project's slot, month by month."""
     for key, length in shared.lists(tag).items():
         yield from shared.blocks(key, 0, length)
+
+
+def rows_of(cursor: Any) -> dict[str, int]:
+    """Journals, and the last row of each that a slot has, from its cursor."""
+    return {field.decode(): int(row) for field, row in pairs(cursor).items() if len(field) == _ID_LENGTH}
 
 
 def pairs(found: Any) -> dict[bytes, bytes]:

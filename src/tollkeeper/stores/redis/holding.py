@@ -18,6 +18,8 @@ from tollkeeper.values import Hold
 PAGE: Final = 500
 _reserve: Final = Script("reserve")
 _void: Final = Script("void")
+#: Before the owner: the hold has a part in another slot.
+_PARTED: Final = "&"
 _json: Final = msgspec.json.Encoder().encode
 
 
@@ -52,7 +54,8 @@ class Holding:
         names, legs = slot.script
         args: list[Any] = [
             self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), text,
-            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "", self._owner,
+            hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "",
+            f"{_PARTED} {self._owner}" if len(held.slots) > 1 else self._owner,
         ]  # fmt: skip
         for leg, shape, limit, deadline_s in legs:
             asked = leg.asked(hold)
@@ -79,10 +82,14 @@ class Holding:
         holds = {hold.id: hold for found in answers for hold in map(hold_in, found)}
         return list(holds.values())
 
-    def dead(self, tags: Iterable[str], before_us: int) -> list[Hold]:
-        """Those whose deadline is before an instant; on a thread."""
+    def dead(self, tags: Iterable[str], before_us: int) -> tuple[list[Hold], list[Hold]]:
+        """Those whose deadline is before an instant: calls that may have gone out, and those that did not; on a thread.
+
+        Of a hold in two slots one part alone is left where the other one was refused, or has ended: no call waits for it. But a
+        slot that was emptied since says nothing.
+        """
         keys = self._shared.keys
-        found: dict[str, Hold] = {}
+        found, parts = dict[str, Hold](), dict[str, tuple[str, str]]()
         tags = [*tags, GLOBAL]
         due = self._shared.link.run(
             *(Ask(("ZRANGEBYSCORE", keys.due(tag), "-inf", before_us // 1000, "LIMIT", 0, PAGE)) for tag in tags)
@@ -90,8 +97,24 @@ class Holding:
         for tag, fields in zip(tags, due, strict=True):
             if fields:
                 (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
-                found |= {hold.id: hold for hold in (hold_in(text) for text in texts if text is not None)}
-        return list(found.values())
+                for text in filter(None, texts):
+                    hold = hold_in(text)
+                    found[hold.id] = hold
+                    if f" {_PARTED} #".encode() in b" " + text.partition(b"\n")[0]:
+                        other = tag_of(hold.scopes.project) if tag == GLOBAL else GLOBAL
+                        parts[hold.id] = other, field_of(hold.id, tag, other) if other == GLOBAL else hold.id
+        asks = [
+            ask
+            for tag, field in parts.values()
+            for ask in (Ask(("HEXISTS", keys.holds(tag), field)), Ask(("HGET", keys.cursor(tag), "begun")))
+        ]
+        answers = self._shared.link.run(*asks) if asks else []
+        apart = {
+            id
+            for id, there, begun in zip(parts, answers[::2], answers[1::2], strict=True)
+            if not there and begun is not None and int(begun) < self._shared.deadlines.of_redis(found[id].at_us)
+        }
+        return [hold for id, hold in found.items() if id not in apart], [found[id] for id in apart]
 
     def own(self, tags: Iterable[str]) -> dict[str, dict[str, str]]:
         """Those of this process: slot → name there → the hold's id; on a thread."""

@@ -17,11 +17,11 @@ from typing import Final
 from tollkeeper.book import grant_of, refused, standing_of
 from tollkeeper.errors import Conflict, StoreUnavailable
 from tollkeeper.ledger import Shape
-from tollkeeper.stores.redis.apply import Doubted, Shared, shapes_of
+from tollkeeper.stores.redis.apply import Doubted, Shared, rows_of, shapes_of
 from tollkeeper.stores.redis.ask import Ask
 from tollkeeper.stores.redis.away import Allowance
 from tollkeeper.stores.redis.holding import PAGE, Holding
-from tollkeeper.stores.redis.keys import GLOBAL, GLOBAL_SCOPES
+from tollkeeper.stores.redis.keys import GLOBAL, GLOBAL_SCOPES, tag_of
 from tollkeeper.stores.redis.leases import Leases
 from tollkeeper.stores.redis.legs import (
     Covering,
@@ -254,8 +254,14 @@ class Holds:
                 self._gone[held.hold.id] = held
 
     async def let_go(self, hold: Hold) -> None:
-        """End another gateway's hold, for which nothing is owed any more."""
-        await self._shared.link.asks(self.stand.end_of(hold.scopes.project, hold.id))
+        """End another gateway's hold, for which nothing is owed any more; not while it stands for an entry in the slot without
+        a project, to which a gateway that died had not brought it yet.
+        """
+        link, keys, tag = self._shared.link, self._shared.keys, tag_of(hold.scopes.project)
+        rows = rows_of(await link.ask(Ask(("HGETALL", keys.cursor(tag)))))
+        stars = await link.ask(Ask(("HMGET", keys.cursor(GLOBAL), "", *(f"{journal}@{tag}" for journal in rows))))
+        if all(int(star or 0) >= row for star, row in zip(stars[1:], rows.values(), strict=True)):
+            await link.asks(self.stand.end_of(hold.scopes.project, hold.id))
 
     def ends(self, entry: Entry) -> bool:
         """Whether an entry ends a hold of this process: the one of its id, if it is its own project's."""
@@ -360,7 +366,13 @@ class Holds:
         try:
             for each in held:
                 self._keep(_shapes(each.slots))
-            self._run([self.stand.ask(each, *slot, whatever=True) for each in held for slot in each.slots.items()])
+            asks = [
+                (tag, self.stand.ask(each, tag, slot, whatever=True))
+                for each in held
+                for tag, slot in each.slots.items()
+            ]
+            for first in (True, False):  # a part elsewhere says that there is one in the slot without a project
+                self._run([ask for tag, ask in asks if (tag == GLOBAL) is first])
         finally:
             self._asserting = False
         self._let_go()

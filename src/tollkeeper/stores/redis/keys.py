@@ -200,6 +200,10 @@ class Deadlines:
     def once(self, until_us: int) -> int:
         return self._after(until_us, 0)
 
+    def of_redis(self, at_us: int) -> int:
+        """An instant of ours by Redis's clock."""
+        return at_us + self._ahead_s * _US
+
     def hold(self, deadline_us: int) -> int:
         """Nobody may have looked for it until then."""
         return self._after(deadline_us, BALANCE_KEEP_S)

@@ -52,8 +52,9 @@ Slots = dict[str, Slot]
 
 
 def slots_of(legs: Iterable[Leg]) -> Slots:
-    found: Slots = {}
-    for leg in legs:
+    """The one without a project is asked first: a part of a hold elsewhere says that Redis was asked for the one there."""
+    legs, found = tuple(legs), Slots()
+    for leg in sorted(legs, key=lambda leg: balance_tag(leg.key) != GLOBAL):
         found.setdefault(balance_tag(leg.key), Slot()).legs.append(leg)
     return found
 

@@ -187,22 +187,22 @@ class RedisStore(RedisReader):
 
     async def expire(self, now_us: int) -> int:
         due = self._holds.due(now_us)
-        dead: list[Hold] = []
+        dead, apart = list[Hold](), list[Hold]()
         if self.state == "ready":
             with contextlib.suppress(StoreUnavailable):  # it has been said; whoever looks next finds them
-                dead = await asyncio.to_thread(self._dead, now_us)
+                dead, apart = await asyncio.to_thread(self._dead, now_us)
         booked = await asyncio.gather(*(self.settle(expired(hold)) for hold in (*due, *dead)))
-        for hold, told in zip(dead, booked[len(due) :], strict=True):
-            if told == "repeated":  # it was booked; only its hold was left
-                await self._holds.let_go(hold)
+        left = [hold for hold, told in zip(dead, booked[len(due) :], strict=True) if told == "repeated"]
+        for hold in (*left, *apart):
+            await self._holds.let_go(hold)
         return len(due) + len(dead)
 
-    def _dead(self, now_us: int) -> list[Hold]:
+    def _dead(self, now_us: int) -> tuple[list[Hold], list[Hold]]:
         """Holds of gateways that have died, if it is this one's turn to look."""
         shared = self._shared
         (mine,) = shared.link.run(Ask(("SET", shared.keys.sweeper, self._journal.id, "NX", "PX", SWEEP_MS)))
         if mine is None:
-            return []
+            return [], []
         return self._holds.stand.dead(self._shared.projects(), now_us - GRACE_MS * 1000)
 
     async def verify(self) -> list[Difference]:

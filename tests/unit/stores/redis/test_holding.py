@@ -59,8 +59,9 @@ def test_stands_and_ends(redis_server: RedisServer, ours: Shared) -> None:
     assert sums(redis_server) == [2 * DIME] * 2
     assert {hold.id for hold in mine.live([TAG])} == {"a/1", "b/1"}
     deadline_us = a_hold("a/1").deadline_us
-    assert mine.dead([TAG], deadline_us - 1000) == []
-    assert {hold.id for hold in mine.dead([TAG], deadline_us)} == {"a/1", "b/1"}
+    assert mine.dead([TAG], deadline_us - 1000) == ([], [])
+    dead, apart = mine.dead([TAG], deadline_us)
+    assert ({hold.id for hold in dead}, apart) == ({"a/1", "b/1"}, [])
     assert {id for found in mine.own([TAG]).values() for id in found.values()} == {"a/1", "b/1"}
     assert not any(other.own([TAG]).values())
     ours.link.run(*mine.end_of("alpha", "a/1"))
@@ -68,6 +69,26 @@ def test_stands_and_ends(redis_server: RedisServer, ours: Shared) -> None:
     assert sums(redis_server) == [0, 0]
     with redis_server.client() as client:
         assert [key for key in client.scan_iter() if key.endswith((b":holds", b":due"))] == []
+
+
+@pytest.mark.parametrize("there", [TAG, GLOBAL])
+def test_one_part_alone(redis_server: RedisServer, ours: Shared, there: str) -> None:
+    """P3: a hold that stands in one of its two slots was never a call's; but for a slot that has begun since, it may have been."""
+    mine, one = holding(ours), held("a/1")
+    cursor = ours.keys.cursor(TAG if there == GLOBAL else GLOBAL)
+    ours.link.run(mine.ask(one, there, one.slots[there]))
+    deadline_us = one.hold.deadline_us
+    with redis_server.client() as client:
+        for begun, found in ((None, (["a/1"], [])), (AT_US + 1, (["a/1"], [])), (AT_US - 1, ([], ["a/1"]))):
+            if begun is not None:
+                client.hset(cursor, "begun", ours.deadlines.of_redis(begun))
+            assert tuple([hold.id for hold in holds] for holds in mine.dead([TAG], deadline_us)) == found
+    stand(ours, mine, one)
+    assert [hold.id for hold in mine.dead([TAG], deadline_us)[0]] == ["a/1"]
+    alone = Held(one.hold, tuple(one.slots[there].legs), {there: one.slots[there]})
+    ours.link.run(*mine.end_of("alpha", "a/1"))
+    ours.link.run(mine.ask(alone, there, alone.slots[there]))
+    assert [hold.id for hold in mine.dead([TAG], deadline_us)[0]] == ["a/1"]
 
 
 def test_refused_where_it_does_not_fit(redis_server: RedisServer, ours: Shared) -> None:

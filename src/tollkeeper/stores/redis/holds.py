@@ -33,6 +33,7 @@ from tollkeeper.stores.redis.legs import (
     balances_of,
     checked,
     numbers_of,
+    shapes_in,
     slots_of,
 )
 from tollkeeper.stores.redis.link import State
@@ -287,7 +288,7 @@ class Holds:
 
     async def standings(self, scopes: Scopes, model: str, at_us: int) -> list[Standing]:
         covering = self.covering(scopes, model, at_us)
-        await asyncio.to_thread(self._list_and_keep, [scopes.project], _shapes(covering.slots))
+        await asyncio.to_thread(self._list_and_keep, [scopes.project], shapes_in(covering.slots))
         keys = [key for _, key, _ in covering.budgets]
         answers = await self._shared.link.asks(
             [Ask(("HMGET", self._shared.keys.balance(key), "spent", "held")) for key in keys]
@@ -365,7 +366,7 @@ class Holds:
         self._asserting = True
         try:
             for each in held:
-                self._keep(_shapes(each.slots))
+                self._keep(shapes_in(each.slots))
             asks = [
                 (tag, self.stand.ask(each, tag, slot, whatever=True))
                 for each in held
@@ -396,7 +397,3 @@ class Holds:
     def _run(self, asks: Sequence[Ask]) -> None:
         for at in range(0, len(asks), PAGE):
             self._shared.link.run(*asks[at : at + PAGE])
-
-
-def _shapes(slots: Slots) -> dict[str, list[Shape]]:
-    return {tag: [leg.key.shape for leg in slot.legs] for tag, slot in slots.items()}

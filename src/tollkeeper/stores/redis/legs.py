@@ -59,6 +59,11 @@ def slots_of(legs: Iterable[Leg]) -> Slots:
     return found
 
 
+def shapes_in(slots: Slots) -> dict[str, list[Shape]]:
+    """Those of each slot's balances."""
+    return {tag: [leg.key.shape for leg in slot.legs] for tag, slot in slots.items()}
+
+
 class Covering(NamedTuple):
     """Budgets that cover a call, each with its balance and the end of its window; and what a hold of it takes parts of."""
 

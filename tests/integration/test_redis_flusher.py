@@ -127,6 +127,20 @@ async def test_a_new_epoch_when_a_slot_forgets(store: RedisStore, own_redis: Red
         assert store._shared.renew("another") == store._flusher.epoch
 
 
+async def test_a_waiter_that_has_left(store: RedisStore, own_redis: RedisServer) -> None:
+    """D4: who waited for the flush and is cancelled leaves the threads as they are, whatever becomes of what he waited for."""
+    await store.reserve(hold("w/1"))
+    own_redis.pause()
+    await store.settle(entry("w/1"))
+    waits = [asyncio.create_task(asyncio.wait_for(store._current(), 0.05)) for _ in range(3)]
+    assert [type(each) for each in await asyncio.gather(*waits, return_exceptions=True)] == [TimeoutError] * 3
+    own_redis.resume()
+    own_redis.restart(kill=True)
+    await soon(lambda: store.state == "ready")
+    await store.settle(entry("a/1"))
+    await store._current()
+
+
 async def test_applied_before_it_was_heard(store: RedisStore, own_redis: RedisServer) -> None:
     """A row that a recovery has read from the journal before this process heard of it ends its hold nevertheless."""
     await store.reserve(hold("a/1"))

@@ -125,6 +125,7 @@ class Flusher:
     def flushed(self) -> Future[None]:
         """Done when everything that is safe now is applied; StoreUnavailable where it cannot be just now."""
         told: Future[None] = Future()
+        told.set_running_or_notify_cancel()  # a waiter that is cancelled must not change it
         last = self._journal.last  # not under the lock: the journal tells `push` of its rows first
         with self._lock:
             if self._shared.link.state in ("away", "closed") or self._closing:

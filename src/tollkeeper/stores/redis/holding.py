@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.ledger import Shape
 from tollkeeper.money import MAX_NANOS
-from tollkeeper.stores.redis.apply import Shared, pairs
+from tollkeeper.stores.redis.apply import Doubted, Shared, pairs
 from tollkeeper.stores.redis.ask import Ask, Script
 from tollkeeper.stores.redis.keys import GLOBAL, shape_name, tag_of
 from tollkeeper.stores.redis.legs import Held, Slot, field_of, hold_in
+from tollkeeper.stores.redis.slots import open_slot
 from tollkeeper.values import Hold
 
 PAGE: Final = 500
@@ -55,12 +57,33 @@ class Holding:
         args: list[Any] = [
             self._epoch(), self._journal, 0 if tag == GLOBAL else self._applied(tag), held.field(tag), text,
             hold.deadline_us // 1000, shared.deadlines.hold(hold.deadline_us), "1" if whatever else "",
-            f"{_PARTED} {self._owner}" if len(held.slots) > 1 else self._owner,
+            self._owner if whatever or len(held.slots) < 2 else f"{_PARTED} {self._owner}",
         ]  # fmt: skip
         for leg, shape, limit, deadline_s in legs:
             asked = leg.asked(hold)
             args += (shape, "" if asked is None else min(asked, MAX_NANOS), limit, deadline_s)
         return _reserve(names, args)
+
+    def stand_again(self, held: Sequence[Held]) -> None:
+        """Make holds that were granted stand in each slot, whatever the limits say; on a thread. Raises StoreUnavailable."""
+        parts = [(each, tag) for each in held for tag in each.slots]
+        for _ in range(2):
+            answers = self.run([self.ask(each, tag, each.slots[tag], whatever=True) for each, tag in parts])
+            if any(answer[0] == b"behind" for answer in answers):
+                raise Doubted("store: Redis has fewer rows of this journal than it had")
+            parts = [part for part, answer in zip(parts, answers, strict=True) if answer[0] in (b"epoch", b"shapes")]
+            closed: dict[str, list[Shape]] = {}
+            for each, tag in parts:
+                closed.setdefault(tag, []).extend(leg.key.shape for leg in each.slots[tag].legs)
+            for tag, shapes in closed.items():
+                open_slot(self._shared, tag, self._epoch(), shapes)
+        if parts:
+            raise Doubted("store: slots of live holds cannot be opened")
+
+    def run(self, asks: Sequence[Ask]) -> list[Any]:
+        """The answers, asked for in pages; on a thread."""
+        pages = [asks[at : at + PAGE] for at in range(0, len(asks), PAGE)]
+        return [answer for page in pages for answer in self._shared.link.run(*page)]
 
     def release(self, held: Held, tag: str) -> Ask:
         """Let go of it."""
@@ -89,7 +112,7 @@ class Holding:
         slot that was emptied since says nothing.
         """
         keys = self._shared.keys
-        found, parts = dict[str, Hold](), dict[str, tuple[str, str]]()
+        found, parts = dict[tuple[str, str], Hold](), dict[tuple[str, str], tuple[str, str]]()
         tags = [*tags, GLOBAL]
         due = self._shared.link.run(
             *(Ask(("ZRANGEBYSCORE", keys.due(tag), "-inf", before_us // 1000, "LIMIT", 0, PAGE)) for tag in tags)
@@ -99,10 +122,11 @@ class Holding:
                 (texts,) = self._shared.link.run(Ask(("HMGET", keys.holds(tag), *fields)))
                 for text in filter(None, texts):
                     hold = hold_in(text)
-                    found[hold.id] = hold
+                    name = hold.scopes.project, hold.id
+                    found[name] = hold
                     if f" {_PARTED} #".encode() in b" " + text.partition(b"\n")[0]:
                         other = tag_of(hold.scopes.project) if tag == GLOBAL else GLOBAL
-                        parts[hold.id] = other, field_of(hold.id, tag, other) if other == GLOBAL else hold.id
+                        parts[name] = other, field_of(hold.id, tag, other) if other == GLOBAL else hold.id
         asks = [
             ask
             for tag, field in parts.values()
@@ -110,11 +134,11 @@ class Holding:
         ]
         answers = self._shared.link.run(*asks) if asks else []
         apart = {
-            id
-            for id, there, begun in zip(parts, answers[::2], answers[1::2], strict=True)
-            if not there and begun is not None and int(begun) < self._shared.deadlines.of_redis(found[id].at_us)
+            name
+            for name, there, begun in zip(parts, answers[::2], answers[1::2], strict=True)
+            if not there and begun is not None and int(begun) < self._shared.deadlines.of_redis(found[name].at_us)
         }
-        return [hold for id, hold in found.items() if id not in apart], [found[id] for id in apart]
+        return [hold for name, hold in found.items() if name not in apart], [found[name] for name in apart]
 
     def own(self, tags: Iterable[str]) -> dict[str, dict[str, str]]:
         """Those of this process: slot → name there → the hold's id; on a thread."""

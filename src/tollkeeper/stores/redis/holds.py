@@ -81,9 +81,21 @@ class Holds:
 
     async def cover(self) -> None:
         """Have live holds count on budgets that are new to them: now, or when Redis is back."""
-        self._stale = True
         with suppress(StoreUnavailable):
-            await asyncio.wrap_future(self._flushed())
+            try:
+                await asyncio.to_thread(self._open_for_all)  # here, where only this call waits for it
+            finally:
+                self._stale = True
+            while self._stale:  # it may have been read before
+                await asyncio.wrap_future(self._flushed())
+
+    def _open_for_all(self) -> None:
+        """Open the slots that live holds need."""
+        holds, slots = [held.hold for held in list(self._held.values())], dict[str, list[Shape]]()
+        for hold in holds:
+            for tag, shapes in shapes_in(self._covering(hold).slots).items():
+                slots[tag] = list({*slots.get(tag, ()), *shapes})
+        self._list_and_keep({hold.scopes.project for hold in holds}, slots)
 
     def extend(self) -> None:
         """The same, on the thread that applies the journal: what it asserts has not been applied. Raises StoreUnavailable."""
@@ -94,6 +106,7 @@ class Holds:
     def _extended(self) -> list[Held]:
         """Those that were. One that Redis is asked for looks itself when it is answered, which might be a refusal."""
         live = [(id, held) for id, held in list(self._held.items()) if id not in self._asked]
+        live = [(id, held) for id, held in live if self._held.get(id) is held]
         return [held for id, held in live if held.extend(self._covering(held.hold).legs, self._leases.of(id))]
 
     # ── reserve ──
@@ -334,7 +347,7 @@ class Holds:
         found = self.stand.own(tags)
         standing = self._before | {each.hold.id for each in held}
         gone = {tag: [field for field, id in ids.items() if id not in standing] for tag, ids in found.items()}
-        self._run(
+        self.stand.run(
             [
                 self.stand.end(tag, fields[at : at + PAGE])
                 for tag, fields in gone.items()
@@ -359,7 +372,7 @@ class Holds:
     def applied_before(self, entries: Iterable[Entry]) -> None:
         """Rows that Redis had before this process heard that they are safe: `reassert` may have found their holds alive."""
         own = [(entry.scopes.project, entry.id) for entry in entries if entry.by is None]
-        self._run([ask for name in own for ask in self.stand.end_of(*name)])
+        self.stand.run([ask for name in own for ask in self.stand.end_of(*name)])
 
     def _assert(self, held: Sequence[Held]) -> None:
         """Make holds stand that may be given up meanwhile."""
@@ -367,13 +380,7 @@ class Holds:
         try:
             for each in held:
                 self._keep(shapes_in(each.slots))
-            asks = [
-                (tag, self.stand.ask(each, tag, slot, whatever=True))
-                for each in held
-                for tag, slot in each.slots.items()
-            ]
-            for first in (True, False):  # a part elsewhere says that there is one in the slot without a project
-                self._run([ask for tag, ask in asks if (tag == GLOBAL) is first])
+            self.stand.stand_again(held)
         finally:
             self._asserting = False
         self._let_go()
@@ -381,19 +388,11 @@ class Holds:
     def _let_go(self) -> None:
         """Have Redis forget what was given up while it did not answer, or was told again."""
         gone, self._gone = self._gone, {}
+        asks = [
+            self.stand.release(each, tag) for id, each in gone.items() if id not in self._held for tag in each.slots
+        ]
         try:
-            self._run(
-                [
-                    self.stand.release(each, tag)
-                    for id, each in gone.items()
-                    if id not in self._held
-                    for tag in each.slots
-                ]
-            )
+            self.stand.run(asks)
         except StoreUnavailable:
             self._gone = gone | self._gone
             raise
-
-    def _run(self, asks: Sequence[Ask]) -> None:
-        for at in range(0, len(asks), PAGE):
-            self._shared.link.run(*asks[at : at + PAGE])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec import structs
 from tests.slots import shared
 
-from tollkeeper.stores.redis.apply import Shared
+from tollkeeper.stores.redis.apply import Doubted, Shared
 from tollkeeper.stores.redis.holding import Holding
 from tollkeeper.stores.redis.keys import GLOBAL, tag_of
-from tollkeeper.stores.redis.legs import Held, Rules
+from tollkeeper.stores.redis.legs import Held, Rules, slots_of
 from tollkeeper.stores.redis.slots import open_slot
 from tollkeeper.testing.redis_server import RedisServer
 from tollkeeper.testing.samples import ALPHA, AT_US, DIME, USD, a_hold, usd
@@ -89,6 +90,41 @@ def test_one_part_alone(redis_server: RedisServer, ours: Shared, there: str) -> 
     ours.link.run(*mine.end_of("alpha", "a/1"))
     ours.link.run(mine.ask(alone, there, alone.slots[there]))
     assert [hold.id for hold in mine.dead([TAG], deadline_us)[0]] == ["a/1"]
+
+
+def test_one_id_of_two_projects(redis_server: RedisServer, ours: Shared) -> None:
+    """C2: a part that is alone says nothing of another project's hold of the same id."""
+    mine, one, beta = holding(ours), held("a/1"), tag_of("beta")
+    open_slot(ours, beta, "epoch-1", RULES.shapes[:1])
+    (leg,) = one.slots[TAG].legs
+    legs = (leg._replace(key=leg.key._replace(project="beta")),)
+    other = Held(a_hold("a/1", scopes=structs.replace(ALPHA, project="beta")), legs, slots_of(legs))
+    with redis_server.client() as client:
+        client.hset(ours.keys.cursor(GLOBAL), "begun", ours.deadlines.of_redis(AT_US - 1))
+    ours.link.run(mine.ask(one, TAG, one.slots[TAG]), mine.ask(other, beta, other.slots[beta]))
+    for tags in ([TAG, beta], [beta, TAG]):
+        dead, apart = mine.dead(tags, one.hold.deadline_us)
+        assert ([hold.scopes.project for hold in dead], [hold.scopes.project for hold in apart]) == (
+            ["beta"],
+            ["alpha"],
+        )
+
+
+@pytest.mark.parametrize("closed", ["epoch", "shapes"])
+def test_a_slot_that_is_closed(redis_server: RedisServer, ours: Shared, closed: str) -> None:
+    """C1: a slot of another epoch, or without the shape, is opened for the holds that are to stand in it again."""
+    mine = holding(ours)
+    with redis_server.client() as client:
+        if closed == "epoch":
+            client.hset(ours.keys.cursor(TAG), "epoch", "old")
+            client.hdel(ours.keys.cursor(GLOBAL), f"open@{TAG}")
+        else:
+            client.delete(ours.keys.shapes(TAG))
+    mine.stand_again([held("a/1"), held("b/1")])
+    assert sums(redis_server) == [2 * DIME] * 2
+    behind = Holding(ours, "j", epoch=lambda: "epoch-1", applied=lambda tag: 7)
+    with pytest.raises(Doubted):
+        behind.stand_again([held("c/1")])
 
 
 def test_refused_where_it_does_not_fit(redis_server: RedisServer, ours: Shared) -> None:

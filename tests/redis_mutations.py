@@ -29,7 +29,7 @@ MUTATIONS: Final = (
     Mutation("reserve", "and wanted ~= 0 and not refused", "and not refused", walks=True),
     Mutation("reserve", "if epoch ~= ARGV[1] then", "if false then"),
     Mutation("reserve", "if tonumber(row or '0') < amount(ARGV[3]) then", "if false then"),
-    Mutation("reserve", "if redis.call('SISMEMBER', shapes, shape) == 0 then", "if false then", walks=True),
+    Mutation("reserve", "if redis.call('SISMEMBER', shapes, shape) == 0 then", "if false then"),
     Mutation("reserve", "if lived then", "if false then", walks=True),
     Mutation("reserve", "~= text then return {'conflict'} end", "~= text then return {'known', unpack(numbers)} end"),
     Mutation("reserve", "elseif refused and ARGV[8] ~= '1' then", "elseif refused then"),

@@ -99,9 +99,9 @@ def end_before_the_record(patch: Patch) -> None:
     good = attempt._relay
 
     async def relay(
-        gate: flow.Gate, request: flow.Request, call: flow.Call, tried: Attempt, reply: flow.Reply
+        gate: flow.Gate, request: flow.Request, call: flow.Call, tried: Attempt, path: str, reply: flow.Reply
     ) -> None:  # fmt: skip
-        await good(gate, request, call, tried, reply)
+        await good(gate, request, call, tried, path, reply)
         if call.started:
             last, tried.last = tried.last, b""
             await reply.send(last)

@@ -276,9 +276,8 @@ class Flusher:
         known = self.epoch
         self._awaited |= set(self.peers)
         self.epoch = self._say("recovering", begin=True)
-        if shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))[
-            0
-        ]:  # asked only now: who drops has seen us, or we see it
+        (rebuilt,) = shared.link.run(Ask(("EXISTS", shared.keys.rebuild)))
+        if rebuilt:  # asked only now: who drops has seen us, or we see it
             self._say(STOPPED)
             self.epoch = known
             raise StoreUnavailable("store: Redis is being rebuilt; it is there again when that is done")

@@ -126,7 +126,7 @@ class Holding:
                     found[name] = hold
                     if f" {_PARTED} #".encode() in b" " + text.partition(b"\n")[0]:
                         other = tag_of(hold.scopes.project) if tag == GLOBAL else GLOBAL
-                        parts[name] = other, field_of(hold.id, tag, other) if other == GLOBAL else hold.id
+                        parts[name] = other, field_of(hold.id, tag, other)
         asks = [
             ask
             for tag, field in parts.values()

@@ -202,9 +202,7 @@ class Link:
             for node in self._servers.nodes():
                 wire = self._wires[node.name] = _Wire(node)
                 runs[node.name] = wire.run_id()
-        except (
-            Exception
-        ) as error:  # whatever it is, such as a host's name that cannot be one: it is tried again, and told
+        except Exception as error:  # also such as a host's name that cannot be one: it is told, and tried again
             with self._lock:
                 self.reason = _said(error)
             return False
